@@ -1,0 +1,1 @@
+"""The HTTP API: one table of routes, wire schemas, authentication, problems and streams."""

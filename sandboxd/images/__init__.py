@@ -1,0 +1,1 @@
+"""Root file systems by name: the host image and imported ones."""

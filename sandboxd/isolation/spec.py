@@ -1,0 +1,75 @@
+"""The values that go into a sandbox and come out of it. Nothing here has heard of jobs."""
+
+import enum
+from typing import NamedTuple
+
+import msgspec
+
+
+class NetworkMode(enum.StrEnum):
+    """What the sandbox can reach."""
+
+    NONE = "none"
+    """Its own loopback interface and nothing else."""
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The shape of a sandbox: all that is fixed before a command is known, so that it can be parked.
+
+    Two sandboxes with equal specs are interchangeable; the pool is keyed by this value.
+    """
+
+    rootfs: str
+    """Absolute path of the image's tree on the host; it becomes the read-only lower layer."""
+    binds: tuple[tuple[str, str], ...] = ()
+    """(host path, path inside), each bound recursively and read-only. Set by an image, never by a job."""
+    scratch_bytes: int
+    """Size of the writable layer (a tmpfs)."""
+    scratch_inodes: int
+    """Files in the writable layer."""
+    uid: int = 0
+    """User id of the command inside the sandbox."""
+    gid: int = 0
+    """Group id of the command inside the sandbox."""
+    hostname: str = "sandbox"
+    network: NetworkMode = NetworkMode.NONE
+    writable_root: bool = False
+    """Work on `rootfs` itself instead of an overlay over it: only for unpacking and removing images."""
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A command to run in a sandbox that stands."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    """The whole environment: nothing is inherited."""
+    workdir: str
+    """Absolute path inside the sandbox; made if it does not exist."""
+    rlimits: dict[str, int]
+    """Resource limit (`"nofile"`, `"fsize"`, …: getrlimit(2) without RLIMIT_) to soft and hard value."""
+
+
+class Exit(NamedTuple):
+    """How the command ended, as wait4(2) tells it."""
+
+    code: int | None
+    """Exit status 0-255, None if a signal ended it."""
+    signal: int | None
+    """Number of the signal that ended it, None if it exited."""
+    cpu_user_seconds: float
+    """CPU time of the command and the children that it waited for: the figure where there is no cgroup."""
+    cpu_system_seconds: float
+    max_rss_bytes: int
+
+
+class Walls(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands around a sandbox, for the job's record."""
+
+    id_map: str
+    """`range` (subordinate ids, the service's own uid not mapped) or `single`."""
+    namespaces: tuple[str, ...]
+    seccomp_digest: str
+    """`sha256:…` of the filter program."""
+    no_new_privileges: bool
+    capabilities: tuple[str, ...]
+    network: NetworkMode

@@ -1,0 +1,229 @@
+"""The values passed around: what a client asked for, where it stands, and how it ended."""
+
+import enum
+from typing import Any
+
+import msgspec
+
+from sandboxd.quotas.limits import Limits
+
+
+class State(enum.StrEnum):
+    """Where a job stands. The words are those in SQL and in JSON."""
+
+    QUEUED = "queued"
+    RETRYING = "retrying"
+    STARTING = "starting"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+    OUTPUT_LIMIT = "output_limit"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    ERROR = "error"
+
+
+WAITING = frozenset({State.QUEUED, State.RETRYING})
+ACTIVE = frozenset({State.STARTING, State.RUNNING})
+TERMINAL = frozenset(State) - WAITING - ACTIVE
+
+
+class Reason(enum.StrEnum):
+    """Why a job is in its state: one machine-readable word."""
+
+    SUBMITTED = "submitted"
+    CLAIMED = "claimed"
+    STARTED = "started"
+    RETRY = "retry"
+    EXITED = "exited"
+    SIGNALLED = "signalled"
+    COMMAND_NOT_FOUND = "command_not_found"
+    COMMAND_NOT_EXECUTABLE = "command_not_executable"
+    WORKDIR_UNUSABLE = "workdir_unusable"
+    WALL_SECONDS = "wall_seconds"
+    CPU_SECONDS = "cpu_seconds"
+    MEMORY = "memory"
+    OUTPUT_BYTES = "output_bytes"
+    QUEUE_SECONDS = "queue_seconds"
+    CANCELLED_BY_CLIENT = "cancelled_by_client"
+    CLIENT_GONE = "client_gone"
+    SHUTDOWN = "shutdown"
+    SERVICE_LOST = "service_lost"
+    SANDBOX_FAILED = "sandbox_failed"
+    IMAGE_FAILED = "image_failed"
+    INTERNAL = "internal"
+
+
+class Component(enum.StrEnum):
+    """Which part is at fault when a job ends as `error`."""
+
+    API = "api"
+    QUEUE = "queue"
+    IMAGE = "image"
+    ISOLATION = "isolation"
+    STORAGE = "storage"
+    WEBHOOK = "webhook"
+
+
+class Stream(enum.StrEnum):
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a job is tried again. Only the platform's own faults are: a user's code may not be idempotent."""
+
+    max_attempts: int = 1
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asked for, checked and with every default filled in."""
+
+    image: str
+    command: tuple[str, ...]
+    stdin: bytes = b""
+    env: dict[str, str] = {}
+    workdir: str | None = None
+    """None: the image's own."""
+    user: tuple[int, int] | None = None
+    """(uid, gid) inside the sandbox; None: the image's own."""
+    limits: Limits
+    queue_seconds: float | None = None
+    """How long the job may wait before it is `expired`."""
+    require: dict[str, str] = {}
+    """Wall or limit to the least enforcement that the client accepts, such as `{"memory": "cgroup"}`."""
+    priority: int = 0
+    labels: dict[str, str] = {}
+    retry: Retry = Retry()
+    ttl_seconds: float | None = None
+    """How long the record is kept after the end; None: for ever."""
+
+
+class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How the command ended."""
+
+    code: int | None = None
+    signal: str | None = None
+    """Name of the signal that ended it, such as `SIGSEGV`."""
+    oom_killed: bool = False
+    timed_out: bool = False
+    stopped_by: Reason | None = None
+    """Why the service stopped it, if it did."""
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the job used. None: this host could not measure it."""
+
+    cpu_seconds: float | None = None
+    cpu_user_seconds: float | None = None
+    cpu_system_seconds: float | None = None
+    cpu_throttled_seconds: float | None = None
+    memory_peak_bytes: int | None = None
+    pids_peak: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    net_rx_bytes: int | None = None
+    net_tx_bytes: int | None = None
+    wall_seconds: float = 0.0
+    """From the command's start to its end."""
+    queue_seconds: float = 0.0
+    """From acceptance until a slot was free."""
+    setup_seconds: float = 0.0
+    """From there until the command started."""
+    warm: bool = False
+    """Whether a parked sandbox was used."""
+
+
+class JobError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job did not succeed, in one sentence with figures."""
+
+    component: Component | None
+    """The part of the platform at fault; None when the program itself (or its limits) ended it."""
+    code: str
+    message: str
+    remediation: str | None = None
+
+
+class LogSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept of one stream."""
+
+    size_bytes: int = 0
+    truncated: bool = False
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """How one attempt ended. Made in one place (`runner.result_of`), stored once."""
+
+    state: State
+    reason: Reason
+    exit: ExitStatus = ExitStatus()
+    usage: Usage = Usage()
+    error: JobError | None = None
+    enforcement: dict[str, Any] = {}
+    image_digest: str | None = None
+    started_at: float | None = None
+    """When the command started, Unix time in seconds; None if it never did."""
+    logs: dict[Stream, LogSummary] = {}
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One job as the record has it. Times are Unix time in seconds, None where not yet."""
+
+    id: str
+    tenant: str
+    spec: JobSpec
+    state: State
+    reason: Reason
+    attempt: int = 0
+    lease_token: int = 0
+    """Fencing token: only the holder of the newest may settle the job."""
+    created_at: float
+    queued_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+    cancel_requested: bool = False
+    result: Result | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
+    retried_from: str | None = None
+    sequence: int = 0
+    """Grows with each change of the row: the ETag."""
+
+
+class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of state."""
+
+    seq: int
+    at: float
+    state: State
+    reason: Reason
+    attempt: int
+    message: str | None = None
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A bearer key as stored: never the secret itself."""
+
+    id: str
+    tenant: str
+    name: str
+    secret_sha256: bytes
+    scopes: tuple[str, ...]
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """A root file system by name."""
+
+    name: str
+    digest: str
+    """`sha256:…` of what it was made from."""
+    size_bytes: int
+    created_at: float
+    source: str
+    """`host` or `import`."""

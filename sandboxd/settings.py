@@ -1,0 +1,88 @@
+"""Settings: read once (defaults, TOML file, environment, flags) and passed on as values, each with its origin."""
+
+import msgspec
+
+from sandboxd.quotas.limits import Limits
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    listen: str = "127.0.0.1:8080"
+    """`HOST:PORT`, `[IPV6]:PORT` or `unix:/path`."""
+    metrics_listen: str = "127.0.0.1:9464"
+    """Where `/metrics` is served, `HOST:PORT`; empty: nowhere but on the API."""
+    auth: bool = True
+    """Off is accepted only on loopback or a unix socket."""
+    max_body_bytes: int = 16 * 2**20
+    max_wait_seconds: float = 60.0
+    """The longest that a request is held (`Prefer: wait`, `?wait=`)."""
+    shutdown_grace_seconds: float = 10.0
+
+
+class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
+    data_dir: str = ""
+    """Database, logs and images; empty: $XDG_STATE_HOME/sandboxd, or /var/lib/sandboxd for the system service."""
+    inline_log_bytes: int = 64 * 2**10
+    """Logs up to this size live in SQL, longer ones in files."""
+
+
+class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True):
+    id_map: str = "auto"
+    """`range` (subordinate ids), `single` (own id only) or `auto` (range where the host allows it)."""
+    best_effort: bool = False
+    """Run jobs although a limit cannot be enforced; each record says which."""
+    parked_sandboxes: int = 4
+    """How many sandboxes are kept ready per shape."""
+    parked_shapes: int = 8
+    """How many shapes are kept ready at once."""
+    parked_idle_seconds: float = 300.0
+    """A shape that was not asked for so long is dropped."""
+
+
+class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    slots: int = 0
+    """Jobs at once; 0: twice the CPUs that this process may use."""
+    max_queued: int = 10_000
+    """Waiting jobs; more are refused with 503."""
+
+
+class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
+    url: str = ""
+    """The service that commands such as `sandboxd jobs` talk to; empty: none is configured."""
+    key: str = ""
+    """Bearer key for it."""
+
+
+DEFAULT_LIMITS = Limits(
+    cpus=1.0,
+    memory_bytes=256 * 2**20,
+    pids=64,
+    disk_bytes=64 * 2**20,
+    wall_seconds=60.0,
+    cpu_seconds=60.0,
+    output_bytes=16 * 2**20,
+    open_files=1024,
+)
+CEILINGS = Limits(
+    cpus=64.0,
+    memory_bytes=64 * 2**30,
+    pids=32_768,
+    disk_bytes=64 * 2**30,
+    wall_seconds=86_400.0,
+    cpu_seconds=86_400.0,
+    output_bytes=2**30,
+    open_files=65_536,
+)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings. Each part is handed to the one module that it is for."""
+
+    server: ServerSettings = ServerSettings()
+    store: StoreSettings = StoreSettings()
+    isolation: IsolationSettings = IsolationSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    limits: Limits = DEFAULT_LIMITS
+    """What a job gets where it asks for nothing."""
+    ceilings: Limits = CEILINGS
+    """The most that a job may ask for."""
+    client: ClientSettings = ClientSettings()

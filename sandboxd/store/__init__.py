@@ -1,0 +1,1 @@
+"""The durable record: jobs, events, keys and images in SQL, and logs beside it."""
