@@ -1,8 +1,14 @@
-"""Settings: read once (defaults, TOML file, environment, flags) and passed on as values, each with its origin."""
+"""Settings: what can be set, what is accepted, and the defaults. `settings_loader` reads them."""
+
+from typing import Annotated, Literal
 
 import msgspec
 
 from sandboxd.quotas.limits import Limits
+
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -12,36 +18,37 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where `/metrics` is served, `HOST:PORT`; empty: nowhere but on the API."""
     auth: bool = True
     """Off is accepted only on loopback or a unix socket."""
-    max_body_bytes: int = 16 * 2**20
-    max_wait_seconds: float = 60.0
+    max_body_bytes: Bytes = 16 * 2**20
+    max_wait_seconds: Seconds = 60.0
     """The longest that a request is held (`Prefer: wait`, `?wait=`)."""
-    shutdown_grace_seconds: float = 10.0
+    shutdown_grace_seconds: Seconds = 10.0
 
 
 class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str = ""
-    """Database, logs and images; empty: $XDG_STATE_HOME/sandboxd, or /var/lib/sandboxd for the system service."""
-    inline_log_bytes: int = 64 * 2**10
+    """Database, logs and images. The loader fills it in where it is not set: $STATE_DIRECTORY (systemd), the
+    service user's home /var/lib/sandboxd, or $XDG_STATE_HOME/sandboxd."""
+    inline_log_bytes: Bytes = 64 * 2**10
     """Logs up to this size live in SQL, longer ones in files."""
 
 
 class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True):
-    id_map: str = "auto"
+    id_map: Literal["auto", "range", "single"] = "auto"
     """`range` (subordinate ids), `single` (own id only) or `auto` (range where the host allows it)."""
     best_effort: bool = False
     """Run jobs although a limit cannot be enforced; each record says which."""
-    parked_sandboxes: int = 4
+    parked_sandboxes: Count = 4
     """How many sandboxes are kept ready per shape."""
-    parked_shapes: int = 8
+    parked_shapes: Count = 8
     """How many shapes are kept ready at once."""
-    parked_idle_seconds: float = 300.0
+    parked_idle_seconds: Seconds = 300.0
     """A shape that was not asked for so long is dropped."""
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    slots: int = 0
+    slots: Count = 0
     """Jobs at once; 0: twice the CPUs that this process may use."""
-    max_queued: int = 10_000
+    max_queued: Count = 10_000
     """Waiting jobs; more are refused with 503."""
 
 
@@ -50,6 +57,12 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The service that commands such as `sandboxd jobs` talk to; empty: none is configured."""
     key: str = ""
     """Bearer key for it."""
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    format: Literal["auto", "console", "json"] = "auto"
+    """`auto`: for people on a terminal, JSON lines elsewhere."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 DEFAULT_LIMITS = Limits(
@@ -86,3 +99,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ceilings: Limits = CEILINGS
     """The most that a job may ask for."""
     client: ClientSettings = ClientSettings()
+    log: LogSettings = LogSettings()
+
+
+SECRETS = frozenset({"client.key"})
+"""Settings whose value is never shown."""

@@ -1,0 +1,297 @@
+"""Read the settings once: defaults < TOML file < environment < flags, every wrong one reported together.
+
+The file is the one that `--config` or `$SANDBOXD_CONFIG` names (set but empty: no file), else the first that exists
+of /etc/sandboxd/config.toml and $XDG_CONFIG_HOME/sandboxd/config.toml. A variable is called
+`SANDBOXD_<SECTION>_<FIELD>`; `SANDBOXD_URL` and `SANDBOXD_KEY` are short for the client's two.
+"""
+
+import difflib
+import math
+import os
+import pwd
+import re
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sandboxd.addresses import parse_address
+from sandboxd.errors import SettingsError
+from sandboxd.quantities import parse_bytes, parse_cpus
+from sandboxd.quotas.limits import LEAST
+from sandboxd.settings import SECRETS, ServerSettings, Settings
+
+SYSTEM_CONFIG_FILE = Path("/etc/sandboxd/config.toml")
+SYSTEM_DATA_DIR = "/var/lib/sandboxd"
+SHORT_VARIABLES = {"SANDBOXD_URL": "client.url", "SANDBOXD_KEY": "client.key"}
+OTHER_VARIABLES = frozenset({"SANDBOXD_CONFIG", "SANDBOXD_DEBUG", "SANDBOXD_HOST_TESTS"})
+"""Variables that are ours and no settings: where the file is, tracebacks, and what tests do without host features."""
+
+_KUBERNETES_SERVICE_VARIABLE = re.compile(
+    r"SANDBOXD(_[A-Z0-9]+)*?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_[A-Z0-9_]+)?)"
+)
+"""The kubelet gives each pod such variables for each Service of its namespace, ours among them."""
+
+
+class Loaded(NamedTuple):
+    """All settings, and for each (`"server.listen"`) where its value came from."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+class _Field(NamedTuple):
+    key: str
+    type: Any
+    default: Any
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition(".")[2]
+
+
+class _Candidate(NamedTuple):
+    """A value somebody set, not yet checked."""
+
+    key: str
+    value: Any
+    origin: str
+    is_text: bool
+    """Whether numbers and booleans come as words (environment) instead of with a type (TOML, flags)."""
+
+
+def load_settings(
+    flags: Mapping[str, Any], environ: Mapping[str, str], *, config_file: str | None = None
+) -> Loaded:
+    """The settings in force. `flags` maps keys such as `"server.listen"` to values; None is a flag not given.
+
+    Raises SettingsError that names every unknown key and every value that cannot be used.
+    """
+    faults: list[str] = []
+    values = {key: field.default for key, field in fields().items()}
+    origins = dict.fromkeys(values, "default")
+    candidates = [
+        *_from_file(_find_config_file(environ, config_file), faults),
+        *_from_environment(environ, faults),
+        *_from_flags(flags),
+    ]
+    for candidate in candidates:
+        try:
+            values[candidate.key] = _read(fields()[candidate.key], candidate)
+        except ValueError as error:
+            faults.append(f"{_describe(candidate)}: {error}")
+        origins[candidate.key] = candidate.origin
+    if not values["store.data_dir"]:
+        values["store.data_dir"] = _default_data_dir(environ)
+    settings = _assemble(values)
+    if not faults:
+        faults += _contradictions(settings.server)
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return Loaded(settings, origins)
+
+
+@cache
+def fields() -> dict[str, _Field]:
+    """Every setting by its key, in the order of the Structs."""
+    table: dict[str, _Field] = {}
+    defaults = Settings()
+    for section in Settings.__struct_fields__:
+        part = getattr(defaults, section)
+        hints = typing.get_type_hints(type(part), include_extras=True)
+        for name in part.__struct_fields__:
+            key = f"{section}.{name}"
+            table[key] = _Field(key, hints[name], getattr(part, name))
+    return table
+
+
+def variable_of(key: str) -> str:
+    """The environment variable that sets `key`."""
+    return f"SANDBOXD_{key.replace('.', '_').upper()}"
+
+
+def _find_config_file(environ: Mapping[str, str], asked: str | None) -> Path | None:
+    if asked is None:
+        asked = environ.get("SANDBOXD_CONFIG")
+    if asked is not None:
+        return Path(asked) if asked else None
+    of_user = Path(environ.get("XDG_CONFIG_HOME") or _home(environ) / ".config")
+    for path in (SYSTEM_CONFIG_FILE, of_user / "sandboxd" / "config.toml"):
+        try:
+            if path.exists():
+                return path
+        except PermissionError:
+            continue  # in a directory of somebody else: not meant for this user
+    return None
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("HOME") or "/")
+
+
+def _from_file(path: Path | None, faults: list[str]) -> Iterator[_Candidate]:
+    if path is None:
+        return
+    try:
+        with path.open("rb") as file:
+            sections = tomllib.load(file)
+    except OSError as error:
+        faults.append(f"{path}: cannot be read: {error.strerror} (SANDBOXD_CONFIG= reads no file)")
+        return
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        faults.append(f"{path}: is not TOML: {error}")
+        return
+    origin = f"file {path}"
+    for section, content in sections.items():
+        if section not in Settings.__struct_fields__:
+            known = ", ".join(f"[{name}]" for name in Settings.__struct_fields__)
+            faults.append(f"{section} ({origin}): there is no such section; there are {known}")
+        elif not isinstance(content, dict):
+            faults.append(
+                f"{section} ({origin}): is a section: write [{section}] and its keys below"
+            )
+        else:
+            for name, value in content.items():
+                key = f"{section}.{name}"
+                if key in fields():
+                    yield _Candidate(key, value, origin, is_text=False)
+                else:
+                    faults.append(f"{key} ({origin}): {_unknown(key, list(fields()))}")
+
+
+def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Iterator[_Candidate]:
+    # The short names come first, so that where both are set the full one wins.
+    variables = SHORT_VARIABLES | {variable_of(key): key for key in fields()}
+    for variable, key in variables.items():
+        if variable in environ:
+            yield _Candidate(key, environ[variable], f"environment {variable}", is_text=True)
+    for variable in environ:
+        if (
+            variable.startswith("SANDBOXD_")
+            and variable not in variables
+            and variable not in OTHER_VARIABLES
+            and not _KUBERNETES_SERVICE_VARIABLE.fullmatch(variable)
+        ):
+            faults.append(f"{variable} (environment): {_unknown(variable, list(variables))}")
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Iterator[_Candidate]:
+    for key, value in flags.items():
+        if value is not None:
+            name = fields()[key].name.replace("_", "-")
+            flag = f"--no-{name}" if value is False else f"--{name}"
+            yield _Candidate(key, value, f"flag {flag}", is_text=False)
+
+
+def _read(field: _Field, candidate: _Candidate) -> Any:
+    """The value in the setting's own type and unit. Raises ValueError that says what is accepted."""
+    value = candidate.value
+    if field.name.endswith("_bytes") and isinstance(value, int | str):
+        value = parse_bytes(value)
+    elif field.name == "cpus" and isinstance(value, str):
+        value = parse_cpus(value)
+    try:
+        value = msgspec.convert(value, field.type, strict=not candidate.is_text)
+    except msgspec.ValidationError:
+        raise ValueError(f"must be {_accepted(field)}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be {_accepted(field)}")
+    _check(field, value)
+    return value
+
+
+def _check(field: _Field, value: Any) -> None:
+    """What a type cannot say."""
+    section = field.key.partition(".")[0]
+    if section in ("limits", "ceilings") and value < getattr(LEAST, field.name):
+        raise ValueError(f"must be at least {getattr(LEAST, field.name)}")
+    match field.key:
+        case "server.listen":
+            parse_address(value)
+        case "server.metrics_listen" if value:
+            if parse_address(value).path is not None:
+                raise ValueError("must be HOST:PORT, or empty")
+        case "store.data_dir" if value and not value.startswith("/"):
+            raise ValueError("must be an absolute path")
+        case "client.url" if value and not value.startswith(("http://", "https://", "unix:/")):
+            raise ValueError("must be http://HOST:PORT, https://HOST or unix:/path")
+
+
+def _accepted(field: _Field) -> str:
+    """What the setting accepts, to follow the words "must be"."""
+    kind, limits = field.type, ""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, *extras = typing.get_args(kind)
+        limits = "".join(f", at least {extra.ge}" for extra in extras if extra.ge is not None)
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    if field.name.endswith("_bytes"):
+        return 'a number of bytes or a quantity such as "128Mi"'
+    if field.name == "cpus":
+        return 'a number of CPUs such as 0.5 or "500m"'
+    if kind is bool:
+        return "true or false"
+    if kind is int:
+        return f"a whole number{limits}"
+    if kind is float:
+        return f"a number{limits}"
+    return "a text"
+
+
+def _describe(candidate: _Candidate) -> str:
+    value = candidate.value
+    if candidate.key in SECRETS:
+        shown = "(hidden)"
+    elif isinstance(value, bool):
+        shown = str(value).lower()
+    elif isinstance(value, str):
+        shown = f'"{value[:80]}"'
+    else:
+        shown = str(value)[:80]
+    return f"{candidate.key} = {shown} ({candidate.origin})"
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
+    return f"there is no such setting{hint} (`sandboxd config show` lists all)"
+
+
+def _default_data_dir(environ: Mapping[str, str]) -> str:
+    """Where the record is kept if nobody said: systemd's StateDirectory, the system's, or the user's own."""
+    if directory := environ.get("STATE_DIRECTORY"):
+        return directory.partition(":")[0]
+    if os.geteuid() == 0 or _home_of_account() == SYSTEM_DATA_DIR:
+        return SYSTEM_DATA_DIR
+    base = environ.get("XDG_STATE_HOME") or str(_home(environ) / ".local" / "state")
+    return f"{base}/sandboxd"
+
+
+def _home_of_account() -> str | None:
+    """Not $HOME: `runuser -u sandboxd -- sandboxd …` keeps root's."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return None  # a container's user need not have an entry
+
+
+def _assemble(values: Mapping[str, Any]) -> Settings:
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        parts.setdefault(section, {})[name] = value
+    return Settings(
+        **{section: type(getattr(Settings(), section))(**part) for section, part in parts.items()}
+    )
+
+
+def _contradictions(server: ServerSettings) -> Iterator[str]:
+    if not server.auth and not parse_address(server.listen).is_local:
+        yield (
+            f"server.auth is off and server.listen is {server.listen}: without keys anybody on the network could "
+            "run commands; listen on 127.0.0.1 or a unix socket, or turn auth on"
+        )
