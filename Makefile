@@ -1,0 +1,28 @@
+# The commands of this project. Each does its own set-up first and is quick the second time; the work is in .ci/.
+#   make run ARGS='serve --listen 127.0.0.1:8080 --data-dir /tmp/sbx --no-auth'
+MAKEFLAGS += --no-print-directory
+ARGS ?= --help
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run test lint lock setup
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: ## Set up, start the service as an ordinary user, run one job over HTTP, show what came back
+	@.ci/prepare run .ci/demo
+
+run: ## Set up, then run the sandboxd command as the service's user: make run ARGS="doctor"
+	@.ci/prepare run python -m sandboxd $(ARGS)
+
+test: ## Set up with the development tools, then lint and run every test
+	@.ci/prepare dev .ci/test
+
+lint: ## Only the linters: ruff, mypy, import contracts
+	@.ci/prepare dev .ci/lint
+
+lock: ## Pin every dependency with its hashes: make lock ARGS=--upgrade for newer versions
+	@.ci/lock $(filter-out --help,$(ARGS))
+
+setup: ## As root: prepare this host for an ordinary user: make setup FOR=alice
+	@.ci/prepare host $(FOR)
