@@ -24,5 +24,5 @@ lint: ## Only the linters: ruff, mypy, import contracts
 lock: ## Pin every dependency with its hashes: make lock ARGS=--upgrade for newer versions
 	@.ci/lock $(filter-out --help,$(ARGS))
 
-setup: ## As root: prepare this host for an ordinary user: make setup FOR=alice
+setup: ## As root: prepare this host for a user: make setup FOR=alice
 	@.ci/prepare host $(FOR)
