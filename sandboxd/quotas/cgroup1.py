@@ -1,0 +1,220 @@
+"""The driver for cgroup v1: one directory per controller and job, below the directories that `sandboxd setup` made.
+
+Theory of operation. Every controller is a hierarchy of its own (or shares one: `cpu,cpuacct`), so a job is up to four
+directories `<hierarchy>/sandboxd/<user>/<instance>/<job>`. The sandbox's init enters them by itself, as its first act.
+When the command is known, `apply` sets the limits. Source: Documentation/admin-guide/cgroup-v1 of the kernel.
+
+v1 delegation is no wall: it is never mounted in a sandbox.
+"""
+
+import mmap
+import os
+from contextlib import ExitStack, suppress
+
+from sandboxd.errors import HostNotReady, SandboxFailed
+from sandboxd.quotas.host import Controller, Host
+from sandboxd.quotas.kernel_files import (
+    exists,
+    make_directory,
+    open_directory,
+    read_number,
+    read_table,
+    remove_directory,
+    write_file,
+)
+from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.processes import clean_instance, kill_processes
+from sandboxd.quotas.usage import CgroupUsage, split_cpu
+
+CPU_PERIOD_USEC = 100_000
+"""Over which the CPU rate is enforced: the kernel's default, and its longest stall of a job that used up its share."""
+
+PIDS_PEAK_SINCE = (6, 1)
+
+
+class Driver1:
+    """The instance's directories. Made at start, kept open for as long as the service runs."""
+
+    def __init__(self, controllers: list[Controller], host: Host, instance: str) -> None:
+        """`controllers` are delegated ones of v1. Raises SandboxFailed, HostNotReady."""
+        self._closing = ExitStack()
+        self._instance = instance
+        self._delegated_fds: list[int] = []
+        self.instance_fds: dict[str, int] = {}
+        """Path of each instance directory to its descriptor: one per hierarchy."""
+        self.fds: dict[str, int] = {}
+        """Controller to the descriptor of its instance directory."""
+        with ExitStack() as undo:
+            undo.enter_context(self._closing)
+            for controller in controllers:
+                self.fds[controller.name] = self._open_instance(controller)
+            self.has_swap_limit = self._check_swap_limit(host)
+            self.has_pids_peak = self._check_pids_peak(host)
+            undo.pop_all()
+
+    def create(self, name: str) -> "Group1":
+        """Make the directories of one job. Raises SandboxFailed."""
+        made: list[int] = []
+        try:
+            for instance_fd in self.instance_fds.values():
+                os.mkdir(name, dir_fd=instance_fd)
+                made.append(instance_fd)
+        except OSError as error:
+            for instance_fd in made:
+                os.rmdir(name, dir_fd=instance_fd)
+            raise SandboxFailed("cgroup mkdir", f"{name}: {error.strerror}") from error
+        return Group1(self, name)
+
+    def close(self) -> None:
+        """Remove what is left of this instance and let go of the directories."""
+        for instance_fd in self.instance_fds.values():
+            clean_instance(instance_fd)
+        for delegated_fd in self._delegated_fds:
+            with suppress(OSError):  # a process in state D holds it; the next start tries again
+                os.rmdir(self._instance, dir_fd=delegated_fd)
+        self._closing.close()
+
+    def _open_instance(self, controller: Controller) -> int:
+        if controller.directory is None:
+            raise SandboxFailed(f"cgroup {controller.name}", "not delegated")
+        delegated = os.path.realpath(controller.directory)  # `cpu` is often a link to `cpu,cpuacct`
+        path = f"{delegated}/{self._instance}"
+        if path not in self.instance_fds:
+            delegated_fd = self._hold(open_directory(delegated))
+            make_directory(self._instance, delegated_fd)
+            instance_fd = self._hold(open_directory(self._instance, delegated_fd))
+            clean_instance(instance_fd)
+            self._delegated_fds.append(delegated_fd)
+            self.instance_fds[path] = instance_fd
+        return self.instance_fds[path]
+
+    def _hold(self, fd: int) -> int:
+        self._closing.callback(os.close, fd)
+        return fd
+
+    def _check_swap_limit(self, host: Host) -> bool:
+        fd = self.fds.get("memory")
+        if fd is None or exists(fd, "memory.memsw.limit_in_bytes"):
+            return fd is not None
+        if host.swap_bytes:
+            raise HostNotReady(
+                "memory limits would not hold: there is swap, but cgroups do not count it; "
+                "boot with swapaccount=1, or turn swap off (swapoff -a)"
+            )
+        return False
+
+    def _check_pids_peak(self, host: Host) -> bool:
+        fd = self.fds.get("pids")
+        if fd is None or exists(fd, "pids.peak"):
+            return fd is not None
+        if host.kernel >= PIDS_PEAK_SINCE:
+            raise SandboxFailed("cgroup pids.peak", f"missing on Linux {host.kernel_release}")
+        return False
+
+
+class Group1:
+    """The directories of one job."""
+
+    def __init__(self, driver: Driver1, name: str) -> None:
+        self._driver = driver
+        self._name = name
+        self._memory_fd = driver.fds.get("memory")
+        self._cpu_fd = driver.fds.get("cpu")
+        self._cpuacct_fd = driver.fds.get("cpuacct")
+        self._pids_fd = driver.fds.get("pids")
+        self._own_memory_bytes = 0
+        self._own_pids = 0
+
+    def join_files(self) -> tuple[str, ...]:
+        """Files into which a single-threaded process writes `0` to enter.
+
+        `tasks`, not `cgroup.procs`: moving the calling thread alone needs no lock over all forks of the machine, whose
+        taking waits for an RCU grace period (cgroup_procs_write_start() in kernel/cgroup/cgroup.c).
+        """
+        return tuple(f"{path}/{self._name}/tasks" for path in self._driver.instance_fds)
+
+    def apply(self, limits: Limits) -> None:
+        """Set the limits, and count from here on. Raises SandboxFailed.
+
+        What is in the cgroup now (the sandbox's init, parked) is ours: it is added to the limits and taken off the figures.
+        """
+        name = self._name
+        if self._memory_fd is not None:
+            self._own_memory_bytes = read_number(self._memory_fd, f"{name}/memory.usage_in_bytes")
+            limit = str(round_to_pages(limits.memory_bytes + self._own_memory_bytes))
+            write_file(self._memory_fd, f"{name}/memory.limit_in_bytes", limit)
+            if self._driver.has_swap_limit:  # never below limit_in_bytes, so it comes second
+                write_file(self._memory_fd, f"{name}/memory.memsw.limit_in_bytes", limit)
+            write_file(self._memory_fd, f"{name}/memory.max_usage_in_bytes", "0")
+        if self._pids_fd is not None:
+            self._own_pids = read_number(self._pids_fd, f"{name}/pids.current")
+            write_file(self._pids_fd, f"{name}/pids.max", str(limits.pids + self._own_pids))
+        if self._cpu_fd is not None:
+            quota = round(limits.cpus * CPU_PERIOD_USEC)
+            write_file(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
+            write_file(self._cpu_fd, f"{name}/cpu.cfs_quota_us", str(quota))
+        if self._cpuacct_fd is not None:
+            write_file(self._cpuacct_fd, f"{name}/cpuacct.usage", "0")
+
+    def cpu_seconds(self) -> float | None:
+        """CPU time of all processes that were ever in it; None without cpuacct. Raises SandboxFailed."""
+        if self._cpuacct_fd is None:
+            return None
+        return read_number(self._cpuacct_fd, f"{self._name}/cpuacct.usage") / 1e9
+
+    def oom_kills(self) -> int | None:
+        """How many processes the kernel killed because of the memory limit. Raises SandboxFailed."""
+        if self._memory_fd is None:
+            return None
+        return read_table(self._memory_fd, f"{self._name}/memory.oom_control")["oom_kill"]
+
+    def read(self) -> CgroupUsage:
+        """All figures. Raises SandboxFailed."""
+        name = self._name
+        cpu = user = system = throttled = None
+        memory_peak = pids_peak = None
+        if self._cpuacct_fd is not None:
+            cpu = read_number(self._cpuacct_fd, f"{name}/cpuacct.usage") / 1e9
+            user, system = split_cpu(
+                cpu,
+                read_number(self._cpuacct_fd, f"{name}/cpuacct.usage_user"),
+                read_number(self._cpuacct_fd, f"{name}/cpuacct.usage_sys"),
+            )
+        if self._cpu_fd is not None:
+            throttled = read_table(self._cpu_fd, f"{name}/cpu.stat")["throttled_time"] / 1e9
+        if self._memory_fd is not None:
+            peak = read_number(self._memory_fd, f"{name}/memory.max_usage_in_bytes")
+            memory_peak = max(0, peak - self._own_memory_bytes)
+        if self._pids_fd is not None and self._driver.has_pids_peak:
+            pids_peak = max(0, read_number(self._pids_fd, f"{name}/pids.peak") - self._own_pids)
+        return CgroupUsage(
+            cpu_seconds=cpu,
+            cpu_user_seconds=user,
+            cpu_system_seconds=system,
+            cpu_throttled_seconds=throttled,
+            memory_peak_bytes=memory_peak,
+            pids_peak=pids_peak,
+            oom_kills=self.oom_kills(),
+        )
+
+    def kill(self) -> None:
+        """SIGKILL to every process in it, without waiting for their ends. Raises SandboxFailed."""
+        try:
+            for instance_fd in self._driver.instance_fds.values():
+                kill_processes(instance_fd, self._name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise SandboxFailed("cgroup kill", str(error.strerror)) from error
+
+    def remove(self) -> bool:
+        """Remove the directories; False: a process is still in one, try later. Raises SandboxFailed."""
+        removed = True
+        for instance_fd in self._driver.instance_fds.values():
+            removed &= remove_directory(self._name, instance_fd)
+        return removed
+
+
+def round_to_pages(size_bytes: int) -> int:
+    """The next whole page: the kernel would round down, and the job get less than it asked for."""
+    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,0 +1,255 @@
+"""The driver for cgroup v2: one directory per job in the subtree that was delegated to us.
+
+Theory of operation. `Delegate=yes` (or whoever started us) made the subtree ours. A cgroup that gives controllers to its
+children may hold no process itself, so everything in it, ourselves included, first moves into the leaf `supervisor`; then
+the controllers are enabled level by level down to `<subtree>/<instance>/<job>`. A sandbox is cloned right into its
+directory (CLONE_INTO_CGROUP), so it never runs outside its limits. Source: Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+import os
+from contextlib import ExitStack, suppress
+
+from sandboxd.errors import HostNotReady, SandboxFailed
+from sandboxd.quotas.host import SUPERVISOR, Host
+from sandboxd.quotas.kernel_files import (
+    exists,
+    make_directory,
+    open_directory,
+    parse_table,
+    read_file,
+    read_number,
+    read_table,
+    remove_directory,
+    write_file,
+)
+from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.processes import clean_instance, kill_processes, list_processes
+from sandboxd.quotas.usage import CgroupUsage
+
+CPU_PERIOD_USEC = 100_000
+"""Over which the CPU rate is enforced: the kernel's default."""
+
+OPTIONAL_FILES_SINCE = {
+    "cgroup.kill": (5, 14),
+    "memory.peak": (5, 19),
+    "pids.peak": (6, 1),
+}
+"""Files that an older kernel does not have. On a newer one their absence is a failure."""
+
+_MOVE_PASSES = 16
+
+
+class Driver2:
+    """The instance's directory in the delegated subtree."""
+
+    def __init__(
+        self, directory: str, controllers: frozenset[str], host: Host, instance: str
+    ) -> None:
+        """`directory` is the delegated subtree. Raises SandboxFailed, HostNotReady."""
+        self._closing = ExitStack()
+        self._instance = instance
+        self.controllers = controllers
+        with ExitStack() as undo:
+            undo.enter_context(self._closing)
+            self._delegated_fd = self._hold(open_directory(directory))
+            move_into_leaf(self._delegated_fd)
+            enable_controllers(self._delegated_fd, controllers)
+            make_directory(instance, self._delegated_fd)
+            self.instance_fd = self._hold(open_directory(instance, self._delegated_fd))
+            clean_instance(self.instance_fd)
+            enable_controllers(self.instance_fd, controllers)
+            self.offered = self._check_files(host)
+            undo.pop_all()
+
+    def create(self, name: str) -> "Group2":
+        """Make the directory of one job. Raises SandboxFailed."""
+        try:
+            os.mkdir(name, dir_fd=self.instance_fd)
+        except OSError as error:
+            raise SandboxFailed("cgroup mkdir", f"{name}: {error.strerror}") from error
+        try:
+            return Group2(self, name, open_directory(name, self.instance_fd))
+        except SandboxFailed:
+            os.rmdir(name, dir_fd=self.instance_fd)
+            raise
+
+    def close(self) -> None:
+        """Remove what is left of this instance. We stay in the leaf: there is no way back to the subtree's top."""
+        clean_instance(self.instance_fd)
+        with suppress(OSError):  # a process in state D holds it; the next start tries again
+            os.rmdir(self._instance, dir_fd=self._delegated_fd)
+        self._closing.close()
+
+    def _hold(self, fd: int) -> int:
+        self._closing.callback(os.close, fd)
+        return fd
+
+    def _check_files(self, host: Host) -> frozenset[str]:
+        """Which of the files that a kernel may lack are there."""
+        offered = set()
+        for name, since in OPTIONAL_FILES_SINCE.items():
+            controller = name.partition(".")[0]
+            if controller != "cgroup" and controller not in self.controllers:
+                continue
+            if exists(self.instance_fd, name):
+                offered.add(name)
+            elif host.kernel >= since:
+                raise SandboxFailed(f"cgroup {name}", f"missing on Linux {host.kernel_release}")
+        if "memory" in self.controllers:
+            if exists(self.instance_fd, "memory.swap.max"):
+                offered.add("memory.swap.max")
+            elif host.swap_bytes:
+                raise HostNotReady(
+                    "memory limits would not hold: there is swap, but cgroups do not count it; "
+                    "boot with swapaccount=1, or turn swap off (swapoff -a)"
+                )
+        return frozenset(offered)
+
+
+class Group2:
+    """The directory of one job."""
+
+    def __init__(self, driver: Driver2, name: str, fd: int) -> None:
+        self._driver = driver
+        self._name = name
+        self._fd = fd
+        """-1 once removed."""
+        self._own_memory_bytes = 0
+        self._own_pids = 0
+        self._own_cpu: dict[str, int] = {}
+
+    def directory_fd(self) -> int:
+        """For clone3(CLONE_INTO_CGROUP); ours to close."""
+        return self._fd
+
+    def apply(self, limits: Limits) -> None:
+        """Set the limits, and count from here on. Raises SandboxFailed.
+
+        What is in the cgroup now (the sandbox's init, parked) is ours: it is added to the limits and taken off the figures.
+        """
+        controllers = self._driver.controllers
+        if "memory" in controllers:
+            self._own_memory_bytes = read_number(self._fd, "memory.current")
+            write_file(self._fd, "memory.max", str(limits.memory_bytes + self._own_memory_bytes))
+            if "memory.swap.max" in self._driver.offered:
+                write_file(self._fd, "memory.swap.max", "0")
+            write_file(self._fd, "memory.oom.group", "1")
+        if "pids" in controllers:
+            self._own_pids = read_number(self._fd, "pids.current")
+            write_file(self._fd, "pids.max", str(limits.pids + self._own_pids))
+        if "cpu" in controllers:
+            quota = round(limits.cpus * CPU_PERIOD_USEC)
+            write_file(self._fd, "cpu.max", f"{quota} {CPU_PERIOD_USEC}")
+        self._own_cpu = read_table(self._fd, "cpu.stat")
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all processes that were ever in it. Raises SandboxFailed."""
+        stat = read_table(self._fd, "cpu.stat")
+        return (stat["usage_usec"] - self._own_cpu.get("usage_usec", 0)) / 1e6
+
+    def oom_kills(self) -> int | None:
+        """How many processes the kernel killed because of the memory limit. Raises SandboxFailed.
+
+        With `memory.oom.group` all of the cgroup die at once, so it is more than one where more than one ran.
+        """
+        if "memory" not in self._driver.controllers:
+            return None
+        return read_table(self._fd, "memory.events")["oom_kill"]
+
+    def read(self) -> CgroupUsage:
+        """All figures. Raises SandboxFailed."""
+        controllers, offered = self._driver.controllers, self._driver.offered
+        memory_peak = pids_peak = io_read = io_write = None
+        if "memory.peak" in offered:
+            peak = read_number(self._fd, "memory.peak")
+            memory_peak = max(0, peak - self._own_memory_bytes)
+        if "pids.peak" in offered:
+            pids_peak = max(0, read_number(self._fd, "pids.peak") - self._own_pids)
+        if "io" in controllers:
+            io_read, io_write = parse_io_stat(read_file(self._fd, "io.stat"))
+        cpu = parse_cpu_stat(read_file(self._fd, "cpu.stat"), self._own_cpu)
+        return cpu._replace(
+            memory_peak_bytes=memory_peak,
+            pids_peak=pids_peak,
+            io_read_bytes=io_read,
+            io_write_bytes=io_write,
+            oom_kills=self.oom_kills(),
+        )
+
+    def kill(self) -> None:
+        """SIGKILL to every process in it, without waiting for their ends. Raises SandboxFailed."""
+        if self._fd < 0:
+            return
+        if "cgroup.kill" in self._driver.offered:
+            write_file(self._fd, "cgroup.kill", "1")
+            return
+        try:
+            kill_processes(self._driver.instance_fd, self._name)
+        except OSError as error:
+            raise SandboxFailed("cgroup kill", str(error.strerror)) from error
+
+    def remove(self) -> bool:
+        """Remove the directory; False: a process is still in it, try later. Raises SandboxFailed."""
+        if self._fd >= 0:
+            if not remove_directory(self._name, self._driver.instance_fd):
+                return False
+            os.close(self._fd)
+            self._fd = -1
+        return True
+
+
+def move_into_leaf(directory_fd: int) -> None:
+    """Move every process of a cgroup into its leaf `supervisor`. Raises SandboxFailed.
+
+    Repeated until none is left, because one that forks while we move leaves a child behind.
+    """
+    make_directory(SUPERVISOR, directory_fd)
+    for _ in range(_MOVE_PASSES):
+        pids = list_processes(directory_fd, ".")
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                write_file(directory_fd, f"{SUPERVISOR}/cgroup.procs", str(pid))
+            except SandboxFailed as error:
+                if not isinstance(error.__cause__, ProcessLookupError):
+                    raise
+    raise SandboxFailed("cgroup supervisor", "processes keep appearing in the delegated cgroup")
+
+
+def enable_controllers(directory_fd: int, controllers: frozenset[str]) -> None:
+    """Give controllers to the children of a cgroup. Raises SandboxFailed.
+
+    `cpuacct` stands for `cpu.stat`, which needs no controller.
+    """
+    words = [f"+{name}" for name in sorted(controllers - {"cpuacct"})]
+    if words:
+        write_file(directory_fd, "cgroup.subtree_control", " ".join(words))
+
+
+def parse_cpu_stat(text: str, before: dict[str, int]) -> CgroupUsage:
+    """The CPU figures of `cpu.stat`, less what it said before. Throttling is counted only with the cpu controller."""
+    stat = parse_table(text)
+
+    def seconds(key: str) -> float:
+        return (stat[key] - before.get(key, 0)) / 1e6
+
+    return CgroupUsage(
+        cpu_seconds=seconds("usage_usec"),
+        cpu_user_seconds=seconds("user_usec"),
+        cpu_system_seconds=seconds("system_usec"),
+        cpu_throttled_seconds=seconds("throttled_usec") if "throttled_usec" in stat else None,
+    )
+
+
+def parse_io_stat(text: str) -> tuple[int, int]:
+    """Bytes read and written, over all devices of `io.stat` (`8:0 rbytes=1 wbytes=2 …`)."""
+    read_bytes = write_bytes = 0
+    for line in text.splitlines():
+        for word in line.split()[1:]:
+            key, _, value = word.partition("=")
+            if key == "rbytes":
+                read_bytes += int(value)
+            elif key == "wbytes":
+                write_bytes += int(value)
+    return read_bytes, write_bytes

@@ -1,0 +1,165 @@
+"""The cgroups of this service: for each controller the driver of the hierarchy that it lives in.
+
+Hybrid hosts have some controllers on v1 and others on v2; a job then has directories in both.
+"""
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from sandboxd.errors import SandboxFailed
+from sandboxd.quotas.cgroup1 import Driver1, Group1
+from sandboxd.quotas.cgroup2 import Driver2, Group2
+from sandboxd.quotas.host import CONTROLLERS, CgroupVersion, Controller, Host
+from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.usage import CgroupUsage
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+_NO_CGROUP = {
+    "wall_seconds": "timer",
+    "disk": "tmpfs",
+    "open_files": "rlimit",
+    "output_bytes": "stream",
+}
+"""Limits that need no cgroup, and what enforces them."""
+
+
+def open_cgroups(host: Host, *, instance: str) -> "Cgroups":
+    """Make this instance's own directories in what is delegated to us.
+
+    What a dead instance of the same name left is killed and removed: the caller makes sure that it is dead (the store's
+    lock). Raises SandboxFailed (a file that must be there is not), HostNotReady (memory limits would not hold).
+    """
+    _check_name(instance)
+    delegated = [controller for controller in host.controllers.values() if controller.directory]
+    first = [each for each in delegated if each.version is CgroupVersion.V1]
+    second = [each for each in delegated if each.version is CgroupVersion.V2]
+    with ExitStack() as undo:
+        driver1 = Driver1(first, host, instance) if first else None
+        if driver1 is not None:
+            undo.callback(driver1.close)
+        driver2 = _open_driver2(second, host, instance)
+        undo.pop_all()
+    return Cgroups(driver1, driver2, {each.name: each.version for each in delegated})
+
+
+class Cgroups:
+    """All cgroups of this service. `close` when no job is left."""
+
+    def __init__(
+        self,
+        driver1: Driver1 | None,
+        driver2: Driver2 | None,
+        versions: dict[str, CgroupVersion | None],
+    ) -> None:
+        self._driver1 = driver1
+        self._driver2 = driver2
+        self.enforcement = enforcement_of(versions)
+        """Limit, in the API's words, to what enforces it."""
+
+    def create(self, name: str) -> "Cgroup":
+        """The cgroup of one job, without limits yet. Raises SandboxFailed."""
+        _check_name(name)
+        group1 = self._driver1.create(name) if self._driver1 else None
+        try:
+            group2 = self._driver2.create(name) if self._driver2 else None
+        except SandboxFailed:
+            if group1 is not None:
+                group1.remove()
+            raise
+        return Cgroup(group1, group2)
+
+    def close(self) -> None:
+        """Remove this instance's directories; processes that are still in them are killed."""
+        if self._driver1 is not None:
+            self._driver1.close()
+        if self._driver2 is not None:
+            self._driver2.close()
+
+
+class Cgroup:
+    """The cgroup of one job, in every hierarchy that matters. Where nothing is delegated it does nothing."""
+
+    def __init__(self, group1: Group1 | None, group2: Group2 | None) -> None:
+        self._group1 = group1
+        self._group2 = group2
+        self._groups: Sequence[Group1 | Group2] = [g for g in (group1, group2) if g is not None]
+
+    def join_files(self) -> tuple[str, ...]:
+        """Absolute paths of the v1 files into which the sandbox's init, single-threaded, writes `0` as its first act."""
+        return self._group1.join_files() if self._group1 is not None else ()
+
+    def directory_fd(self) -> int | None:
+        """The v2 directory for clone3(CLONE_INTO_CGROUP); None without v2. It stays ours to close."""
+        return self._group2.directory_fd() if self._group2 is not None else None
+
+    def apply(self, limits: Limits) -> None:
+        """Set the limits, now that the command is known, and count usage from here on. Raises SandboxFailed.
+
+        Init is in the cgroup too: its memory and its processes at this moment are added to the limits, so that the job
+        gets what it asked for, and taken off the figures.
+        """
+        for group in self._groups:
+            group.apply(limits)
+
+    def cpu_seconds(self) -> float | None:
+        """CPU time of all processes of the job, also of those that ended; None: not counted here."""
+        for group in self._groups:
+            seconds = group.cpu_seconds()
+            if seconds is not None:
+                return seconds
+        return None
+
+    def oom_kills(self) -> int:
+        """How many processes were killed because of the memory limit; 0 also where there is none."""
+        return sum(group.oom_kills() or 0 for group in self._groups)
+
+    def read(self) -> CgroupUsage:
+        """What the job has used so far."""
+        usage = CgroupUsage()
+        for group in self._groups:
+            usage = usage.filled_from(group.read())
+        return usage
+
+    def kill(self) -> None:
+        """SIGKILL to whatever is in it: a second line behind the death of the sandbox's init."""
+        for group in self._groups:
+            group.kill()
+
+    def remove(self) -> bool:
+        """Remove it; False: a process is still in it, try again when it has ended. Any number of calls is fine."""
+        removed = [group.remove() for group in self._groups]  # all are tried, so no generator
+        return all(removed)
+
+
+def enforcement_of(versions: dict[str, CgroupVersion | None]) -> dict[str, str]:
+    """What enforces each limit, by the versions of the delegated controllers."""
+
+    def word(controller: str) -> str:
+        version = versions.get(controller)
+        return version.value if version else "none"
+
+    return {
+        "cpus": word("cpu"),
+        "memory": word("memory"),
+        "pids": word("pids"),
+        "cpu_seconds": "sampled" if versions.get("cpuacct") else "rlimit",
+        **_NO_CGROUP,
+    }
+
+
+def _open_driver2(controllers: list[Controller], host: Host, instance: str) -> Driver2 | None:
+    """The v2 driver, where v2 has any controller that a limit needs."""
+    names = frozenset(controller.name for controller in controllers)
+    if not names & set(CONTROLLERS):
+        return None
+    directory = controllers[0].directory
+    if directory is None:
+        return None
+    return Driver2(directory, names, host, instance)
+
+
+def _check_name(name: str) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r} cannot be the name of a cgroup")

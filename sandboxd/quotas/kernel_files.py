@@ -1,0 +1,93 @@
+"""Reading and writing the kernel's small files: one open, one call, one close.
+
+Names are relative to an open directory, such as `job/memory.max`. A failure names the file as the step that failed.
+"""
+
+import errno
+import os
+
+from sandboxd.errors import SandboxFailed
+
+_SMALL_BYTES = 4096
+"""More than any file that is read here holds, but for `io.stat` on hosts with dozens of disks."""
+
+
+def write_file(directory_fd: int, name: str, value: str) -> None:
+    """Write a value. Raises SandboxFailed (step `cgroup FILE`)."""
+    try:
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise failed(name, error, f"writing {value.strip()!r}") from error
+
+
+def read_file(directory_fd: int, name: str) -> str:
+    """The text of a small file. Raises SandboxFailed (step `cgroup FILE`)."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+        try:
+            return os.read(fd, _SMALL_BYTES).decode()
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise failed(name, error, "reading") from error
+
+
+def read_number(directory_fd: int, name: str) -> int:
+    """The number in a file of one number. Raises SandboxFailed (step `cgroup FILE`)."""
+    return int(read_file(directory_fd, name))
+
+
+def read_table(directory_fd: int, name: str) -> dict[str, int]:
+    """A file of `key number` lines. Raises SandboxFailed (step `cgroup FILE`)."""
+    return parse_table(read_file(directory_fd, name))
+
+
+def parse_table(text: str) -> dict[str, int]:
+    """Lines of `key number`, as in `cpu.stat`."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+
+
+def exists(directory_fd: int, name: str) -> bool:
+    """Whether the kernel offers this file."""
+    return os.access(name, os.F_OK, dir_fd=directory_fd)
+
+
+def open_directory(path: str, directory_fd: int | None = None) -> int:
+    """A descriptor to address files below a directory. Raises SandboxFailed (step `cgroup NAME`)."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory_fd)
+    except OSError as error:
+        raise failed(path, error, "opening") from error
+
+
+def make_directory(name: str, directory_fd: int) -> None:
+    """Make a cgroup, or keep the one that is there. Raises SandboxFailed (step `cgroup mkdir`)."""
+    try:
+        os.mkdir(name, dir_fd=directory_fd)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise SandboxFailed("cgroup mkdir", f"{name}: {error.strerror}") from error
+
+
+def remove_directory(name: str, directory_fd: int) -> bool:
+    """Remove one cgroup; False: busy. One that is gone is fine. Raises SandboxFailed (step `cgroup rmdir`)."""
+    try:
+        os.rmdir(name, dir_fd=directory_fd)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        raise SandboxFailed("cgroup rmdir", f"{name}: {error.strerror}") from error
+    return True
+
+
+def failed(name: str, error: OSError, action: str) -> SandboxFailed:
+    """The failure of one file, as `cgroup memory.max: writing '4096': Permission denied`."""
+    return SandboxFailed(f"cgroup {os.path.basename(name)}", f"{action}: {error.strerror}")

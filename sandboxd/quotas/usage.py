@@ -1,0 +1,33 @@
+"""What the processes of one cgroup have used."""
+
+from typing import NamedTuple
+
+
+class CgroupUsage(NamedTuple):
+    """Figures since the limits were applied. None: nothing on this host counts it."""
+
+    cpu_seconds: float | None = None
+    cpu_user_seconds: float | None = None
+    cpu_system_seconds: float | None = None
+    cpu_throttled_seconds: float | None = None
+    memory_peak_bytes: int | None = None
+    pids_peak: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    oom_kills: int | None = None
+
+    def filled_from(self, other: "CgroupUsage") -> "CgroupUsage":
+        """This, with what is unknown here taken from `other` (the rest of a hybrid host)."""
+        pairs = zip(self, other, strict=True)
+        return CgroupUsage._make(theirs if mine is None else mine for mine, theirs in pairs)
+
+
+def split_cpu(total: float, user: float, system: float) -> tuple[float, float]:
+    """Divide the exact CPU time in the ratio of the figures that were sampled by clock ticks.
+
+    The kernel does the same for `cpu.stat` and times(2): cputime_adjust() in kernel/sched/cputime.c.
+    """
+    if user + system == 0:
+        return total, 0.0
+    share = user / (user + system)
+    return total * share, total * (1 - share)
