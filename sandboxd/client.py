@@ -1,0 +1,365 @@
+"""The Python client, for threads (`Client`) and for asyncio (`AsyncClient`).
+
+    from sandboxd.client import Client
+
+    with Client("http://127.0.0.1:8080") as client:
+        job = client.run(["python3", "-c", "print(6 * 7)"], limits={"memory": "128Mi"})
+        print(job.state, job.exit_code, job.text)
+
+Both do the same in the same words. Requests that are safe to repeat are repeated a few times when the connection
+breaks or the service says that it cannot just now; every job is handed in under a key of its own, so that it runs
+once whatever happens on the way.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx2
+
+from sandboxd import client_protocol as protocol
+from sandboxd.client_protocol import Answer, Conversation, JobOptions, ListOptions, Lost, Pause
+from sandboxd.client_types import (
+    ClientError,
+    Conflict,
+    ConnectionFailed,
+    Event,
+    Fault,
+    Image,
+    InvalidRequest,
+    Job,
+    JobPage,
+    KeyRefused,
+    LogChunk,
+    NotFound,
+    NotTheService,
+    Problem,
+    RequestRefused,
+    ServiceFault,
+    Unavailable,
+    WaitTimedOut,
+)
+from sandboxd.jobs import State, Stream
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "Conflict",
+    "ConnectionFailed",
+    "Event",
+    "Fault",
+    "Image",
+    "InvalidRequest",
+    "Job",
+    "JobPage",
+    "KeyRefused",
+    "LogChunk",
+    "NotFound",
+    "NotTheService",
+    "Problem",
+    "RequestRefused",
+    "ServiceFault",
+    "State",
+    "Stream",
+    "Unavailable",
+    "WaitTimedOut",
+]
+
+_Result = TypeVar("_Result")
+_CONNECT_SECONDS = 5.0
+
+
+class Client:
+    """A connection to a service. Threads may share it."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8080", *, key: str | None = None) -> None:
+        """`url`: `http://HOST:PORT`, `https://HOST` or `unix:/path/of/socket`. `key`: the bearer key."""
+        self.url = url
+        base_url, socket_path = _split_url(url)
+        self._http = httpx2.Client(
+            base_url=base_url,
+            headers=_headers(key),
+            transport=httpx2.HTTPTransport(uds=socket_path) if socket_path else None,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def run(self, command: Sequence[str], **options: Unpack[JobOptions]) -> Job:
+        """Run a command to its end. If the waiting is interrupted, the job is cancelled."""
+        job = self.submit(command, **options)
+        try:
+            return self.wait(job.id)
+        except BaseException:
+            with contextlib.suppress(ClientError):
+                self.cancel(job.id)
+            raise
+
+    def submit(self, command: Sequence[str], **options: Unpack[JobOptions]) -> Job:
+        """Hand in a job and go on; it is on the record when this returns."""
+        return self._hold(protocol.submit(command, **options))
+
+    def get(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return self._hold(protocol.get(job_id))
+
+    def wait(self, job_id: str, timeout_seconds: float | None = None) -> Job:
+        """The job when it has ended. Raises WaitTimedOut, with the job, after `timeout_seconds`."""
+        return self._hold(protocol.wait(job_id, timeout_seconds))
+
+    def cancel(
+        self, job_id: str, *, grace_seconds: float | None = None, reason: str | None = None
+    ) -> Job:
+        """Stop a job: SIGTERM, `grace_seconds`, SIGKILL. Returns at once; `wait` for its end."""
+        return self._hold(protocol.cancel(job_id, grace_seconds, reason))
+
+    def delete(self, job_id: str) -> None:
+        """Remove the record and the logs of a job that has ended. Raises Conflict if it has not."""
+        self._hold(protocol.delete(job_id))
+
+    def list(self, **options: Unpack[ListOptions]) -> JobPage:
+        """One page of jobs, newest first."""
+        return self._hold(protocol.list_jobs(**options))
+
+    def list_all(self, **options: Unpack[ListOptions]) -> Iterator[Job]:
+        """All jobs, newest first, page by page."""
+        while True:
+            page = self.list(**options)
+            yield from page.data
+            if page.next_cursor is None:
+                return
+            options["cursor"] = page.next_cursor
+
+    def logs(
+        self, job_id: str, *, stream: Stream | str | None = None, follow: bool = False
+    ) -> Iterator[LogChunk]:
+        """The output in pieces, in order of arrival. With `follow` until the job has ended.
+
+        A broken connection is taken up again where it broke: no byte is missing and none comes twice.
+        """
+        reader = protocol.LogReader(job_id, stream, follow=follow)
+        while not reader.ended:
+            try:
+                with self._http.stream(**_arguments(reader.request())) as response:
+                    if response.status_code == 200:
+                        for event in httpx2.EventSource(response):
+                            if (
+                                piece := reader.read(event.event, event.data, event.id)
+                            ) is not None:
+                                yield piece
+                        pause = 0.0 if reader.ended else reader.lost("the stream has no end")
+                    else:
+                        body = response.read()
+                        pause = reader.accept(response.status_code, body, response.headers)
+            except httpx2.TransportError as error:
+                pause = reader.lost(_reason(self.url, error))
+            if not reader.ended:
+                time.sleep(pause)
+
+    def read_log(self, job_id: str, *, stream: Stream | str | None = None) -> bytes:
+        """All output that is kept so far: of one stream, or of both in order of arrival."""
+        return self._hold(protocol.read_log(job_id, stream))
+
+    def events(self, job_id: str) -> Sequence[Event]:
+        """Every change of the job's state, oldest first."""
+        return self._hold(protocol.events(job_id))
+
+    def images(self) -> Sequence[Image]:
+        """The images that jobs can name."""
+        return self._hold(protocol.images())
+
+    def system(self) -> dict[str, Any]:
+        """What the service and its host are and can do."""
+        return self._hold(protocol.system())
+
+    def _hold(self, conversation: Conversation[_Result]) -> _Result:
+        heard: Answer | Lost | None = None
+        while True:
+            try:
+                step = conversation.send(heard)
+            except StopIteration as end:
+                result: _Result = end.value
+                return result
+            heard = None
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+            else:
+                try:
+                    heard = _answer(self._http.request(**_arguments(step)))
+                except httpx2.TransportError as error:
+                    heard = Lost(_reason(self.url, error))
+
+
+class AsyncClient:
+    """A connection to a service, for asyncio."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8080", *, key: str | None = None) -> None:
+        """`url`: `http://HOST:PORT`, `https://HOST` or `unix:/path/of/socket`. `key`: the bearer key."""
+        self.url = url
+        base_url, socket_path = _split_url(url)
+        self._http = httpx2.AsyncClient(
+            base_url=base_url,
+            headers=_headers(key),
+            transport=httpx2.AsyncHTTPTransport(uds=socket_path) if socket_path else None,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def run(self, command: Sequence[str], **options: Unpack[JobOptions]) -> Job:
+        """Run a command to its end. If the waiting is interrupted, the job is cancelled."""
+        job = await self.submit(command, **options)
+        try:
+            return await self.wait(job.id)
+        except BaseException:
+            # Our own task may be cancelled already: the request goes out in one that is not.
+            with contextlib.suppress(ClientError):
+                await asyncio.shield(self.cancel(job.id))
+            raise
+
+    async def submit(self, command: Sequence[str], **options: Unpack[JobOptions]) -> Job:
+        """Hand in a job and go on; it is on the record when this returns."""
+        return await self._hold(protocol.submit(command, **options))
+
+    async def get(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return await self._hold(protocol.get(job_id))
+
+    async def wait(self, job_id: str, timeout_seconds: float | None = None) -> Job:
+        """The job when it has ended. Raises WaitTimedOut, with the job, after `timeout_seconds`."""
+        return await self._hold(protocol.wait(job_id, timeout_seconds))
+
+    async def cancel(
+        self, job_id: str, *, grace_seconds: float | None = None, reason: str | None = None
+    ) -> Job:
+        """Stop a job: SIGTERM, `grace_seconds`, SIGKILL. Returns at once; `wait` for its end."""
+        return await self._hold(protocol.cancel(job_id, grace_seconds, reason))
+
+    async def delete(self, job_id: str) -> None:
+        """Remove the record and the logs of a job that has ended. Raises Conflict if it has not."""
+        await self._hold(protocol.delete(job_id))
+
+    async def list(self, **options: Unpack[ListOptions]) -> JobPage:
+        """One page of jobs, newest first."""
+        return await self._hold(protocol.list_jobs(**options))
+
+    async def list_all(self, **options: Unpack[ListOptions]) -> AsyncIterator[Job]:
+        """All jobs, newest first, page by page."""
+        while True:
+            page = await self.list(**options)
+            for job in page.data:
+                yield job
+            if page.next_cursor is None:
+                return
+            options["cursor"] = page.next_cursor
+
+    async def logs(
+        self, job_id: str, *, stream: Stream | str | None = None, follow: bool = False
+    ) -> AsyncIterator[LogChunk]:
+        """The output in pieces, in order of arrival. With `follow` until the job has ended.
+
+        A broken connection is taken up again where it broke: no byte is missing and none comes twice.
+        """
+        reader = protocol.LogReader(job_id, stream, follow=follow)
+        while not reader.ended:
+            try:
+                async with self._http.stream(**_arguments(reader.request())) as response:
+                    if response.status_code == 200:
+                        async for event in httpx2.EventSource(response):
+                            if (
+                                piece := reader.read(event.event, event.data, event.id)
+                            ) is not None:
+                                yield piece
+                        pause = 0.0 if reader.ended else reader.lost("the stream has no end")
+                    else:
+                        body = await response.aread()
+                        pause = reader.accept(response.status_code, body, response.headers)
+            except httpx2.TransportError as error:
+                pause = reader.lost(_reason(self.url, error))
+            if not reader.ended:
+                await asyncio.sleep(pause)
+
+    async def read_log(self, job_id: str, *, stream: Stream | str | None = None) -> bytes:
+        """All output that is kept so far: of one stream, or of both in order of arrival."""
+        return await self._hold(protocol.read_log(job_id, stream))
+
+    async def events(self, job_id: str) -> Sequence[Event]:
+        """Every change of the job's state, oldest first."""
+        return await self._hold(protocol.events(job_id))
+
+    async def images(self) -> Sequence[Image]:
+        """The images that jobs can name."""
+        return await self._hold(protocol.images())
+
+    async def system(self) -> dict[str, Any]:
+        """What the service and its host are and can do."""
+        return await self._hold(protocol.system())
+
+    async def _hold(self, conversation: Conversation[_Result]) -> _Result:
+        heard: Answer | Lost | None = None
+        while True:
+            try:
+                step = conversation.send(heard)
+            except StopIteration as end:
+                result: _Result = end.value
+                return result
+            heard = None
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+            else:
+                try:
+                    heard = _answer(await self._http.request(**_arguments(step)))
+                except httpx2.TransportError as error:
+                    heard = Lost(_reason(self.url, error))
+
+
+def _split_url(url: str) -> tuple[str, str | None]:
+    """The base URL, and the path of the unix socket if it is one."""
+    if url.startswith("unix:"):
+        return "http://sandboxd", url.removeprefix("unix:").removeprefix("//")
+    if not url.startswith(("http://", "https://")):
+        raise ClientError(
+            f'"{url}" is no address of a service: write http://HOST:PORT or unix:/path'
+        )
+    return url.rstrip("/"), None
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def _arguments(request: protocol.Request) -> dict[str, Any]:
+    """A request in the words of the HTTP library."""
+    return {
+        "method": request.method,
+        "url": request.path,
+        "params": list(request.query),
+        "headers": dict(request.headers),
+        "content": request.body,
+        "timeout": httpx2.Timeout(request.patience_seconds, connect=_CONNECT_SECONDS),
+    }
+
+
+def _answer(response: httpx2.Response) -> Answer:
+    return Answer(response.status_code, response.headers, response.content)
+
+
+def _reason(url: str, error: httpx2.TransportError) -> str:
+    return f"{url}: {error or type(error).__name__}"

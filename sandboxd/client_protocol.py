@@ -1,0 +1,371 @@
+"""What the client says and hears, without any input or output: both clients drive these same conversations.
+
+A conversation is a generator. It yields a `Request` and is sent the `Answer` or `Lost`; it yields a `Pause` and is
+sent None when that is over; what it returns is the result. So a retry or a long poll is written once.
+"""
+
+import base64
+import json
+import os
+import time
+from collections.abc import Generator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
+
+import msgspec
+
+from sandboxd.client_types import (
+    ClientError,
+    Conflict,
+    ConnectionFailed,
+    Event,
+    Image,
+    InvalidRequest,
+    Job,
+    JobPage,
+    KeyRefused,
+    LogChunk,
+    NotFound,
+    NotTheService,
+    Problem,
+    RequestRefused,
+    ServiceFault,
+    Unavailable,
+    WaitTimedOut,
+)
+from sandboxd.jobs import State, Stream
+
+ATTEMPTS = 5
+"""How often a request is sent that may be repeated."""
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 10.0
+"""A service that says "later" and means longer is not waited for."""
+POLL_SECONDS = 30.0
+"""How long one request waits for the end of a job: shorter than the time-outs of proxies."""
+SHORTEST_POLL_SECONDS = 0.2
+"""A service that does not hold requests is asked no more often."""
+PATIENCE_SECONDS = 30.0
+"""Without an answer for so long (above what the service was asked to wait) the connection is given up."""
+
+_NOT_CARRIED_OUT = frozenset({409, 429, 503})
+"""With Retry-After these mean: nothing was done, come back."""
+
+_Result = TypeVar("_Result")
+
+
+class Request(NamedTuple):
+    """One HTTP request."""
+
+    method: str
+    path: str
+    query: Sequence[tuple[str, str]] = ()
+    headers: Mapping[str, str] = {}
+    body: bytes | None = None
+    may_repeat: bool = False
+    """Whether sending it twice does no more than sending it once."""
+    patience_seconds: float = PATIENCE_SECONDS
+
+
+class Pause(NamedTuple):
+    """Time to let pass."""
+
+    seconds: float
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+class Lost(NamedTuple):
+    """Nothing came back, or only a part."""
+
+    reason: str
+
+
+Conversation = Generator[Request | Pause, Any, _Result]
+
+
+class JobOptions(TypedDict, total=False):
+    """What a job may be given besides its command; see the API's `POST /v1/jobs`."""
+
+    image: str
+    stdin: str | bytes
+    env: Mapping[str, str]
+    workdir: str
+    user: str
+    limits: Mapping[str, float | int | str]
+    """`{"memory": "128Mi", "cpus": 0.5, "wall_seconds": 10, …}`"""
+    network: Mapping[str, Any]
+    require: Mapping[str, str]
+    priority: int
+    labels: Mapping[str, str]
+    retry: Mapping[str, int]
+    ttl_seconds: float
+
+
+def submit(command: Sequence[str], **options: Unpack[JobOptions]) -> Conversation[Job]:
+    """Hand in a job; the answer comes as soon as it is on the record."""
+    body = {"image": "host", **options, "command": list(command)}
+    stdin = options.get("stdin", "")
+    if isinstance(stdin, bytes):
+        body["stdin"] = _stdin_of(stdin)
+    headers = {"content-type": "application/json", "idempotency-key": os.urandom(16).hex()}
+    request = Request(
+        "POST", "/v1/jobs", headers=headers, body=json.dumps(body).encode(), may_repeat=True
+    )
+    return (yield from _ask(request, Job))
+
+
+def get(job_id: str) -> Conversation[Job]:
+    """The job as it is now."""
+    return (yield from _ask(_get(_job_path(job_id)), Job))
+
+
+def wait(job_id: str, timeout_seconds: float | None) -> Conversation[Job]:
+    """The job when it has ended.
+
+    Raises WaitTimedOut after `timeout_seconds`; None: never.
+    """
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    while True:
+        asked_at = time.monotonic()
+        seconds = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - asked_at)
+        request = _get(_job_path(job_id), [("wait", f"{max(0.0, seconds):.3f}")])
+        job = yield from _ask(
+            request._replace(patience_seconds=PATIENCE_SECONDS + max(0.0, seconds)), Job
+        )
+        if job.is_terminal:
+            return job
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimedOut(job)
+        if time.monotonic() - asked_at < SHORTEST_POLL_SECONDS:
+            yield Pause(SHORTEST_POLL_SECONDS)
+
+
+def cancel(job_id: str, grace_seconds: float | None, reason: str | None) -> Conversation[Job]:
+    """Stop the job; the answer comes at once, the end when it is stopped. Doing it twice is harmless."""
+    body = {"grace_seconds": grace_seconds, "reason": reason}
+    known = {name: value for name, value in body.items() if value is not None}
+    request = Request(
+        "POST",
+        _job_path(job_id, "/cancel"),
+        headers={"content-type": "application/json"},
+        body=json.dumps(known).encode(),
+        may_repeat=True,
+    )
+    return (yield from _ask(request, Job))
+
+
+def delete(job_id: str) -> Conversation[None]:
+    """Remove the record and the logs of a job that has ended."""
+    yield from _exchange(Request("DELETE", _job_path(job_id)))
+
+
+class ListOptions(TypedDict, total=False):
+    """Which jobs to list."""
+
+    states: Sequence[State | str]
+    labels: Mapping[str, str]
+    since: datetime
+    until: datetime
+    limit: int
+    cursor: str
+
+
+def list_jobs(**options: Unpack[ListOptions]) -> Conversation[JobPage]:
+    """One page of jobs, newest first; `next_cursor` leads to the next."""
+    query = [("state", str(state)) for state in options.get("states", ())]
+    query += [(f"label.{key}", value) for key, value in options.get("labels", {}).items()]
+    if "since" in options:
+        query.append(("since", options["since"].isoformat()))
+    if "until" in options:
+        query.append(("until", options["until"].isoformat()))
+    if "limit" in options:
+        query.append(("limit", str(options["limit"])))
+    if "cursor" in options:
+        query.append(("cursor", options["cursor"]))
+    return (yield from _ask(_get("/v1/jobs", query), JobPage))
+
+
+def events(job_id: str) -> Conversation[list[Event]]:
+    """Every change of the job's state, oldest first."""
+    page = yield from _ask(_get(_job_path(job_id, "/events")), _EventList)
+    return page.data
+
+
+def images() -> Conversation[list[Image]]:
+    """The images that jobs can name."""
+    page = yield from _ask(_get("/v1/images"), _ImageList)
+    return page.data
+
+
+def system() -> Conversation[dict[str, Any]]:
+    """What the service and its host are and can do."""
+    return (yield from _ask(_get("/v1/system"), dict[str, Any]))
+
+
+def read_log(job_id: str, stream: Stream | str | None) -> Conversation[bytes]:
+    """All that is kept of the output until now: of one stream, or of both in order of arrival."""
+    query = [] if stream is None else [("stream", str(stream))]
+    request = _get(_job_path(job_id, "/logs"), query)
+    answer = yield from _exchange(request._replace(headers={"accept": "text/plain"}))
+    return answer.body
+
+
+class LogReader:
+    """Reads one job's log piece by piece and can go on where a broken connection left off."""
+
+    def __init__(self, job_id: str, stream: Stream | str | None, *, follow: bool) -> None:
+        self._path = _job_path(job_id, "/logs")
+        self._query = [] if stream is None else [("stream", str(stream))]
+        if follow:
+            self._query.append(("follow", "true"))
+        self._last_event_id = ""
+        self._failures = 0
+        self.ended = False
+
+    def request(self) -> Request:
+        """What to ask for next: everything, or what comes after the last piece."""
+        headers = {"accept": "text/event-stream"}
+        if self._last_event_id:
+            headers["last-event-id"] = self._last_event_id
+        return _get(self._path, self._query)._replace(headers=headers)
+
+    def accept(self, status: int, body: bytes, headers: Mapping[str, str]) -> float:
+        """Look at an answer that is no stream of events. The pause before asking again, if it is not the end.
+
+        Raises what a refusal means.
+        """
+        if status == 204:
+            self.ended = True
+            return 0.0
+        answer = Answer(status, headers, body)
+        pause = _pause_asked(answer)
+        if pause is None:
+            raise refusal_of(answer)
+        return self.lost(f"HTTP status {status}", pause)
+
+    def read(self, event: str, data: str, event_id: str) -> LogChunk | None:
+        """The piece that an event brings, if it brings one."""
+        self._failures = 0
+        if event_id:
+            self._last_event_id = event_id
+        if event == "end":
+            self.ended = True
+            return None
+        return _decode(data.encode(), LogChunk) if data else None
+
+    def lost(self, reason: str, pause: float = 0.0) -> float:
+        """The connection broke: the pause before asking again.
+
+        Raises ConnectionFailed if it broke too often without a piece in between.
+        """
+        self._failures += 1
+        if self._failures >= ATTEMPTS:
+            raise ConnectionFailed(reason)
+        return max(pause, _pause_after(self._failures))
+
+
+def refusal_of(answer: Answer) -> ClientError:
+    """The exception that an answer with a status of 400 or above means."""
+    status = answer.status
+    try:
+        problem = msgspec.json.decode(answer.body, type=Problem)
+    except msgspec.DecodeError:
+        excerpt = answer.body[:200].decode("utf-8", "replace").strip()
+        problem = Problem(status=status, title=f"HTTP status {status}", detail=excerpt)
+    return _refusal_type(status)(problem)
+
+
+def _refusal_type(status: int) -> type[RequestRefused]:
+    match status:
+        case 401 | 403:
+            return KeyRefused
+        case 404:
+            return NotFound
+        case 409 | 412:
+            return Conflict
+        case 429 | 503:
+            return Unavailable
+        case _ if status < 500:
+            return InvalidRequest
+        case _:
+            return ServiceFault
+
+
+def _ask(request: Request, kind: type[_Result]) -> Conversation[_Result]:
+    answer = yield from _exchange(request)
+    return _decode(answer.body, kind)
+
+
+def _exchange(request: Request) -> Conversation[Answer]:
+    """One request and its good answer, asked again where that is harmless and may help."""
+    attempt = 1
+    while True:
+        answer: Answer | Lost = yield request
+        last = attempt == ATTEMPTS or not request.may_repeat
+        if isinstance(answer, Lost):
+            if last:
+                raise ConnectionFailed(answer.reason)
+            pause: float | None = _pause_after(attempt)
+        elif answer.status < 400:
+            return answer
+        else:
+            pause = _pause_asked(answer)
+            if last or pause is None:
+                raise refusal_of(answer)
+        yield Pause(pause or 0.0)
+        attempt += 1
+
+
+def _pause_after(failures: int) -> float:
+    return FIRST_PAUSE_SECONDS * 2.0 ** (failures - 1)
+
+
+def _pause_asked(answer: Answer) -> float | None:
+    """How long the service asks us to stay away; None if coming back would not help or not soon."""
+    if answer.status not in _NOT_CARRIED_OUT:
+        return None
+    try:
+        seconds = float(answer.headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    return seconds if 0 <= seconds <= LONGEST_PAUSE_SECONDS else None
+
+
+def _decode(body: bytes, kind: type[_Result]) -> _Result:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise NotTheService(f"the answer is not one of this API: {error}") from error
+
+
+def _get(path: str, query: Sequence[tuple[str, str]] = ()) -> Request:
+    return Request("GET", path, query, may_repeat=True)
+
+
+def _job_path(job_id: str, rest: str = "") -> str:
+    if not job_id.replace("_", "").isalnum():
+        # It becomes a part of a path: "../keys" must not lead elsewhere.
+        raise ValueError(f"{job_id!r} is not a job's id")
+    return f"/v1/jobs/{job_id}{rest}"
+
+
+def _stdin_of(content: bytes) -> str | dict[str, str]:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(content).decode("ascii")}
+
+
+class _EventList(msgspec.Struct):
+    data: list[Event]
+
+
+class _ImageList(msgspec.Struct):
+    data: list[Image]

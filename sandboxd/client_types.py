@@ -1,0 +1,235 @@
+"""What the client gives back: jobs and their parts, pieces of logs, and errors that carry the service's problem."""
+
+import base64
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from sandboxd.errors import SandboxdError
+from sandboxd.jobs import TERMINAL, ExitStatus, JobError, Reason, State, Stream, Usage
+
+
+class Bytes(msgspec.Struct, frozen=True):
+    """Output that is not UTF-8, as JSON carries it."""
+
+    base64: str
+
+
+class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a stream is kept, and how much of it came with the job."""
+
+    size_bytes: int = 0
+    inline_bytes: int = 0
+    truncated: bool = False
+    """The job wrote more than was kept."""
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """What a queued job waits for."""
+
+    for_: str = msgspec.field(name="for")
+    position: int | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One job as the service tells it. What is not known (yet) is None or empty.
+
+    Fields that a newer service adds are ignored.
+    """
+
+    id: str
+    state: State
+    reason: Reason
+    attempt: int = 0
+    image: str
+    command: tuple[str, ...]
+    env: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    limits: dict[str, float | None] = {}
+    priority: int = 0
+    created_at: datetime
+    queued_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    expires_at: datetime | None = None
+    image_digest: str | None = None
+    exit: ExitStatus | None = None
+    usage: Usage | None = None
+    streams: dict[Stream, StreamInfo] = {}
+    enforcement: dict[str, Any] = {}
+    error: JobError | None = None
+    waiting: Waiting | None = None
+    cancel_requested: bool = False
+    retried_from: str | None = None
+    request_id: str | None = None
+    stdout_field: str | Bytes = msgspec.field(name="stdout", default="")
+    stderr_field: str | Bytes = msgspec.field(name="stderr", default="")
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it has ended; nothing about it changes any more."""
+        return self.state in TERMINAL
+
+    @property
+    def stdout(self) -> bytes:
+        """Standard output, unharmed: the first `streams["stdout"].inline_bytes` of it; `read_log` has all."""
+        return _bytes_of(self.stdout_field)
+
+    @property
+    def stderr(self) -> bytes:
+        """Standard error, like `stdout`."""
+        return _bytes_of(self.stderr_field)
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; what is not UTF-8 is shown as U+FFFD."""
+        return self.stdout.decode("utf-8", "replace")
+
+    @property
+    def exit_code(self) -> int | None:
+        """The command's exit code; None if it did not exit by itself, or has not yet."""
+        return self.exit.code if self.exit is not None else None
+
+
+class JobPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the list of jobs, newest first."""
+
+    data: list[Job]
+    next_cursor: str | None = None
+    has_more: bool = False
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a job's state."""
+
+    seq: int
+    time: datetime
+    state: State
+    reason: Reason
+    attempt: int = 0
+    message: str | None = None
+
+
+class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a job's output, in order of arrival."""
+
+    stream: Stream
+    time: datetime
+    offset: int
+    """Where it starts in the merged log, in bytes."""
+    text: str | None = msgspec.field(name="data", default=None)
+    base64: str | None = None
+
+    @property
+    def data(self) -> bytes:
+        """The bytes as the command wrote them."""
+        return _bytes_of(self.text or "" if self.base64 is None else Bytes(self.base64))
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that jobs can name."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    created_at: datetime
+    source: str
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is wrong with a request: where (in its body or its query) and what."""
+
+    detail: str
+    pointer: str | None = None
+    parameter: str | None = None
+
+    def __str__(self) -> str:
+        place = self.pointer or self.parameter
+        return f"{place}: {self.detail}" if place else self.detail
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """A refusal (RFC 9457) as the service worded it."""
+
+    status: int
+    title: str = ""
+    detail: str = ""
+    code: str = "unknown"
+    """A stable word for programs."""
+    request_id: str | None = None
+    """By which the service's log has it."""
+    errors: tuple[Fault, ...] = ()
+    retry_after_seconds: float | None = None
+
+
+class ClientError(SandboxdError):
+    """Root of what the client raises."""
+
+
+class ConnectionFailed(ClientError):
+    """There is no service there, or the connection to it broke."""
+
+
+class NotTheService(ClientError):
+    """Something answered, but not as sandboxd does."""
+
+
+class WaitTimedOut(ClientError):
+    """The job had not ended when the caller's patience did. It goes on."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(f"{job.id} is still {job.state}")
+        self.job = job
+
+
+class RequestRefused(ClientError):
+    """The service said no; `problem` says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        sentence = problem.detail or problem.title or f"HTTP status {problem.status}"
+        super().__init__("\n  ".join([sentence, *(str(fault) for fault in problem.errors)]))
+        self.problem = problem
+
+    @property
+    def code(self) -> str:
+        """A stable word for programs."""
+        return self.problem.code
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Everything that is wrong with the request."""
+        return self.problem.errors
+
+    @property
+    def request_id(self) -> str | None:
+        """By which the service's log has it."""
+        return self.problem.request_id
+
+
+class KeyRefused(RequestRefused):
+    """No key, a wrong one, or one without the scope (401, 403)."""
+
+
+class NotFound(RequestRefused):
+    """It does not exist, or belongs to another tenant (404)."""
+
+
+class Conflict(RequestRefused):
+    """The state of the thing does not allow it (409, 412)."""
+
+
+class InvalidRequest(RequestRefused):
+    """The request is wrong; `faults` says where (400, 413, 415, 422, …)."""
+
+
+class Unavailable(RequestRefused):
+    """Not now: too many requests, a full queue, a service that stops (429, 503)."""
+
+
+class ServiceFault(RequestRefused):
+    """The service failed (500 and the like); `request_id` finds it in its log."""
+
+
+def _bytes_of(field: str | Bytes) -> bytes:
+    return field.encode() if isinstance(field, str) else base64.b64decode(field.base64)
