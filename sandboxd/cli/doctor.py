@@ -1,0 +1,104 @@
+"""`sandboxd doctor`: what this host offers and lacks, each lack with the command that mends it."""
+
+import os
+import tempfile
+from typing import Any
+
+import click
+
+from sandboxd.cli.options import config_option, data_dir_option, json_option, load
+from sandboxd.cli.output import print_json, print_table
+from sandboxd.isolation.features import Feature, Status, probe_features
+from sandboxd.quotas.host import CONTROLLERS, Controller, Host, current_user, probe_host
+
+_NEEDED_CONTROLLERS = frozenset(CONTROLLERS) - {"cpuacct"}
+"""Without `cpuacct` the CPU time is limited per process by an rlimit: less exact, still safe."""
+
+
+@click.command()
+@config_option
+@data_dir_option
+@json_option
+def doctor(config_file: str | None, data_dir: str | None, as_json: bool) -> int:
+    """Check what this host offers and what it lacks.
+
+    Exit code 1 if jobs could not run safely. Warnings say what is less good, and do not change it.
+    """
+    flags: dict[str, Any] = {"store.data_dir": data_dir}
+    loaded = load(flags, config_file)
+    features = examine(loaded.settings.store.data_dir)
+    safe = all(feature.status is not Status.MISSING for feature in features)
+    if as_json:
+        print_json({"ok": safe, "features": [feature._asdict() for feature in features]})
+    else:
+        print_table(
+            ("feature", "status", "seen", "remedy"),
+            [(each.name, each.status, each.detail, each.remedy) for each in features],
+            empty="",
+        )
+    return 0 if safe else 1
+
+
+def examine(data_dir: str) -> list[Feature]:
+    """Every feature, in the order of the table. As root only that: see `probe_features`."""
+    features = probe_features()
+    if os.geteuid() == 0:
+        return features
+    user = current_user()
+    host = probe_host(user)
+    controllers = [examine_controller(host.controllers[name], user) for name in CONTROLLERS]
+    return [*features, *controllers, examine_swap(host), examine_data_dir(data_dir, user)]
+
+
+def examine_controller(controller: Controller, user: str) -> Feature:
+    """Where a cgroup controller lives, and whether we may use it."""
+    name = f"cgroup {controller.name}"
+    status = Status.MISSING if controller.name in _NEEDED_CONTROLLERS else Status.WARNING
+    if controller.version is None:
+        state = "turned off at boot" if controller.disabled else "not in this kernel or container"
+        remedy = f"boot with cgroup_enable={controller.name}"
+        return Feature(name, status, state, remedy)
+    place = f"{controller.version} at {controller.mount}"
+    if controller.directory is None:
+        if controller.version == "cgroup2":
+            remedy = f"start it as a service: {_start_command(user)}"
+        else:
+            remedy = f"as root: sandboxd setup --user {user}"
+        return Feature(name, status, f"{place}, not delegated to {user}", remedy)
+    return Feature(name, Status.OK, f"{place}, ours: {controller.directory}", "")
+
+
+def examine_swap(host: Host) -> Feature:
+    """Swap makes a memory limit a lie where cgroups do not count it."""
+    memory = host.controllers["memory"]
+    counted = memory.directory is None or any(
+        os.path.exists(f"{memory.directory}/{name}")
+        for name in ("memory.memsw.limit_in_bytes", "memory.swap.max")
+    )
+    if host.swap_bytes and not counted:
+        detail = "there is swap, but cgroups do not count it"
+        return Feature(
+            "swap", Status.MISSING, detail, "as root: swapoff -a, or boot with swapaccount=1"
+        )
+    return Feature("swap", Status.OK, "limited by cgroups" if host.swap_bytes else "none", "")
+
+
+def examine_data_dir(directory: str, user: str) -> Feature:
+    """Whether the record can be kept: tried with a file, in the directory or in the first parent that exists."""
+    parent = directory
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        remedy = f"as root: install -d -m 0700 -o {user} {directory}"
+        return Feature("data directory", Status.MISSING, f"{parent}: {error.strerror}", remedy)
+    detail = f"{directory} is writable" if parent == directory else f"{directory} can be made"
+    return Feature("data directory", Status.OK, detail, "")
+
+
+def _start_command(user: str) -> str:
+    if user == "sandboxd":
+        return "as root: systemctl start sandboxd"
+    return "systemd-run --user --scope -p Delegate=yes sandboxd serve"

@@ -1,0 +1,222 @@
+"""What this host offers for sandboxes, found by looking and by trying.
+
+Nothing here is believed because a setting says so: `trial` builds the walls in a throw-away process.
+"""
+
+import enum
+import os
+import platform
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+from sandboxd.errors import SandboxFailed
+from sandboxd.isolation import idmap
+
+LEAST_KERNEL = (5, 12)
+"""mount_setattr(2) and idmapped mounts; overlay in a user namespace is older by one release."""
+TMPFS_XATTR_KERNEL = (6, 6)
+"""From here on tmpfs has user xattrs, which overlay's `userxattr` keeps opaque directories in."""
+
+_TRIAL_SECONDS = 20.0
+_NOT_TRIED = "not tried, because of what is missing above"
+
+
+class Status(enum.StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    """Something is less good; jobs run safely."""
+    MISSING = "missing"
+    """Jobs could not run safely."""
+
+
+class Feature(NamedTuple):
+    """One thing that the host has or lacks."""
+
+    name: str
+    status: Status
+    detail: str
+    """What was seen."""
+    remedy: str
+    """The command that mends it; empty where there is nothing to mend."""
+
+
+def probe_features(user: str | None = None) -> list[Feature]:
+    """Look at the host as the user that we are. `user` is whom remedies name; None: us.
+
+    As root nothing is tried: root can do what the service's user cannot.
+    """
+    name = user or _own_name()
+    account = probe_account(os.geteuid(), name)
+    if account.status is not Status.OK:
+        return [account]
+    ids = idmap.find_range()
+    outcome = run_trial(ids)
+    return [
+        account,
+        probe_kernel(platform.release()),
+        probe_user_namespaces(outcome),
+        probe_subordinate_ids(ids, outcome, name),
+        _tried("namespaces", outcome, ["namespaces"], "mount, pid, net, ipc, uts, cgroup"),
+        _tried(
+            "overlay", outcome, ["tmpfs", "overlay"], "mounted over a tmpfs in a user namespace"
+        ),
+        _tried("proc and sysfs", outcome, ["proc", "sysfs"], "mounted in a sandbox's namespaces"),
+        _tried("seccomp", outcome, ["seccomp"], "a filter was installed"),
+        probe_tun(name),
+    ]
+
+
+def probe_account(uid: int, name: str) -> Feature:
+    """The service must be an ordinary user."""
+    if uid == 0:
+        remedy = "run it as the service's user: runuser -u sandboxd -- sandboxd doctor"
+        return Feature("account", Status.MISSING, "running as root; jobs must not", remedy)
+    return Feature("account", Status.OK, f"{name} (uid {uid})", "")
+
+
+def probe_kernel(release: str) -> Feature:
+    """The version decides what the kernel can do; distributions that backport are rare and name it in their release."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    version = (int(match[1]), int(match[2])) if match else (0, 0)
+    if version < LEAST_KERNEL:
+        remedy = "boot a kernel of 5.12 or newer; 6.6 or newer is better"
+        return Feature("kernel", Status.MISSING, f"Linux {release}, older than 5.12", remedy)
+    if version < TMPFS_XATTR_KERNEL:
+        detail = f"Linux {release}: tmpfs has no user xattrs before 6.6, some renames of directories fail in jobs"
+        return Feature("kernel", Status.WARNING, detail, "boot a kernel of 6.6 or newer")
+    return Feature("kernel", Status.OK, f"Linux {release}", "")
+
+
+def probe_user_namespaces(outcome: dict[str, str]) -> Feature:
+    """Three sysctls can forbid them; whether one does is tried."""
+    name = "user namespaces"
+    most = _sysctl("user/max_user_namespaces")
+    if most == "0":
+        detail = "user.max_user_namespaces is 0"
+        return Feature(
+            name, Status.MISSING, detail, _sysctl_remedy("user.max_user_namespaces=16384")
+        )
+    if _sysctl("kernel/unprivileged_userns_clone") == "0":
+        detail = "kernel.unprivileged_userns_clone is 0"
+        remedy = _sysctl_remedy("kernel.unprivileged_userns_clone=1")
+        return Feature(name, Status.MISSING, detail, remedy)
+    reason = outcome.get("user", "the trial did not start")
+    # AppArmor lets the namespace be made, but gives no capabilities in it: the next step is the one to fail.
+    restricted = _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1"
+    if restricted and outcome.get("namespaces") != "ok":
+        detail = "kernel.apparmor_restrict_unprivileged_userns is 1"
+        remedy = _sysctl_remedy("kernel.apparmor_restrict_unprivileged_userns=0")
+        return Feature(name, Status.MISSING, detail, remedy)
+    if reason != "ok":
+        return Feature(
+            name, Status.MISSING, reason, "check the container's seccomp profile (unshare)"
+        )
+    return Feature(name, Status.OK, f"made one; at most {most}", "")
+
+
+def probe_subordinate_ids(ids: idmap.IdRange | None, outcome: dict[str, str], user: str) -> Feature:
+    """Without them a sandbox's root is the service's own uid: one tenant only."""
+    name = "subordinate ids"
+    reason = outcome.get("ids", _NOT_TRIED)
+    if ids is None:
+        lacking = [tool for tool in ("newuidmap", "newgidmap") if shutil.which(tool) is None]
+        if lacking:
+            detail = f"{' and '.join(lacking)} not found; a single id is mapped"
+            return Feature(name, Status.WARNING, detail, "apt-get install uidmap")
+        detail = f"fewer than {idmap.LEAST_IDS} for {user} in /etc/subuid or /etc/subgid; a single id is mapped"
+        return Feature(name, Status.WARNING, detail, f"as root: sandboxd setup --user {user}")
+    if reason not in ("ok", _NOT_TRIED):
+        remedy = "as root: chmod u+s $(command -v newuidmap newgidmap)"
+        return Feature(name, Status.MISSING, reason, remedy)
+    last = ids.first_uid + ids.count - 1
+    return Feature(name, Status.OK, f"{ids.first_uid}-{last}: the service's uid is not mapped", "")
+
+
+def probe_tun(user: str) -> Feature:
+    """Only egress needs it."""
+    path = "/dev/net/tun"
+    if not os.path.exists(path):
+        return Feature(path, Status.WARNING, "not there: no egress", "as root: modprobe tun")
+    if not os.access(path, os.R_OK | os.W_OK):
+        remedy = f"as root: sandboxd setup --user {user}"
+        return Feature(path, Status.WARNING, f"not writable for {user}: no egress", remedy)
+    return Feature(path, Status.OK, "writable", "")
+
+
+def run_trial(ids: idmap.IdRange | None) -> dict[str, str]:
+    """Step of `trial` to `ok` or the reason why it failed; steps after a failure are not there."""
+    with tempfile.TemporaryDirectory(prefix="sandboxd-trial-") as directory:
+        trial = subprocess.Popen(
+            [sys.executable, "-m", "sandboxd.isolation.trial", directory],
+            env={"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        with trial:
+            try:
+                return _converse(trial, ids)
+            finally:
+                trial.kill()
+
+
+def _converse(trial: "subprocess.Popen[str]", ids: idmap.IdRange | None) -> dict[str, str]:
+    if trial.stdout is None:
+        raise AssertionError("opened as a pipe")
+    outcome = _parse(trial.stdout.readline())
+    if outcome.get("user") != "ok":
+        return outcome
+    try:
+        idmap.map_launcher(trial.pid, ids)
+    except SandboxFailed as error:
+        return {**outcome, "ids": str(error)}
+    rest, _ = trial.communicate("mapped\n", timeout=_TRIAL_SECONDS)
+    for line in rest.splitlines():
+        outcome |= _parse(line)
+    return outcome
+
+
+def _parse(line: str) -> dict[str, str]:
+    """`overlay failed Operation not permitted` as overlay to that reason."""
+    words = line.strip().split(" ", 2)
+    if len(words) < 2:
+        return {}
+    return {words[0]: "ok" if words[1] == "ok" else words[-1]}
+
+
+def _tried(name: str, outcome: dict[str, str], steps: list[str], detail: str) -> Feature:
+    """A feature that stands if all of its steps went well."""
+    remedy = "see docs/troubleshooting.md; in a container: seccomp and AppArmor unconfined, /proc unmasked"
+    for step in steps:
+        reason = outcome.get(step)
+        if reason is None:
+            return Feature(name, Status.MISSING, _NOT_TRIED, "")
+        if reason != "ok":
+            return Feature(name, Status.MISSING, f"{step}: {reason}", remedy)
+    return Feature(name, Status.OK, detail, "")
+
+
+def _sysctl(name: str) -> str | None:
+    """The value of a sysctl; None where this kernel does not have it."""
+    try:
+        with open(f"/proc/sys/{name}") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _sysctl_remedy(assignment: str) -> str:
+    return f"as root: echo {assignment} > /etc/sysctl.d/60-sandboxd.conf && sysctl --system"
+
+
+def _own_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
