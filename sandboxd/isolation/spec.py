@@ -23,6 +23,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Absolute path of the image's tree on the host; it becomes the read-only lower layer."""
     binds: tuple[tuple[str, str], ...] = ()
     """(host path, path inside), each bound recursively and read-only. Set by an image, never by a job."""
+    writable: tuple[str, ...] = ("/work",)
+    """Directories made in the writable layer and owned by `uid` and `gid`. Set by an image, never by a job."""
     scratch_bytes: int
     """Size of the writable layer (a tmpfs)."""
     scratch_inodes: int

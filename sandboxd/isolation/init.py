@@ -1,0 +1,276 @@
+"""init: PID 1 of one sandbox. Builds the walls, then waits for what it is to run.
+
+It starts as a clone of the launcher (root in U1) and ends up with the rights of the command: nothing that it can do
+afterwards is more than the command itself can do. It imports nothing once the root has changed.
+"""
+
+import os
+import resource
+import select
+import signal
+import socket
+from typing import NamedTuple, NoReturn
+
+from sandboxd.errors import SandboxdError
+from sandboxd.isolation import command, mounts, network, privileges, protocol, syscalls, unpack
+from sandboxd.isolation.spec import SandboxSpec
+
+UNPACKING = frozenset({"chown", "dac_override", "fowner", "fsetid"})
+"""What init keeps in a sandbox that is for unpacking an image and runs no command."""
+
+_CHANNEL, _MAPPER = 3, 4
+_LOWEST_OTHER = 5
+_COMMAND_OOM_SCORE = b"1000"
+_OWN_OOM_SCORE = b"0"
+_USER_NAMESPACE_SYSCTLS = {
+    "max_user_namespaces": b"0",
+    "max_inotify_instances": b"64",
+    "max_inotify_watches": b"65536",
+}
+
+
+class Order(NamedTuple):
+    """What the launcher hands to the clone."""
+
+    spec: SandboxSpec
+    templates: mounts.Templates
+    id_count: int
+    join_files: tuple[str, ...]
+    show_cgroup: bool
+    seccomp_program: bytes
+
+
+def main(order: Order, channel: socket.socket, mapper: socket.socket) -> NoReturn:
+    """Life of init. Never returns: it leaves by `os._exit`, since its interpreter is the launcher's."""
+    status = 1
+    try:
+        init = Init(order, channel, mapper)
+        if init.build():
+            init.serve()
+            status = 0
+    except (EOFError, ConnectionError):
+        pass  # The service is gone: so is the sandbox.
+    finally:
+        os._exit(status)
+
+
+class Init:
+    """One sandbox, seen from inside."""
+
+    def __init__(self, order: Order, channel: socket.socket, mapper: socket.socket) -> None:
+        self.order = order
+        self.spec = order.spec
+        os.dup2(channel.fileno(), _CHANNEL + 10, inheritable=False)
+        os.dup2(mapper.fileno(), _MAPPER + 10, inheritable=False)
+        os.dup2(_CHANNEL + 10, _CHANNEL, inheritable=False)
+        os.dup2(_MAPPER + 10, _MAPPER, inheritable=False)
+        self.channel = socket.socket(fileno=_CHANNEL)
+        self.mapper = socket.socket(fileno=_MAPPER)
+        self.oom_score: int | None = None
+        self.unmasked_proc: int | None = None
+
+    def build(self) -> bool:
+        """Build the walls, one named step after the other. A step that fails is reported and ends the sandbox."""
+        steps = [
+            self.leave_launcher,
+            self.join_cgroups,
+            self.mount_file_system,
+            self.bring_up_network,
+            self.change_root,
+            self.set_hostname,
+            self.enter_user_namespace,
+            self.forbid_more_namespaces,
+            self.empty_bounding_set,
+            self.become_user,
+            self.give_up_privileges,
+            self.filter_system_calls,
+        ]
+        for step in steps:
+            try:
+                step()
+            except (OSError, SandboxdError, ValueError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                protocol.send(self.channel, protocol.Failed(step=step.__name__, reason=reason))
+                return False
+        protocol.send(self.channel, protocol.Ready())
+        return True
+
+    # The walls
+
+    def leave_launcher(self) -> None:
+        """Nothing of the launcher's stays: descriptors, keyring, session, signals, limits."""
+        syscalls.close_range(_LOWEST_OTHER)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for stream in range(3):
+            os.dup2(null, stream)
+        os.close(null)
+        privileges.die_with_parent(0)
+        syscalls.set_title("sandboxd: init")
+        syscalls.join_new_session_keyring()
+        os.setsid()
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
+        os.umask(0o022)
+        limit(resource.RLIMIT_CORE, 0)
+        limit(resource.RLIMIT_MEMLOCK, 2**16)
+        limit(resource.RLIMIT_MSGQUEUE, 819_200)
+        limit(resource.RLIMIT_RTPRIO, 0)
+
+    def join_cgroups(self) -> None:
+        """Before anything expensive: what is built from here on is charged to the sandbox (cgroup v1)."""
+        for path in self.order.join_files:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, b"0")
+            finally:
+                os.close(descriptor)
+
+    def mount_file_system(self) -> None:
+        order = self.order
+        mounts.build_tree(
+            self.spec, order.templates, id_count=order.id_count, show_cgroup=order.show_cgroup
+        )
+        if not self.spec.writable_root:
+            self.unmasked_proc = mounts.mount_proc(order.templates)
+            self.oom_score = os.open(
+                "self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.unmasked_proc
+            )
+
+    def bring_up_network(self) -> None:
+        network.bring_up_loopback()
+
+    def change_root(self) -> None:
+        mounts.enter_root(self.order.templates)
+
+    def set_hostname(self) -> None:
+        syscalls.sethostname(self.spec.hostname)
+
+    def enter_user_namespace(self) -> None:
+        """U2. Its maps are written by the launcher, which also proves that the launcher still lives."""
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        self.mapper.send(b"u")
+        if not self.mapper.recv(1):
+            raise EOFError
+        self.mapper.close()
+
+    def forbid_more_namespaces(self) -> None:
+        """A second wall behind the filter: the kernel itself refuses a user namespace below U2."""
+        if self.unmasked_proc is None:
+            return
+        for name, value in _USER_NAMESPACE_SYSCTLS.items():
+            path = f"sys/user/{name}"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.unmasked_proc)
+            try:
+                os.write(descriptor, value)
+            finally:
+                os.close(descriptor)
+        os.close(self.unmasked_proc)
+
+    def empty_bounding_set(self) -> None:
+        privileges.lock_securebits()
+        privileges.drop_bounding_set()
+
+    def become_user(self) -> None:
+        if self.order.id_count:
+            os.setgroups([])
+        os.setresgid(self.spec.gid, self.spec.gid, self.spec.gid)
+        os.setresuid(self.spec.uid, self.spec.uid, self.spec.uid)
+
+    def give_up_privileges(self) -> None:
+        privileges.drop_capabilities(UNPACKING if self.spec.writable_root else frozenset())
+        privileges.forbid_new_privileges()
+        privileges.forbid_dumps()
+        privileges.die_with_parent(0)  # Cleared by the change of ids.
+
+    def filter_system_calls(self) -> None:
+        syscalls.install_seccomp_filter(self.order.seccomp_program)
+
+    # What it is asked to do
+
+    def serve(self) -> None:
+        """Wait for the one thing that this sandbox is for."""
+        request, descriptors = protocol.receive(self.channel, protocol.to_init)
+        match request:
+            case protocol.Run():
+                self.run(request, descriptors)
+            case protocol.Unpack():
+                self.answer(lambda: unpack.unpack(descriptors[0], "/", request))
+            case protocol.Empty():
+                self.answer(lambda: unpack.empty("/"))
+            case protocol.Signal():
+                pass  # It came before there was anything to signal: the sandbox ends.
+
+    def answer(self, work: "unpack.Work") -> None:
+        try:
+            entries, size = work()
+        except (OSError, ValueError, unpack.BadArchive) as error:
+            protocol.send(self.channel, protocol.Failed(step="unpack", reason=str(error)))
+        else:
+            protocol.send(self.channel, protocol.Done(entries=entries, size_bytes=size))
+
+    def run(self, request: protocol.Run, descriptors: list[int]) -> None:
+        """Start the command, reap whatever dies, report how the command ended; then leave, and everything with us."""
+        children = syscalls.signalfd(signal.SIGCHLD)
+        self.set_oom_score(_COMMAND_OOM_SCORE)
+        started = command.start(request.command, descriptors)
+        self.set_oom_score(_OWN_OOM_SCORE)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if isinstance(started, command.Unusable):
+            answer = protocol.NotStarted(what=started.what, errno=started.errno)
+            protocol.send(self.channel, answer)
+            return
+        protocol.send(self.channel, protocol.Started())
+        poll = select.poll()
+        poll.register(children, select.POLLIN)
+        poll.register(self.channel, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == children:
+                    os.read(children, 128)
+                    exited = reap(started)
+                    if exited is not None:
+                        protocol.send(self.channel, exited)
+                        return
+                else:
+                    self.pass_on_signal(started)
+
+    def pass_on_signal(self, group: int) -> None:
+        request, _ = protocol.receive(self.channel, protocol.to_init)
+        if isinstance(request, protocol.Signal):
+            try:
+                os.killpg(group, request.number)
+            except ProcessLookupError:
+                pass  # It has just exited; SIGCHLD is on its way.
+
+    def set_oom_score(self, score: bytes) -> None:
+        """The kernel is to kill the command before init, which has to tell of it."""
+        if self.oom_score is not None:
+            os.pwrite(self.oom_score, score, 0)
+
+
+def reap(command_pid: int) -> protocol.Exited | None:
+    """Collect every dead child. The command's end if it is among them."""
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if pid == 0:
+            return None
+        if pid == command_pid:
+            return protocol.Exited(
+                code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+                signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+                cpu_user_seconds=usage.ru_utime,
+                cpu_system_seconds=usage.ru_stime,
+                max_rss_bytes=usage.ru_maxrss * 1024,
+            )
+
+
+def limit(kind: int, wish: int) -> None:
+    """Lower a resource limit, soft and hard, to `wish` if it is higher."""
+    hard = resource.getrlimit(kind)[1]
+    value = wish if hard == resource.RLIM_INFINITY else min(wish, hard)
+    resource.setrlimit(kind, (value, value))

@@ -1,0 +1,155 @@
+"""launcher: root of a user namespace of its own (U1). Clones sandboxes, writes their maps, reaps. Nothing else.
+
+It is started by `sandbox.Launcher` with an empty environment and one descriptor, and dies with the service. It is single-threaded
+and imports everything that init will need, because init cannot import once its root has changed.
+"""
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from sandboxd.errors import SandboxFailed
+from sandboxd.isolation import (
+    idmap,
+    init,
+    mounts,
+    privileges,
+    protocol,
+    seccomp,
+    syscalls,
+)
+
+_SANDBOX_NAMESPACES = (
+    syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWPID
+    | syscalls.CLONE_NEWNET
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWUTS
+    | syscalls.CLONE_NEWCGROUP
+)
+NAMESPACE_NAMES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
+
+
+def main(control_fd: int, parent_pid: int, stage: str) -> NoReturn:
+    """Life of the launcher. `stage` is an existing directory that it may mount over, in its own mount namespace."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the service.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel reaps: nobody asks for a status.
+    privileges.die_with_parent(parent_pid)
+    launcher = Launcher(socket.socket(fileno=control_fd), parent_pid)
+    launcher.enter_user_namespace()
+    launcher.prepare(stage)
+    launcher.serve()
+    os._exit(0)
+
+
+class Launcher:
+    """The launcher's own state: its control socket and the sandboxes that wait for their maps."""
+
+    def __init__(self, control: socket.socket, parent_pid: int) -> None:
+        self.control = control
+        self.parent_pid = parent_pid
+        self.poll = select.poll()
+        self.waiting_for_maps: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
+        self.id_count = 0
+        self.seccomp_program = seccomp.assemble(seccomp.build(syscalls.MACHINE))
+
+    def enter_user_namespace(self) -> None:
+        """U1. The service writes the maps: only it is outside."""
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        protocol.send(self.control, protocol.Unshared())
+        answer, _ = protocol.receive(self.control, protocol.to_launcher)
+        if not isinstance(answer, protocol.MapYourself):
+            raise SandboxFailed("map launcher", "the service did not map it")
+        self.id_count = answer.id_count
+        # The maps give this process the capabilities of root in U1 only with the ids of root.
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        if self.id_count:
+            os.setgroups([])
+        privileges.die_with_parent(self.parent_pid)
+        syscalls.set_title("sandboxd: launcher")
+
+    def prepare(self, stage: str) -> None:
+        """Everything that can be done once for all sandboxes."""
+        syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC)
+        syscalls.mount_propagation("/", syscalls.MS_REC | syscalls.MS_SLAVE)
+        self.templates = mounts.make_templates(stage)
+        self.poll.register(self.control, select.POLLIN)
+        protocol.send(self.control, protocol.LauncherReady())
+        # What is frozen is not touched by a collection: the pages stay shared with every init.
+        gc.collect()
+        gc.freeze()
+
+    def serve(self) -> None:
+        """Until the service closes its end."""
+        while True:
+            for descriptor, _ in self.poll.poll():
+                if descriptor == self.control.fileno():
+                    try:
+                        request, descriptors = protocol.receive(self.control, protocol.to_launcher)
+                    except EOFError:
+                        return
+                    if isinstance(request, protocol.Create):
+                        self.create(request, descriptors)
+                else:
+                    self.map_sandbox(descriptor)
+
+    def create(self, request: protocol.Create, descriptors: list[int]) -> None:
+        """Clone one sandbox; its init reports to the service by a socket of its own."""
+        service_end, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mapper_end, mapper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            cgroup_fd = descriptors[0] if request.into_cgroup else None
+            pid, pidfd = syscalls.clone3(_SANDBOX_NAMESPACES, cgroup_fd)
+        except OSError as error:
+            failed = protocol.CreateFailed(
+                number=request.number, step="clone3", reason=str(error)
+            )
+            protocol.send(self.control, failed)
+            mapper_end.close()
+            return
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if pid == 0:
+            order = init.Order(
+                request.spec,
+                self.templates,
+                self.id_count,
+                request.join_files,
+                request.show_cgroup,
+                self.seccomp_program,
+            )
+            init.main(order, channel, mapper)
+        created = protocol.Created(number=request.number, pid=pid)
+        protocol.send(self.control, created, [service_end.fileno(), pidfd])
+        os.close(pidfd)
+        for end in (service_end, channel, mapper):
+            end.close()
+        self.expect_maps(mapper_end, pid, request)
+
+    def expect_maps(self, mapper_end: socket.socket, pid: int, request: protocol.Create) -> None:
+        spec, id_count = request.spec, self.id_count
+
+        def write_maps() -> None:
+            idmap.map_sandbox(pid, id_count=id_count, uid=spec.uid, gid=spec.gid)
+
+        self.waiting_for_maps[mapper_end.fileno()] = (mapper_end, write_maps)
+        self.poll.register(mapper_end, select.POLLIN)
+
+    def map_sandbox(self, descriptor: int) -> None:
+        """init is in U2, or it died on the way there. Closing without an answer makes its step fail."""
+        mapper_end, write_maps = self.waiting_for_maps.pop(descriptor)
+        self.poll.unregister(descriptor)
+        with mapper_end:
+            try:
+                if mapper_end.recv(1):
+                    write_maps()
+                    mapper_end.send(b"m")
+            except (SandboxFailed, ConnectionError) as error:
+                print(f"launcher: {error}", file=sys.stderr)

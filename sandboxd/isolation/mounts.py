@@ -1,0 +1,306 @@
+"""The file system of a sandbox, built with the new mount API (fsopen, open_tree, move_mount).
+
+Two parts. *Templates* are what every sandbox has alike (/dev, /sys, the paths of /proc to hide): the launcher makes them once
+and a sandbox attaches copies. *The tree* of one sandbox: a tmpfs as writable layer, an overlay over the image's
+tree, and the templates on top.
+
+Mount points are made in the writable layer before the overlay is mounted. There they are directories that we made,
+whatever the image has at that path: a symbolic link in an image is never followed.
+"""
+
+import glob
+import os
+import stat
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sandboxd.isolation import syscalls
+from sandboxd.isolation.idmap import inside_to_launcher
+from sandboxd.isolation.spec import SandboxSpec
+
+_RO = syscalls.MOUNT_ATTR_RDONLY
+_NOSUID = syscalls.MOUNT_ATTR_NOSUID
+_NODEV = syscalls.MOUNT_ATTR_NODEV
+_NOEXEC = syscalls.MOUNT_ATTR_NOEXEC
+
+DEVICES = {
+    "null": (1, 3),
+    "zero": (1, 5),
+    "full": (1, 7),
+    "random": (1, 8),
+    "urandom": (1, 9),
+    "tty": (5, 0),
+}
+DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+
+MASKED_IN_PROC = ["acpi", "asound", "config.gz", "interrupts", "kallsyms", "kcore", "keys", "key-users", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats", "vmallocinfo"]
+READ_ONLY_IN_PROC = ["bus", "fs", "irq", "sys"]
+MASKED_IN_SYS = ["devices/virtual/powercap", "firmware", "fs/bpf", "fs/cgroup", "fs/selinux", "kernel/debug", "kernel/security", "kernel/tracing", "kernel/vmcoreinfo", "devices/system/cpu/cpu*/thermal_throttle"]
+
+SHM_BYTES = 64 * 2**20
+_DEV_BYTES = 64 * 2**10
+
+
+class Templates(NamedTuple):
+    """What the launcher made once: paths in its own mount namespace."""
+
+    stage: str
+    """A tmpfs that only the launcher's mount namespace has; a sandbox mounts its layers here."""
+    dev: str
+    sys: str
+    empty: str
+    """An empty read-only tmpfs to hide directories with."""
+    proc_masks: tuple[tuple[str, bool], ...]
+    """(path below /proc, is a directory), of those that this kernel has."""
+
+
+def make_templates(stage: str) -> Templates:
+    """Make the templates below `stage`, an existing directory that becomes a tmpfs in this mount namespace.
+
+    Called by the launcher, in U1 with a mount and a network namespace of its own: sysfs shows the network of who mounts it.
+    """
+    stage_mount = _new_mount("tmpfs", {"size": "1m", "nr_inodes": "256", "mode": "0755"}, _NODEV)
+    _attach(stage_mount, stage)
+    for name in ("scratch", "root", "dev", "sys", "empty"):
+        os.mkdir(f"{stage}/{name}")
+    _attach(
+        _new_mount("tmpfs", {"size": "4k", "nr_inodes": "2"}, _RO | _NOSUID | _NODEV | _NOEXEC),
+        f"{stage}/empty",
+    )
+    _make_dev(f"{stage}/dev")
+    _make_sys(f"{stage}/sys", f"{stage}/empty")
+    masks = tuple(
+        (name, os.path.isdir(f"/proc/{name}"))
+        for name in MASKED_IN_PROC
+        if os.path.lexists(f"/proc/{name}")
+    )
+    return Templates(stage, f"{stage}/dev", f"{stage}/sys", f"{stage}/empty", masks)
+
+
+def _make_dev(path: str) -> None:
+    """/dev: real device nodes of the host, bound one by one; nothing else can be made in it."""
+    size = {"size": str(_DEV_BYTES), "nr_inodes": "64", "mode": "0755"}
+    _attach(_new_mount("tmpfs", size, _NOSUID | _NOEXEC), path)
+    for name, numbers in DEVICES.items():
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, f"/dev/{name}", syscalls.OPEN_TREE_CLONE)
+        try:
+            _check_device(tree, name, numbers)
+            os.close(os.open(f"{path}/{name}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            syscalls.mount_setattr(tree, _NOSUID | _NOEXEC, recursive=False)
+            syscalls.move_mount(tree, syscalls.AT_FDCWD, f"{path}/{name}")
+        finally:
+            os.close(tree)
+    for name, target in DEVICE_LINKS.items():
+        os.symlink(target, f"{path}/{name}")
+    for name in ("pts", "shm", "mqueue"):
+        os.mkdir(f"{path}/{name}")
+    with _opened(path) as directory:
+        syscalls.mount_setattr(directory, _RO, recursive=False)
+
+
+def _check_device(descriptor: int, name: str, numbers: tuple[int, int]) -> None:
+    """What is bound must be the device itself, not something that was put in its place (CVE-2025-31133)."""
+    status = os.fstat(descriptor)
+    found = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    if not stat.S_ISCHR(status.st_mode) or found != numbers:
+        raise OSError(0, f"/dev/{name} is not character device {numbers[0]}:{numbers[1]}")
+
+
+def _make_sys(path: str, empty: str) -> None:
+    _attach(_new_mount("sysfs", {}, _RO | _NOSUID | _NODEV | _NOEXEC), path)
+    for pattern in MASKED_IN_SYS:
+        for found in glob.glob(f"{path}/{pattern}"):
+            _hide(found, os.path.isdir(found), empty)
+
+
+def build_tree(
+    spec: SandboxSpec, templates: Templates, *, id_count: int, show_cgroup: bool
+) -> None:
+    """Mount everything of one sandbox at `templates.root`, in init's own mount namespace.
+
+    Raises OSError.
+    """
+    if spec.writable_root:
+        root_mount = syscalls.open_tree(syscalls.AT_FDCWD, spec.rootfs, syscalls.OPEN_TREE_CLONE)
+        syscalls.mount_setattr(root_mount, _NOSUID | _NODEV | _NOEXEC, recursive=True)
+        _attach(root_mount, f"{templates.stage}/root")
+        return
+    _mount_layers(spec, templates.stage, id_count)
+    root = f"{templates.stage}/root"
+    for source, target in spec.binds:
+        _bind_read_only(source, f"{root}{target}")
+    _attach_copy(templates.dev, f"{root}/dev")
+    _mount_dev_parts(f"{root}/dev", id_count)
+    _attach_copy(templates.sys, f"{root}/sys")
+    if show_cgroup:
+        # Above the empty directory that hides it otherwise.
+        cgroup = _new_mount("cgroup2", {}, _RO | _NOSUID | _NODEV | _NOEXEC)
+        _attach(cgroup, f"{root}/sys/fs/cgroup")
+
+
+def _mount_layers(spec: SandboxSpec, stage: str, id_count: int) -> None:
+    size = {
+        "size": str(spec.scratch_bytes),
+        "nr_inodes": str(spec.scratch_inodes),
+        "mode": "0755",
+    }
+    _attach(_new_mount("tmpfs", size, _NOSUID | _NODEV), f"{stage}/scratch")
+    upper = f"{stage}/scratch/upper"
+    os.mkdir(upper)
+    os.mkdir(f"{stage}/scratch/work")
+    _fill_upper(spec, upper, id_count)
+    lower = os.open(spec.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    scratch = os.open(f"{stage}/scratch", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # By descriptor: a path may hold characters that overlay's options give a meaning, and is shown in mountinfo.
+        options = {
+            "lowerdir": f"/proc/self/fd/{lower}",
+            "upperdir": f"/proc/self/fd/{scratch}/upper",
+            "workdir": f"/proc/self/fd/{scratch}/work",
+            "userxattr": None,
+        }
+        _attach(_new_mount("overlay", options, _NOSUID | _NODEV), f"{stage}/root")
+    finally:
+        os.close(lower)
+        os.close(scratch)
+
+
+def _fill_upper(spec: SandboxSpec, upper: str, id_count: int) -> None:
+    """Make every mount point and writable directory, owned by who is to own it."""
+    root_id = inside_to_launcher(0, id_count)
+    uid, gid = inside_to_launcher(spec.uid, id_count), inside_to_launcher(spec.gid, id_count)
+    os.chown(upper, root_id, root_id)
+    targets = ["/proc", "/sys", "/dev", "/etc", "/tmp", *(target for _, target in spec.binds)]  # noqa: S108
+    for path in [*targets, *spec.writable]:
+        _make_directories(upper, path, root_id)
+    os.chmod(f"{upper}/tmp", 0o1777)  # noqa: S103 (as /tmp is everywhere)
+    for path in spec.writable:
+        os.chown(f"{upper}{path}", uid, gid)
+    for name, content in _etc_files(spec).items():
+        path = f"{upper}/etc/{name}"
+        with open(path, "x", encoding="ascii") as file:
+            file.write(content)
+        os.chown(path, root_id, root_id)
+
+
+def _make_directories(upper: str, path: str, owner: int) -> None:
+    built = upper
+    for part in path.strip("/").split("/"):
+        built = f"{built}/{part}"
+        try:
+            os.mkdir(built, 0o755)
+        except FileExistsError:
+            continue
+        os.chown(built, owner, owner)
+
+
+def _etc_files(spec: SandboxSpec) -> dict[str, str]:
+    hosts = f"127.0.0.1\tlocalhost {spec.hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    return {"hosts": hosts, "hostname": f"{spec.hostname}\n", "resolv.conf": ""}
+
+
+def _mount_dev_parts(dev: str, id_count: int) -> None:
+    """The parts of /dev that a sandbox must not share with another."""
+    terminals: dict[str, str | None] = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
+    if id_count:
+        terminals["gid"] = str(inside_to_launcher(5, id_count))
+    _attach(_new_mount("devpts", terminals, _NOSUID | _NOEXEC), f"{dev}/pts")
+    shm = {"size": str(SHM_BYTES), "nr_inodes": "4096", "mode": "1777"}
+    _attach(_new_mount("tmpfs", shm, _NOSUID | _NODEV | _NOEXEC), f"{dev}/shm")
+    _attach(_new_mount("mqueue", {}, _NOSUID | _NODEV | _NOEXEC), f"{dev}/mqueue")
+
+
+def mount_proc(templates: Templates) -> int:
+    """Mount /proc for this pid namespace with what must not be seen hidden.
+
+    Returns a descriptor of a detached copy without the read-only parts, for init's own use before the command runs.
+    """
+    proc_mount = _new_mount("proc", {}, _NOSUID | _NODEV | _NOEXEC)
+    unmasked = syscalls.open_tree(proc_mount, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+    proc = f"{templates.stage}/root/proc"
+    _attach(proc_mount, proc)
+    for name, is_directory in templates.proc_masks:
+        _hide(f"{proc}/{name}", is_directory, templates.empty)
+    for name in READ_ONLY_IN_PROC:
+        _bind_read_only(f"{proc}/{name}", f"{proc}/{name}", extra=_NOEXEC)
+    return unmasked
+
+
+def enter_root(templates: Templates) -> None:
+    """pivot_root(2) into the tree and let go of everything else: no path of the host can be reached any more."""
+    os.chdir(f"{templates.stage}/root")
+    old_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    syscalls.pivot_root(".", ".")
+    os.fchdir(old_root)
+    os.close(old_root)
+    syscalls.umount2(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+
+
+def _hide(path: str, is_directory: bool, empty: str) -> None:
+    source = empty if is_directory else "/dev/null"
+    tree = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE)
+    try:
+        if not is_directory:
+            _check_device(tree, "null", DEVICES["null"])
+            syscalls.mount_setattr(tree, _RO | _NOSUID | _NOEXEC, recursive=False)
+        syscalls.move_mount(tree, syscalls.AT_FDCWD, path)
+    finally:
+        os.close(tree)
+
+
+def _bind_read_only(source: str, target: str, extra: int = 0) -> None:
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
+    tree = syscalls.open_tree(syscalls.AT_FDCWD, source, flags)
+    try:
+        syscalls.mount_setattr(tree, _RO | _NOSUID | _NODEV | extra, recursive=True)
+        syscalls.move_mount(tree, syscalls.AT_FDCWD, target)
+    finally:
+        os.close(tree)
+
+
+def _attach_copy(source: str, target: str) -> None:
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
+    _attach(syscalls.open_tree(syscalls.AT_FDCWD, source, flags), target)
+
+
+def _attach(mount_fd: int, target: str) -> None:
+    """Attach and close."""
+    try:
+        syscalls.move_mount(mount_fd, syscalls.AT_FDCWD, target)
+    finally:
+        os.close(mount_fd)
+
+
+def _new_mount(filesystem: str, options: Mapping[str, str | None], attributes: int) -> int:
+    context = syscalls.fsopen(filesystem)
+    try:
+        for key, value in options.items():
+            command = syscalls.FSCONFIG_SET_FLAG if value is None else syscalls.FSCONFIG_SET_STRING
+            syscalls.fsconfig(context, command, key, value)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE, None, None)
+        return syscalls.fsmount(context, attributes)
+    except OSError as error:
+        raise OSError(error.errno, f"{filesystem}: {error.strerror}") from error
+    finally:
+        os.close(context)
+
+
+class _opened:
+    """An O_PATH descriptor for the length of a `with`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> int:
+        self.descriptor = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
+        return self.descriptor
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)

@@ -1,0 +1,57 @@
+"""Giving up privilege: parent-death signal, no_new_privs, dumpability, securebits and capabilities.
+
+The only module that uses python-prctl (prctl(2), capabilities(7)).
+"""
+
+import os
+import signal
+
+import prctl
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Be killed when the parent dies. Kernel: cleared by each change of ids, so it is set again after one.
+
+    `parent_pid` closes the race in which the parent died before the call; 0 when the parent is outside this pid
+    namespace and cannot be named.
+    """
+    prctl.set_pdeathsig(signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lock_securebits() -> None:
+    """Root (uid 0) gets no capabilities by being root, and nobody can change that any more."""
+    bits = (
+        prctl.SECBIT_NOROOT
+        | prctl.SECBIT_NOROOT_LOCKED
+        | prctl.SECBIT_NO_SETUID_FIXUP
+        | prctl.SECBIT_NO_SETUID_FIXUP_LOCKED
+        | prctl.SECBIT_KEEP_CAPS_LOCKED
+    )
+    prctl.set_securebits(bits)
+
+
+def drop_bounding_set(keep: frozenset[str] = frozenset()) -> None:
+    """Empty the capability bounding set but for `keep` (lower-case names without `cap_`)."""
+    kept = {getattr(prctl, f"CAP_{name.upper()}") for name in keep}
+    for capability in range(prctl.CAP_LAST_CAP + 1):
+        if capability not in kept:
+            prctl.capbset_drop(capability)
+
+
+def drop_capabilities(keep: frozenset[str] = frozenset()) -> None:
+    """Clear permitted, effective, inheritable and (with them) ambient capabilities but for `keep`."""
+    kept = {getattr(prctl, f"CAP_{name.upper()}") for name in keep}
+    dropped = [capability for capability in prctl.ALL_CAPS if capability not in kept]
+    prctl.set_caps((dropped, prctl.ALL_FLAGS, False), (list(kept), prctl.CAP_INHERITABLE, False))
+
+
+def forbid_new_privileges() -> None:
+    """no_new_privs: no exec grants more than this process has, set-id bits or not."""
+    prctl.set_no_new_privs(1)
+
+
+def forbid_dumps() -> None:
+    """Not dumpable: same-uid processes can neither trace this one nor read what /proc says of it."""
+    prctl.set_dumpable(0)

@@ -1,0 +1,344 @@
+"""The service's side of isolation: starting the launcher, and one sandbox as the service sees it.
+
+Everything here runs in the service's event loop and waits for descriptors: the launcher's socket, each init's socket, each
+init's pidfd.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from sandboxd.errors import SandboxFailed
+from sandboxd.isolation import idmap, launcher, protocol, seccomp, syscalls
+from sandboxd.isolation.command import Unusable
+from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Walls
+
+_BUILD_SECONDS = 30.0
+"""A sandbox that is not ready by then never will be: the host is stuck."""
+_BOOTSTRAP = (
+    "import sys, json; control, parent, stage, sys.path[:] = json.loads(sys.argv[1]); "
+    "from sandboxd.isolation.launcher import main; main(control, parent, stage)"
+)
+
+
+class Launcher:
+    """Starts the launcher process and asks it for sandboxes. Starts another when it has died."""
+
+    def __init__(
+        self, *, stage: Path, ids: idmap.IdRange | None, show_cgroup: bool = False
+    ) -> None:
+        """`stage` is an existing empty directory; `ids` None means the single-id map."""
+        self.stage = stage
+        self.ids = ids
+        self.show_cgroup = show_cgroup
+        self.process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+        self._control: socket.socket | None = None
+        self._creations: dict[int, asyncio.Future[tuple[int, int, int]]] = {}
+        self._number = 0
+        self._starting = asyncio.Lock()
+
+    @property
+    def alive(self) -> bool:
+        return self._control is not None
+
+    def walls(self, network: NetworkMode) -> Walls:
+        """What stands around every sandbox of this launcher."""
+        return Walls(
+            id_map=idmap.IdMapMode.RANGE if self.ids else idmap.IdMapMode.SINGLE,
+            namespaces=launcher.NAMESPACE_NAMES,
+            seccomp_digest=seccomp.profile_digest(syscalls.MACHINE),
+            no_new_privileges=True,
+            capabilities=(),
+            network=network,
+        )
+
+    async def start(self) -> None:
+        """Start the process and map its ids. Raises SandboxFailed."""
+        loop = asyncio.get_running_loop()
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.setblocking(False)
+        with theirs:
+            arguments = [theirs.fileno(), os.getpid(), str(self.stage), sys.path]
+            self.process = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec; done once)
+                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, json.dumps(arguments)],
+                env={},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                cwd="/",
+            )
+        try:
+            async with asyncio.timeout(_BUILD_SECONDS):
+                await self._expect(control, protocol.Unshared)
+                await loop.run_in_executor(None, idmap.map_launcher, self.process.pid, self.ids)
+                count = self.ids.size if self.ids else 0
+                protocol.send(control, protocol.MapYourself(id_count=count))
+                await self._expect(control, protocol.LauncherReady)
+        except BaseException:
+            control.close()
+            self.process.kill()
+            self.process.wait()
+            raise
+        self.starts += 1
+        self._control = control
+        loop.add_reader(control.fileno(), self._read_control)
+
+    async def _expect(self, control: socket.socket, kind: type[protocol.Message]) -> None:
+        await _readable(control.fileno())
+        try:
+            message, _ = protocol.receive(control, protocol.from_launcher)
+        except (EOFError, ConnectionError):
+            raise SandboxFailed("start launcher", "it ended at once; its log says why") from None
+        if not isinstance(message, kind):
+            raise SandboxFailed("start launcher", f"unexpected answer {message!r}")
+
+    async def create(
+        self,
+        spec: SandboxSpec,
+        *,
+        join_files: tuple[str, ...] = (),
+        cgroup_fd: int | None = None,
+    ) -> "Sandbox":
+        """Clone a sandbox and wait until all its walls stand. Raises SandboxFailed."""
+        control = await self._ensure_started()
+        self._number += 1
+        number = self._number
+        created = asyncio.get_running_loop().create_future()
+        self._creations[number] = created
+        request = protocol.Create(
+            number=number,
+            spec=spec,
+            join_files=join_files,
+            into_cgroup=cgroup_fd is not None,
+            show_cgroup=self.show_cgroup,
+        )
+        try:
+            protocol.send(control, request, [] if cgroup_fd is None else [cgroup_fd])
+            pid, channel_fd, pidfd = await created
+        except OSError as error:
+            raise SandboxFailed("ask launcher", str(error)) from error
+        finally:
+            self._creations.pop(number, None)
+        sandbox = Sandbox(spec, pid, socket.socket(fileno=channel_fd), pidfd)
+        try:
+            async with asyncio.timeout(_BUILD_SECONDS):
+                await sandbox.ready()
+        except BaseException as error:
+            sandbox.kill()
+            await sandbox.dead()
+            if isinstance(error, TimeoutError):
+                raise SandboxFailed("build", f"not ready after {_BUILD_SECONDS:.0f} s") from None
+            raise
+        return sandbox
+
+    async def _ensure_started(self) -> socket.socket:
+        async with self._starting:
+            if self._control is None:
+                await self.start()
+        if self._control is None:
+            raise SandboxFailed("start launcher", "it ended at once")
+        return self._control
+
+    def _read_control(self) -> None:
+        if self._control is None:
+            return
+        try:
+            message, descriptors = protocol.receive(self._control, protocol.from_launcher)
+        except BlockingIOError:
+            return
+        except (EOFError, OSError, msgspec.DecodeError) as error:
+            self._lost(f"launcher ended ({type(error).__name__})")
+            return
+        match message:
+            case protocol.Created():
+                future = self._creations.pop(message.number, None)
+                if future is None or future.cancelled():
+                    for (
+                        descriptor
+                    ) in descriptors:  # Nobody waits any more: init sees the end of its socket.
+                        os.close(descriptor)
+                else:
+                    future.set_result((message.pid, descriptors[0], descriptors[1]))
+            case protocol.CreateFailed():
+                future = self._creations.pop(message.number, None)
+                if future is not None and not future.cancelled():
+                    future.set_exception(SandboxFailed(message.step, message.reason))
+            case _:
+                self._lost(f"launcher sent {type(message).__name__}")
+
+    def _lost(self, reason: str) -> None:
+        """The process is gone, and with it every init (parent-death signal): their pidfds tell who waits for them."""
+        self._close_control()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for future in self._creations.values():
+            if not future.done():
+                future.set_exception(SandboxFailed("clone3", reason))
+        self._creations.clear()
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._control.close()
+            self._control = None
+
+    async def close(self) -> None:
+        """End the launcher and every sandbox."""
+        self._close_control()
+        if self.process is not None:
+            self.process.terminate()
+            await asyncio.get_running_loop().run_in_executor(None, self.process.wait)
+
+
+class Sandbox:
+    """One sandbox: init's socket and pidfd. It runs one command and is never used again."""
+
+    def __init__(self, spec: SandboxSpec, pid: int, channel: socket.socket, pidfd: int) -> None:
+        loop = asyncio.get_running_loop()
+        channel.setblocking(False)
+        self.spec = spec
+        self.pid = pid
+        """init's pid as the service sees it."""
+        self._loop = loop
+        self._channel = channel
+        self._pidfd = pidfd
+        self._messages: asyncio.Queue[protocol.FromInit | None] = asyncio.Queue()
+        self._dead: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(channel.fileno(), self._read_channel)
+        loop.add_reader(pidfd, self._died)
+
+    @property
+    def alive(self) -> bool:
+        return not self._dead.done()
+
+    async def ready(self) -> None:
+        """Wait until all walls stand. Raises SandboxFailed with the step that failed."""
+        match await self._messages.get():
+            case protocol.Ready():
+                return
+            case protocol.Failed(step=step, reason=reason):
+                raise SandboxFailed(step, reason)
+            case message:
+                raise SandboxFailed("build", f"init ended while it built ({message!r})")
+
+    async def run(self, command: Command, descriptors: Sequence[int]) -> Unusable | None:
+        """Start the command with its three standard streams. Returns what was wrong with it, None if it runs.
+
+        The descriptors stay open here. Raises SandboxFailed.
+        """
+        self._send(protocol.Run(command=command), descriptors)
+        match await self._messages.get():
+            case protocol.Started():
+                return None
+            case protocol.NotStarted(what=what, errno=number):
+                return Unusable(what, number)
+            case protocol.Failed(step=step, reason=reason):
+                raise SandboxFailed(step, reason)
+            case message:
+                raise SandboxFailed("run", f"init ended before the command ran ({message!r})")
+
+    async def exited(self) -> Exit | None:
+        """Wait for the command's end. None if init died without telling: it was killed, by us or by the kernel."""
+        match await self._messages.get():
+            case protocol.Exited() as end:
+                return Exit(
+                    end.code,
+                    end.signal,
+                    end.cpu_user_seconds,
+                    end.cpu_system_seconds,
+                    end.max_rss_bytes,
+                )
+            case None:
+                return None
+            case message:
+                raise SandboxFailed("run", f"unexpected answer {message!r}")
+
+    async def work(
+        self, request: protocol.Unpack | protocol.Empty, descriptors: Sequence[int]
+    ) -> protocol.Done:
+        """Have init itself do something inside the walls. Raises SandboxFailed."""
+        self._send(request, descriptors)
+        match await self._messages.get():
+            case protocol.Done() as done:
+                return done
+            case protocol.Failed(step=step, reason=reason):
+                raise SandboxFailed(step, reason)
+            case message:
+                raise SandboxFailed("work", f"init ended before it was done ({message!r})")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the command's process group. Nothing happens if it is gone."""
+        with contextlib.suppress(OSError):
+            protocol.send(self._channel, protocol.Signal(number=number))
+
+    def kill(self) -> None:
+        """SIGKILL to init: every process of the sandbox is gone at once."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def dead(self) -> None:
+        """Wait until init, and with it every process of the sandbox, is gone."""
+        await asyncio.shield(self._dead)
+
+    def _send(self, message: protocol.Message, descriptors: Sequence[int]) -> None:
+        try:
+            protocol.send(self._channel, message, descriptors)
+        except OSError as error:
+            raise SandboxFailed("ask init", str(error)) from error
+
+    def _read_channel(self) -> None:
+        try:
+            message = protocol.receive_from_init(self._channel)
+        except BlockingIOError:
+            return
+        except (EOFError, OSError):
+            self._loop.remove_reader(self._channel.fileno())
+            return
+        except msgspec.DecodeError:
+            # init does not speak like this: the sandbox has been broken into. End it.
+            self._loop.remove_reader(self._channel.fileno())
+            self.kill()
+            return
+        self._messages.put_nowait(message)
+
+    def _died(self) -> None:
+        """The pidfd is readable: no process is left. What init said last is read first."""
+        self._loop.remove_reader(self._pidfd)
+        while True:
+            try:
+                self._messages.put_nowait(protocol.receive_from_init(self._channel))
+            except (EOFError, OSError, msgspec.DecodeError):
+                break
+        self._loop.remove_reader(self._channel.fileno())
+        self._channel.close()
+        os.close(self._pidfd)
+        self._messages.put_nowait(None)
+        self._dead.set_result(None)
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+
+    def notice() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(descriptor, notice)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(descriptor)

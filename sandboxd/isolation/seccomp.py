@@ -1,0 +1,272 @@
+"""The system calls a command may make: an allow list, and the filter program made from it.
+
+The list is that of Docker's and Podman's default profile for a process without capabilities, less what a sandboxed
+command has no use for (tracing, io_uring, kernel keyrings, file handles), with arguments checked where a call is
+needed but some uses of it are not. Everything else is refused with EPERM; calls newer than the table with ENOSYS, so that
+a libc falls back to older ones. See seccomp(2) and Documentation/userspace-api/seccomp_filter.rst.
+"""
+
+import errno
+import hashlib
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sandboxd.isolation import syscall_numbers
+
+ALLOWED = frozenset(
+    # One text, not three hundred lines of strings: it is read as a list of words.
+    """
+    accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod
+    chown clock_adjtime clock_getres clock_gettime clock_nanosleep close close_range connect
+    copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait
+    epoll_pwait2 epoll_wait eventfd eventfd2 execve execveat exit exit_group faccessat
+    faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl
+    fdatasync fgetxattr flistxattr flock fork fremovexattr fsetxattr fstat fstatfs fsync
+    ftruncate futex futex_requeue futex_wait futex_waitv futex_wake futimesat get_robust_list
+    get_thread_area getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer
+    getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid
+    getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr
+    getxattrat inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel
+    io_destroy io_getevents io_pgetevents io_setup io_submit ioprio_get ioprio_set kill
+    landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lgetxattr link
+    linkat listen listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat madvise
+    map_shadow_stack membarrier memfd_create mincore mkdir mkdirat mlock mlock2 mlockall mmap
+    mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink
+    mremap mseal msgctl msgget msgrcv msgsnd msync munlock munlockall munmap nanosleep
+    newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc
+    pkey_free pkey_mprotect poll ppoll pread64 preadv preadv2 process_mrelease pselect6 pwrite64
+    pwritev pwritev2 read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg
+    remap_file_pages removexattr removexattrat rename renameat renameat2 restart_syscall rmdir
+    rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend
+    rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min
+    sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval
+    sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield seccomp select
+    semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list
+    set_thread_area set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid
+    setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid
+    setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 splice
+    stat statfs statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time
+    timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create
+    timerfd_gettime timerfd_settime times tkill truncate umask uname unlink unlinkat utime
+    utimensat utimes vfork wait4 waitid write writev
+    """.split()  # noqa: SIM905
+)
+"""Allowed with any arguments. Names that an architecture does not have are passed over there."""
+
+NEW_NAMESPACES = 0x7E020000
+"""CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET."""
+
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+NETLINK_ROUTE = 0
+TIOCSTI = 0x5412
+TIOCLINUX = 0x541C
+PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+S_IFMT, S_IFCHR, S_IFBLK = 0o170000, 0o020000, 0o060000
+PR_SET_MM = 35
+
+# struct seccomp_data { int nr; __u32 arch; __u64 instruction_pointer; __u64 args[6]; }
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_X32_BIT = 0x40000000
+
+_ALLOW = 0x7FFF0000
+_KILL_PROCESS = 0x80000000
+_ERRNO = 0x00050000
+
+_LOAD, _JUMP, _EQUAL, _GREATER_OR_EQUAL, _AND, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x54, 0x06
+
+
+class Instruction(NamedTuple):
+    """struct sock_filter: one instruction of classic BPF."""
+
+    code: int
+    if_true: int
+    if_false: int
+    value: int
+
+
+Program = list[Instruction]
+
+
+def profile_digest(machine: str) -> str:
+    """`sha256:…` of the filter program, for the record of each job."""
+    return "sha256:" + hashlib.sha256(assemble(build(machine))).hexdigest()
+
+
+def assemble(program: Program) -> bytes:
+    """The program as the kernel takes it: an array of struct sock_filter."""
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def build(machine: str) -> Program:
+    """The filter for an architecture (`platform.machine()`).
+
+    A balanced tree over runs of equal calls: about seven comparisons instead of three hundred.
+    Raises KeyError for an architecture without a table.
+    """
+    numbers = syscall_numbers.BY_MACHINE[machine]
+    program = [
+        _load(_ARCHITECTURE),
+        Instruction(_EQUAL, 1, 0, _AUDIT_ARCH[machine]),
+        # A 32-bit entry (int 0x80): its calls have other numbers and arguments; nothing here could judge them.
+        _return(_KILL_PROCESS),
+        _load(_NUMBER),
+    ]
+    if machine == "x86_64":
+        program += [
+            Instruction(_GREATER_OR_EQUAL, 0, 1, _X32_BIT),
+            _return(_ERRNO | errno.ENOSYS),
+        ]
+    return program + _tree(_runs(numbers))
+
+
+def _runs(numbers: dict[str, int]) -> list[tuple[int, Program]]:
+    """(first number, code) for each run of neighbouring calls that are treated alike, from 0 upwards."""
+    codes = {number: _code_for(name) for name, number in numbers.items()}
+    runs: list[tuple[int, Program]] = []
+    for number in range(max(codes) + 1):
+        code = codes.get(number, [_return(_ERRNO | errno.EPERM)])
+        if not runs or runs[-1][1] != code:
+            runs.append((number, code))
+    runs.append((max(codes) + 1, [_return(_ERRNO | errno.ENOSYS)]))
+    return runs
+
+
+def _tree(runs: list[tuple[int, Program]]) -> Program:
+    """Binary search for the run that holds the number in the accumulator."""
+    if len(runs) == 1:
+        return runs[0][1]
+    middle = len(runs) // 2
+    lower, upper = _tree(runs[:middle]), _tree(runs[middle:])
+    # Conditional jumps reach 255 instructions, the unconditional one as far as needed.
+    return [
+        Instruction(_GREATER_OR_EQUAL, 0, 1, runs[middle][0]),
+        Instruction(_JUMP, 0, 0, len(lower)),
+        *lower,
+        *upper,
+    ]
+
+
+def _code_for(name: str) -> Program:
+    if name in ALLOWED:
+        return [_return(_ALLOW)]
+    if name in _RULES:
+        return _RULES[name]()
+    return [_return(_ERRNO | errno.EPERM)]
+
+
+def _clone() -> Program:
+    """Threads and processes, but no new namespaces."""
+    return [
+        _load_argument(0),
+        Instruction(_AND, 0, 0, NEW_NAMESPACES),
+        Instruction(_EQUAL, 1, 0, 0),
+        _return(_ERRNO | errno.EPERM),
+        _return(_ALLOW),
+    ]
+
+
+def _clone3() -> Program:
+    """Its flags are behind a pointer, which a filter cannot follow; on ENOSYS every libc falls back to clone."""
+    return [_return(_ERRNO | errno.ENOSYS)]
+
+
+def _socket() -> Program:
+    """Families that need no more than a network namespace; netlink only to read routes and addresses."""
+    return [
+        _load_argument(0),
+        Instruction(_EQUAL, 3, 0, AF_UNIX),
+        Instruction(_EQUAL, 2, 0, AF_INET),
+        Instruction(_EQUAL, 1, 0, AF_INET6),
+        Instruction(_EQUAL, 1, 4, AF_NETLINK),
+        _return(_ALLOW),
+        _load_argument(2),
+        Instruction(_EQUAL, 0, 1, NETLINK_ROUTE),
+        _return(_ALLOW),
+        _return(_ERRNO | errno.EAFNOSUPPORT),
+    ]
+
+
+def _socketpair() -> Program:
+    return _allow_only(0, (AF_UNIX,), errno.EAFNOSUPPORT)
+
+
+def _ioctl() -> Program:
+    """Not the requests that type into a terminal. The kernel looks at 32 bits of the request: so do we (CVE-2019-10063)."""
+    return _allow_all_but(1, (TIOCSTI, TIOCLINUX))
+
+
+def _personality() -> Program:
+    return _allow_only(0, PERSONALITIES, errno.EPERM)
+
+
+def _prlimit64() -> Program:
+    """Limits of the caller itself only: init has the same uid and must keep its own."""
+    return _allow_only(0, (0,), errno.EPERM)
+
+
+def _prctl() -> Program:
+    return _allow_all_but(0, (PR_SET_MM,))
+
+
+def _mknod() -> Program:
+    return _no_devices(mode_argument=1)
+
+
+def _mknodat() -> Program:
+    return _no_devices(mode_argument=2)
+
+
+_RULES: dict[str, Callable[[], Program]] = {
+    "clone": _clone,
+    "clone3": _clone3,
+    "socket": _socket,
+    "socketpair": _socketpair,
+    "ioctl": _ioctl,
+    "personality": _personality,
+    "prlimit64": _prlimit64,
+    "prctl": _prctl,
+    "mknod": _mknod,
+    "mknodat": _mknodat,
+}
+"""Calls that are allowed for some arguments."""
+
+
+def _allow_only(argument: int, values: tuple[int, ...], refusal: int) -> Program:
+    program = [_load_argument(argument)]
+    for left, value in zip(range(len(values), 0, -1), values, strict=True):
+        program.append(Instruction(_EQUAL, left, 0, value))
+    return [*program, _return(_ERRNO | refusal), _return(_ALLOW)]
+
+
+def _allow_all_but(argument: int, values: tuple[int, ...]) -> Program:
+    program = [_load_argument(argument)]
+    for left, value in zip(range(len(values), 0, -1), values, strict=True):
+        program.append(Instruction(_EQUAL, left, 0, value))
+    return [*program, _return(_ALLOW), _return(_ERRNO | errno.EPERM)]
+
+
+def _no_devices(mode_argument: int) -> Program:
+    """FIFOs, sockets and plain files, but no device nodes."""
+    return [
+        _load_argument(mode_argument),
+        Instruction(_AND, 0, 0, S_IFMT),
+        Instruction(_EQUAL, 2, 0, S_IFCHR),
+        Instruction(_EQUAL, 1, 0, S_IFBLK),
+        _return(_ALLOW),
+        _return(_ERRNO | errno.EPERM),
+    ]
+
+
+def _load(offset: int) -> Instruction:
+    return Instruction(_LOAD, 0, 0, offset)
+
+
+def _load_argument(index: int) -> Instruction:
+    """The low 32 bits of an argument (both architectures are little-endian)."""
+    return _load(_ARGUMENTS + 8 * index)
+
+
+def _return(action: int) -> Instruction:
+    return Instruction(_RETURN, 0, 0, action)

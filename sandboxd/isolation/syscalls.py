@@ -1,0 +1,237 @@
+"""System calls that Python's `os` does not offer: one small wrapper each, kernel names kept, so that the man page is the documentation.
+
+Every wrapper raises OSError with the kernel's errno. This is the only module that uses ctypes.
+"""
+
+import ctypes
+import os
+import platform
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# PyDLL keeps the interpreter lock during the call: a clone of this process must find it held by itself.
+_syscall_holding_lock = ctypes.PyDLL(None, use_errno=True).syscall
+_syscall_holding_lock.restype = ctypes.c_long
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+MACHINE = platform.machine()
+
+# Calls newer than the split between architectures have one number everywhere (asm-generic/unistd.h).
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
+_NR_FSOPEN = 430
+_NR_FSCONFIG = 431
+_NR_FSMOUNT = 432
+_NR_CLONE3 = 435
+_NR_CLOSE_RANGE = 436
+_NR_OPENAT2 = 437
+_NR_MOUNT_SETATTR = 442
+_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_NR_KEYCTL = {"x86_64": 250, "aarch64": 219}
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+
+CLONE_NEWTIME = 0x80
+CLONE_PIDFD = 0x1000
+CLONE_NEWNS = 0x20000
+CLONE_NEWCGROUP = 0x2000000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWIPC = 0x8000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000
+
+MS_SLAVE = 1 << 19
+MS_PRIVATE = 1 << 18
+MS_REC = 1 << 14
+MNT_DETACH = 2
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+CLOSE_RANGE_CLOEXEC = 4
+KEYCTL_JOIN_SESSION_KEYRING = 1
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
+SFD_CLOEXEC = os.O_CLOEXEC
+SFD_NONBLOCK = os.O_NONBLOCK
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _call(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
+    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return _check(_syscall(ctypes.c_long(number), *converted))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(ctypes.c_int(flags)))
+
+
+def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
+    """clone3(2) as fork: (0, -1) in the child; (pid, pidfd) in the parent.
+
+    Only for a single-threaded process. Python's own fork hooks run around the call, so the child is a sound interpreter.
+    """
+    pidfd = ctypes.c_int(-1)
+    exit_signal = 17  # SIGCHLD
+    if cgroup_fd is not None:
+        flags |= CLONE_INTO_CGROUP
+    arguments = struct.pack(
+        "=11Q",
+        flags | CLONE_PIDFD,
+        ctypes.addressof(pidfd),
+        0,
+        0,
+        exit_signal,
+        0,
+        0,
+        0,
+        0,
+        0,
+        cgroup_fd or 0,
+    )
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = _syscall_holding_lock(ctypes.c_long(_NR_CLONE3), arguments, ctypes.c_long(len(arguments)))
+    number = ctypes.get_errno()
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0, -1
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(number, os.strerror(number))
+    return pid, pidfd.value
+
+
+def mount_propagation(path: str, flags: int) -> None:
+    """mount(2) used to change how mounts below `path` propagate."""
+    _check(_libc.mount(None, path.encode(), None, ctypes.c_ulong(flags), None))
+
+
+def umount2(path: str, flags: int) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(path.encode(), ctypes.c_int(flags)))
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    _call(_NR_PIVOT_ROOT[MACHINE], new_root.encode(), put_old.encode())
+
+
+def open_tree(directory_fd: int, path: str, flags: int) -> int:
+    """open_tree(2): a descriptor for a mount, or for a detached copy of it with OPEN_TREE_CLONE."""
+    return _call(_NR_OPEN_TREE, directory_fd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC)
+
+
+def move_mount(mount_fd: int, target_fd: int, target: str = "") -> None:
+    """move_mount(2): attach what `mount_fd` holds at `target` below `target_fd` (at the descriptor itself if empty)."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
+    _call(_NR_MOVE_MOUNT, mount_fd, b"", target_fd, os.fsencode(target), flags)
+
+
+def fsopen(filesystem: str) -> int:
+    """fsopen(2)."""
+    return _call(_NR_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC)
+
+
+def fsconfig(filesystem_fd: int, command: int, key: str | None, value: str | None) -> None:
+    """fsconfig(2)."""
+    _call(
+        _NR_FSCONFIG,
+        filesystem_fd,
+        command,
+        key.encode() if key is not None else None,
+        os.fsencode(value) if value is not None else None,
+        0,
+    )
+
+
+def fsmount(filesystem_fd: int, attributes: int) -> int:
+    """fsmount(2): a descriptor for a mount that is not attached anywhere yet."""
+    return _call(_NR_FSMOUNT, filesystem_fd, FSMOUNT_CLOEXEC, attributes)
+
+
+def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool) -> None:
+    """mount_setattr(2): set MOUNT_ATTR_* on the mount (and all below it)."""
+    request = struct.pack("=4Q", attributes, 0, 0, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _call(_NR_MOUNT_SETATTR, mount_fd, b"", flags, request, len(request))
+
+
+def openat2(directory_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """openat2(2)."""
+    how = struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve)
+    return _call(_NR_OPENAT2, directory_fd, os.fsencode(path), how, len(how))
+
+
+def close_range(first: int, last: int = 0x7FFFFFFF, flags: int = 0) -> None:
+    """close_range(2)."""
+    _call(_NR_CLOSE_RANGE, first, last, flags)
+
+
+def join_new_session_keyring() -> None:
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING, NULL): leave the keyring that was inherited."""
+    _call(_NR_KEYCTL[MACHINE], KEYCTL_JOIN_SESSION_KEYRING, None)
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2)."""
+    encoded = name.encode()
+    _check(_libc.sethostname(encoded, ctypes.c_size_t(len(encoded))))
+
+
+def signalfd(signal_number: int) -> int:
+    """signalfd(2) for one signal, which must be blocked: non-blocking, closed on exec."""
+    mask = (1 << (signal_number - 1)).to_bytes(128, "little")
+    return _check(_libc.signalfd(-1, mask, SFD_CLOEXEC | SFD_NONBLOCK))
+
+
+def install_seccomp_filter(program: bytes) -> None:
+    """prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER): from here on every system call passes `program` (struct sock_filter[])."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog { unsigned short len; struct sock_filter *filter; }
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    _check(
+        _libc.prctl(ctypes.c_int(PR_SET_SECCOMP), ctypes.c_ulong(SECCOMP_MODE_FILTER), fprog, 0, 0)
+    )
+
+
+def set_title(title: str) -> None:
+    """Overwrite the command line of this process, which everybody who can see the process can read.
+
+    The place is in fields 48 and 49 of proc_pid_stat(5), `arg_start` and `arg_end`.
+    """
+    with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    ctypes.memset(start, 0, end - start)
+    encoded = title.encode()[: end - start - 1]
+    ctypes.memmove(start, encoded, len(encoded))

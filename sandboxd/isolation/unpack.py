@@ -1,0 +1,245 @@
+"""Unpacking an image's tar archive, and removing what was unpacked. Runs in init, inside the walls.
+
+The tree that is written to is the root of this process: a name or a link in the archive cannot lead out of it. What is
+kept is what a root file system needs: directories, files, links, owners and permission bits. Device nodes and FIFOs are
+left out, set-id bits are cleared, extended attributes are dropped. `tarfile` only reads here; it never extracts.
+"""
+
+import bz2  # noqa: F401  (tarfile imports the decompressors when it needs them: too late after pivot_root)
+import errno
+import lzma
+import os
+import stat
+import tarfile
+import zlib
+from collections.abc import Callable
+
+from sandboxd.isolation import syscalls
+from sandboxd.isolation.protocol import Unpack
+
+Work = Callable[[], tuple[int, int]]
+
+_CHUNK_BYTES = 256 * 2**10
+_MOST_ID = 65_535
+_LONGEST_PATH = 4096
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class BadArchive(Exception):
+    """The archive is not one, or more than was allowed; the message is for the user."""
+
+
+def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
+    """Unpack a (possibly compressed) tar archive below `root`. Returns (entries, bytes of file content).
+
+    Raises BadArchive and OSError.
+    """
+    unpacker = Unpacker(os.open(root, _DIRECTORY), request)
+    try:
+        with (
+            os.fdopen(archive_fd, "rb", closefd=False) as file,
+            tarfile.open(fileobj=file, mode="r|*", errorlevel=2) as archive,
+        ):
+            for member in archive:
+                unpacker.add(archive, member)
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise.
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise BadArchive(f"not a tar archive that can be read: {error}") from error
+    except (OverflowError, UnicodeError) as error:
+        raise BadArchive(f"an entry has absurd numbers or names: {error}") from error
+    if not unpacker.entries:
+        raise BadArchive("the archive is empty")
+    return unpacker.entries, unpacker.written_bytes
+
+
+class Unpacker:
+    """One archive on its way into a tree: the counts that bound it."""
+
+    def __init__(self, root_fd: int, request: Unpack) -> None:
+        self.root_fd = root_fd
+        self.most_bytes = request.most_bytes
+        self.most_entries = request.most_entries
+        self.keep_owners = request.keep_owners
+        self.entries = 0
+        self.written_bytes = 0
+
+    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        """Unpack one entry; what is not kept is passed over."""
+        self.entries += 1
+        if self.entries > self.most_entries:
+            raise BadArchive(f"more than {self.most_entries} entries")
+        parts = split_name(member.name)
+        if not parts:
+            if member.isdir():
+                self.set_owner_and_mode(self.root_fd, member)
+            return
+        if not (member.isdir() or member.isreg() or member.issym() or member.islnk()):
+            return
+        parent = self.open_parent(parts[:-1])
+        try:
+            self.place(archive, member, parent, parts[-1])
+        finally:
+            os.close(parent)
+
+    def place(
+        self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str
+    ) -> None:
+        if not member.isdir():
+            clear_place(parent, name)
+        if member.isdir():
+            self.make_directory(member, parent, name)
+        elif member.issym():
+            os.symlink(member.linkname, name, dir_fd=parent)
+            self.set_link_owner(member, parent, name)
+        elif member.islnk():
+            self.make_hard_link(member, parent, name)
+        else:
+            self.write_file(archive, member, parent, name)
+
+    def open_parent(self, parts: list[str]) -> int:
+        """The directory at `parts`, made where it is missing; links inside the tree are followed, but never out of it."""
+        current = os.dup(self.root_fd)
+        for depth, part in enumerate(parts, 1):
+            path = "/".join(parts[:depth])
+            try:
+                below = self.open_in_root(path)
+            except FileNotFoundError:
+                os.mkdir(part, 0o755, dir_fd=current)
+                below = self.open_in_root(path)
+            finally:
+                os.close(current)
+            current = below
+        return current
+
+    def open_in_root(self, path: str) -> int:
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+        return syscalls.openat2(self.root_fd, path, _DIRECTORY, resolve)
+
+    def make_directory(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=parent)
+                os.mkdir(name, 0o700, dir_fd=parent)
+        directory = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        try:
+            self.set_owner_and_mode(directory, member)
+        finally:
+            os.close(directory)
+
+    def write_file(
+        self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str
+    ) -> None:
+        self.written_bytes += member.size
+        if member.size < 0 or self.written_bytes > self.most_bytes:
+            raise BadArchive(f"more than {self.most_bytes} bytes of files")
+        content = archive.extractfile(member)
+        if content is None:
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(name, flags, 0o600, dir_fd=parent)
+        try:
+            while chunk := content.read(_CHUNK_BYTES):
+                os.write(file, chunk)
+            self.set_owner_and_mode(file, member)
+        finally:
+            os.close(file)
+
+    def make_hard_link(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
+        """To a regular file that this archive has put into the tree, and to nothing else."""
+        parts = split_name(member.linkname)
+        if not parts:
+            raise BadArchive(f"a hard link to nothing: {member.name[:100]}")
+        directory = self.open_in_root("/".join(parts[:-1]) or ".")
+        try:
+            status = os.stat(parts[-1], dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                os.link(
+                    parts[-1], name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False
+                )
+        except FileNotFoundError:
+            raise BadArchive(f"a hard link to a missing file: {member.name[:100]}") from None
+        finally:
+            os.close(directory)
+
+    def set_owner_and_mode(self, descriptor: int, member: tarfile.TarInfo) -> None:
+        if self.keep_owners:
+            os.chown(descriptor, *owner_of(member))
+        # No set-id bits: nothing in an image needs more rights than the command has.
+        os.fchmod(descriptor, member.mode & 0o1777 if member.isdir() else member.mode & 0o777)
+
+    def set_link_owner(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
+        if self.keep_owners:
+            os.chown(name, *owner_of(member), dir_fd=parent, follow_symlinks=False)
+
+
+def split_name(name: str) -> list[str]:
+    """The parts of a name in an archive, taken below the root.
+
+    Raises BadArchive for a name with `..` or NUL in it, or one that is too long.
+    """
+    if len(name) > _LONGEST_PATH or "\0" in name:
+        raise BadArchive("an entry has a name that is too long or holds NUL")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise BadArchive(f'an entry has ".." in its name: {name[:100]}')
+    return parts
+
+
+def owner_of(member: tarfile.TarInfo) -> tuple[int, int]:
+    """(uid, gid). Raises BadArchive for ids that a sandbox does not have."""
+    if not (0 <= member.uid <= _MOST_ID and 0 <= member.gid <= _MOST_ID):
+        raise BadArchive(f"an owner that is not from 0 to {_MOST_ID}: {member.name[:100]}")
+    return member.uid, member.gid
+
+
+def clear_place(parent: int, name: str) -> None:
+    """A later entry of the same name replaces an earlier one, but never a directory with something in it."""
+    try:
+        os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+        os.rmdir(name, dir_fd=parent)
+
+
+def empty(root: str) -> tuple[int, int]:
+    """Remove everything below `root`. Returns (entries removed, 0).
+
+    A directory inside another is first moved up to the root: neither depth nor names can exhaust anything.
+    """
+    root_fd = os.open(root, _DIRECTORY)
+    removed = moved = 0
+    while names := os.listdir(root_fd):
+        for name in names:
+            if not _is_directory(name, root_fd):
+                os.unlink(name, dir_fd=root_fd)
+                removed += 1
+                continue
+            os.chmod(name, 0o700, dir_fd=root_fd)
+            directory = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=root_fd)
+            for inner in os.listdir(directory):
+                if _is_directory(inner, directory):
+                    os.chmod(inner, 0o700, dir_fd=directory)
+                    moved += 1
+                    os.rename(
+                        inner,
+                        f".moved-{moved}-{os.urandom(4).hex()}",
+                        src_dir_fd=directory,
+                        dst_dir_fd=root_fd,
+                    )
+                else:
+                    os.unlink(inner, dir_fd=directory)
+                    removed += 1
+            os.close(directory)
+            os.rmdir(name, dir_fd=root_fd)
+            removed += 1
+    os.close(root_fd)
+    return removed, 0
+
+
+def _is_directory(name: str, directory: int) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
