@@ -1,0 +1,298 @@
+"""The output of one job: written while it runs (`JobLog`), kept afterwards (`StoredLog`), read in the same way.
+
+Both streams lie in one spool in their order of arrival, first in memory, beyond a size in a file. An index says which
+part belongs to which stream and when it came. Beside the file lies its index, which is written before the bytes that it
+speaks of, so that the log of a service that was killed can be read up to the last byte (`reopen_log`).
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sandboxd.ids import is_id
+from sandboxd.jobs import Stream
+from sandboxd.store.log_index import MAX_ENTRIES, RECORD, Chunk, LogIndex
+
+COALESCE_SECONDS = 1.0
+"""Bytes of one stream that come within this time of one another are one chunk."""
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class StoredLog:
+    """The complete log of a job, from memory or from a file. Holds no descriptor between reads."""
+
+    closed = True
+
+    def __init__(
+        self,
+        index: LogIndex,
+        *,
+        body: bytes | None = None,
+        path: Path | None = None,
+        truncated: frozenset[Stream] = frozenset(),
+    ) -> None:
+        """The bytes are in the file `path` or, if that is None, `body`."""
+        self.index = index
+        self.body = body
+        self.path = path
+        self._truncated = truncated
+
+    def size(self, stream: Stream | None = None) -> int:
+        """Bytes kept, of one stream or of both."""
+        return self.index.size(stream)
+
+    def truncated(self, stream: Stream) -> bool:
+        """Whether bytes of this stream are missing because the limit was reached."""
+        return stream in self._truncated
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was written, not even what was cut."""
+        return not self.size() and not self._truncated
+
+    def chunks(self, offset: int = 0) -> Iterator[Chunk]:
+        """In order of arrival, the parts of the merged log that end after `offset`."""
+        return self.index.chunks(offset)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of both streams in order of arrival, from `offset`; less only at the end.
+
+        Raises OSError if the file is gone.
+        """
+        return b"".join(self._read_pieces([(offset, min(size, self.size() - offset))]))
+
+    def read_stream(self, stream: Stream, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of one stream from its own `offset`; less only at the end."""
+        pieces = self.index.pieces(stream, offset, size)
+        return b"".join(self._read_pieces([(piece.offset, piece.size) for piece in pieces]))
+
+    async def wait_changed(self, seen_size: int) -> None:
+        """Returns at once: nothing changes any more."""
+
+    def sync(self) -> None:
+        """Bring the files to the disk, so that a record may say that they are there. Blocks."""
+        if self.path is not None:
+            for path in (self.path, index_path(self.path), self.path.parent):
+                with _opened(path) as descriptor:
+                    os.fsync(descriptor)
+
+    def in_memory(self) -> "StoredLog":
+        """The same log without its files."""
+        return StoredLog(self.index, body=self.read(0, self.size()), truncated=self._truncated)
+
+    def _read_pieces(self, pieces: list[tuple[int, int]]) -> Iterator[bytes]:
+        if self.path is None:
+            body = self.body or b""
+            yield from (body[offset : offset + max(0, size)] for offset, size in pieces)
+        else:
+            with _opened(self.path) as descriptor:
+                for offset, size in pieces:
+                    yield _read_fully(descriptor, offset, size)
+
+
+class JobLog:
+    """The log of a job that runs. One task appends, any number read and wait; all on one event loop."""
+
+    def __init__(
+        self, directory: Path, job_id: str, *, limit_bytes: int, inline_bytes: int
+    ) -> None:
+        """No file is made, in `directory`, before more than `inline_bytes` came."""
+        self._path = log_path(directory, job_id)
+        self._limit_bytes = limit_bytes
+        self._inline_bytes = inline_bytes
+        self._index = LogIndex()
+        self._memory = bytearray()
+        self._files: tuple[int, int] | None = None
+        """Descriptors of the log and of its index, once it was spilled."""
+        self._truncated: set[Stream] = set()
+        self._changed: asyncio.Event | None = None
+        self._stored: StoredLog | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the log is complete."""
+        return self._stored is not None
+
+    def append(self, stream: Stream, data: bytes | bytearray | memoryview, now: float) -> bool:
+        """Keep what fits. False: the limit is reached, and not all of `data` was kept.
+
+        Raises OSError if the disk does not take it; then nothing of `data` counts as kept.
+        """
+        if self.closed:
+            raise ValueError("the log is closed")
+        kept = min(len(data), self._limit_bytes - self._index.size())
+        extends = self._index.extends(stream, now, COALESCE_SECONDS)
+        if not extends and len(self._index) >= MAX_ENTRIES:
+            kept = 0
+        if kept > 0:
+            self._write(stream, memoryview(data)[:kept], now, extends)
+            self._wake()
+        if kept < len(data):
+            self._truncated.add(stream)
+            return False
+        return True
+
+    def spill(self) -> None:
+        """Go on in files from here, so that a killed service leaves what was written so far.
+
+        Raises OSError if they cannot be made.
+        """
+        if self._files is not None or self.closed:
+            return
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        opened: list[int] = []
+        try:
+            for path, data in (
+                (index_path(self._path), self._index.encode()),
+                (self._path, self._memory),
+            ):
+                opened.append(os.open(path, _CREATE, 0o600))
+                _write_fully(opened[-1], data, 0)
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        index_file, file = opened
+        self._files = file, index_file
+        self._memory = bytearray()
+
+    def size(self, stream: Stream | None = None) -> int:
+        """Bytes kept so far, of one stream or of both."""
+        return self._index.size(stream)
+
+    def truncated(self, stream: Stream) -> bool:
+        """Whether bytes of this stream are missing because the limit was reached."""
+        return stream in self._truncated
+
+    def chunks(self, offset: int = 0) -> Iterator[Chunk]:
+        """In order of arrival, the parts of the merged log that end after `offset`. The last one may still grow."""
+        return self._index.chunks(offset)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of both streams in order of arrival, from `offset`; less only at the end so far."""
+        if self._stored is not None:
+            return self._stored.read(offset, size)
+        size = max(0, min(size, self._index.size() - offset))
+        if self._files is not None:
+            return _read_fully(self._files[0], offset, size)
+        return bytes(self._memory[offset : offset + size])
+
+    def read_stream(self, stream: Stream, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of one stream from its own `offset`; less only at the end so far."""
+        pieces = self._index.pieces(stream, offset, size)
+        return b"".join(self.read(piece.offset, piece.size) for piece in pieces)
+
+    async def wait_changed(self, seen_size: int) -> None:
+        """Return when there are more than `seen_size` bytes of both streams, or the log is closed."""
+        while self._index.size() <= seen_size and not self.closed:
+            if self._changed is None:
+                self._changed = asyncio.Event()
+            await self._changed.wait()
+
+    def close(self) -> StoredLog:
+        """No more will come. Wakes everybody who waits; the log stays readable. Twice is harmless."""
+        if self._stored is None:
+            self._stored = StoredLog(
+                self._index,
+                body=None if self._files else bytes(self._memory),
+                path=self._path if self._files else None,
+                truncated=frozenset(self._truncated),
+            )
+            for descriptor in self._files or ():
+                os.close(descriptor)
+            self._files = None
+            self._memory = bytearray()
+            self._wake()
+        return self._stored
+
+    def discard(self) -> None:
+        """Close, and remove the files if there are any: this attempt's output is not kept."""
+        stored = self.close()
+        if stored.path is not None:
+            remove_log(stored.path)
+
+    def _write(self, stream: Stream, data: memoryview, now: float, extends: bool) -> None:
+        offset = self._index.size()
+        if offset + len(data) > self._inline_bytes:
+            self.spill()
+        if self._files is None:
+            self._memory += data
+        else:
+            file, index_file = self._files
+            if not extends:
+                record = LogIndex.record(stream, now, offset)
+                _write_fully(index_file, record, len(self._index) * RECORD.size)
+            _write_fully(file, data, offset)
+        self._index.add(stream, now, len(data), extends)
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+
+def log_path(directory: Path, job_id: str) -> Path:
+    """Where a job's log lies once it is a file."""
+    if not is_id(job_id, "job"):
+        raise ValueError(f"{job_id!r} is not the id of a job")
+    return directory / f"{job_id}.log"
+
+
+def index_path(log: Path) -> Path:
+    """Where the index of this log file lies."""
+    return log.with_suffix(".index")
+
+
+def reopen_log(directory: Path, job_id: str) -> StoredLog | None:
+    """What a service that was killed left of the log of a job; None if it had not been spilled."""
+    path = log_path(directory, job_id)
+    try:
+        with _opened(path) as descriptor:
+            size = os.fstat(descriptor).st_size
+        return StoredLog(read_index(path, size), path=path)
+    except FileNotFoundError:
+        return None
+
+
+def read_index(path: Path, size: int) -> LogIndex:
+    """The index of the first `size` bytes of the log file `path`.
+
+    Raises FileNotFoundError if it is missing.
+    """
+    with _opened(index_path(path)) as descriptor:
+        records = _read_fully(descriptor, 0, os.fstat(descriptor).st_size)
+    return LogIndex.decode(records, size)
+
+
+def remove_log(path: Path) -> None:
+    """Remove a log file and its index; either may be gone already."""
+    path.unlink(missing_ok=True)
+    index_path(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read_fully(descriptor: int, offset: int, size: int) -> bytes:
+    parts: list[bytes] = []
+    while size > 0 and (part := os.pread(descriptor, size, offset)):
+        parts.append(part)
+        offset += len(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _write_fully(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view = view[written:]
+        offset += written

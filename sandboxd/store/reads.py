@@ -1,0 +1,180 @@
+"""What is asked about jobs. Each function is one question; every engine shares them."""
+
+import base64
+import binascii
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from sqlalchemy import ColumnElement, Connection, and_, func, select, union_all
+
+from sandboxd.errors import Fault, Invalid, NotFound
+from sandboxd.ids import is_id
+from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobEvent, State
+from sandboxd.store import tables
+from sandboxd.store.log_index import LogIndex
+from sandboxd.store.logs import StoredLog
+from sandboxd.store.records import Conservation, Page, event_from, job_from, log_from
+
+_job = tables.job
+
+
+def get(connection: Connection, tenant: str, job_id: str, with_stdin: bool) -> Job:
+    """One job.
+
+    Raises NotFound.
+    """
+    row = connection.execute(select(_job).where(_mine(tenant, job_id))).one_or_none()
+    if row is None:
+        raise _not_found(job_id)
+    stdin = None
+    if with_stdin:
+        part = tables.job_stdin
+        stdin = connection.scalar(select(part.c.stdin).where(part.c.job_id == job_id))
+    return job_from(row, stdin or b"")
+
+
+def list_jobs(
+    connection: Connection,
+    tenant: str,
+    states: Collection[State],
+    labels: Mapping[str, str],
+    since: float | None,
+    until: float | None,
+    limit: int,
+    cursor: str | None,
+) -> Page:
+    """A tenant's jobs, newest first, without their input.
+
+    They fulfil every condition: one of `states` (none given: any), all of `labels`, made from `since` to before
+    `until`. Raises Invalid for a cursor that is not from a page of this list.
+    """
+    wanted = [_job.c.tenant == tenant]
+    if states:
+        wanted.append(_job.c.state.in_(sorted(state.value for state in states)))
+    if since is not None:
+        wanted.append(_job.c.created_at >= since)
+    if until is not None:
+        wanted.append(_job.c.created_at < until)
+    if cursor is not None:
+        wanted.append(_job.c.id < _decode_cursor(cursor))
+    label = tables.job_label
+    for name, value in labels.items():
+        labelled = select(label.c.job_id).where(label.c.name == name, label.c.value == value)
+        wanted.append(_job.c.id.in_(labelled))
+    question = select(_job).where(*wanted).order_by(_job.c.id.desc()).limit(limit + 1)
+    jobs = [job_from(row) for row in connection.execute(question)]
+    more = len(jobs) > limit
+    return Page(jobs[:limit], _encode_cursor(jobs[limit - 1].id) if more else None)
+
+
+def events(connection: Connection, tenant: str, job_id: str) -> list[JobEvent]:
+    """What happened to a job, in order.
+
+    Raises NotFound.
+    """
+    event = tables.job_event
+    question = select(event).join(_job).where(_mine(tenant, job_id)).order_by(event.c.seq)
+    found = [event_from(row) for row in connection.execute(question)]
+    if not found:  # a job has at least the event of its submission
+        raise _not_found(job_id)
+    return found
+
+
+def log(connection: Connection, tenant: str, job_id: str, base: Path) -> StoredLog | None:
+    """The log of a job that has ended; None if it has not.
+
+    Raises NotFound, and FileNotFoundError if the log was a file and is gone.
+    """
+    question = (
+        select(_job.c.state, tables.job_log).outerjoin(tables.job_log).where(_mine(tenant, job_id))
+    )
+    row = connection.execute(question).one_or_none()
+    if row is None:
+        raise _not_found(job_id)
+    if State(row.state) not in TERMINAL:
+        return None
+    if row.job_id is None:
+        return StoredLog(LogIndex(), body=b"")
+    return log_from(row, base)
+
+
+def counts(connection: Connection) -> dict[State, int]:
+    """How many jobs wait and are active now, by state, and how many ever ended in each terminal state."""
+    question = union_all(
+        *(
+            select(_job.c.state.label("name"), func.count().label("jobs"))
+            .where(tables.state_in(states))
+            .group_by(_job.c.state)
+            for states in (WAITING, ACTIVE)
+        ),
+        select(tables.job_total.c.name, tables.job_total.c.value).where(
+            tables.job_total.c.name.in_(sorted(TERMINAL))
+        ),
+    )
+    found = {State(row.name): row.jobs for row in connection.execute(question)}
+    return dict.fromkeys(State, 0) | found
+
+
+def conservation(connection: Connection) -> Conservation:
+    """The figures that must add up, all of one moment."""
+    total = tables.job_total
+
+    def total_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
+        return select(func.sum(total.c.value)).where(condition).scalar_subquery()
+
+    def jobs_in(states: frozenset[State]) -> ColumnElement[int]:
+        return select(func.count(_job.c.id)).where(tables.state_in(states)).scalar_subquery()
+
+    row = connection.execute(
+        select(
+            total_of(total.c.name == "accepted"),
+            jobs_in(WAITING),
+            jobs_in(ACTIVE),
+            total_of(total.c.name.in_(sorted(TERMINAL))),
+        )
+    ).one()
+    return Conservation(*row)
+
+
+def oldest_waiting(connection: Connection) -> float | None:
+    """Since when the job that waits longest has waited, as Unix time in seconds."""
+    oldest: float | None = connection.scalar(
+        select(func.min(_job.c.queued_at)).where(tables.state_in(WAITING))
+    )
+    return oldest
+
+
+def next_due(connection: Connection, now: float) -> float | None:
+    """When time alone next changes what a scheduler should do: a retry may run, or a job has waited too long."""
+    retry = select(func.min(_job.c.run_at)).where(tables.state_in(WAITING), _job.c.run_at > now)
+    expiry = select(func.min(_job.c.queue_until)).where(tables.state_in(WAITING))
+    times = [connection.scalar(question) for question in (retry, expiry)]
+    return min((time for time in times if time is not None), default=None)
+
+
+def _mine(tenant: str, job_id: str) -> ColumnElement[bool]:
+    return and_(_job.c.id == job_id, _job.c.tenant == tenant)
+
+
+def _not_found(job_id: str) -> NotFound:
+    return NotFound(f"there is no job {job_id}")
+
+
+def _encode_cursor(job_id: str) -> str:
+    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str) -> str:
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        job_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
+    except (binascii.Error, UnicodeError) as error:
+        raise _bad_cursor() from error
+    if not is_id(job_id, "job"):
+        raise _bad_cursor()
+    return job_id
+
+
+def _bad_cursor() -> Invalid:
+    text = "the cursor is not one that a page of this list gave"
+    return Invalid(text, (Fault("", text),), code="invalid_cursor")

@@ -1,0 +1,178 @@
+"""Values to rows and back."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Row
+
+from sandboxd.jobs import ApiKey, Image, Job, JobEvent, JobSpec, Reason, Result, State, Stream
+from sandboxd.store.log_index import LogIndex
+from sandboxd.store.logs import StoredLog, read_index
+
+_to_json = msgspec.json.Encoder().encode
+_to_spec = msgspec.json.Decoder(JobSpec).decode
+_to_result = msgspec.json.Decoder(Result).decode
+_to_scopes = msgspec.json.Decoder(tuple[str, ...]).decode
+
+
+class Idempotency(NamedTuple):
+    """How a client marks a request that it may send twice."""
+
+    key: str
+    request_sha256: bytes
+
+
+class Submitted(NamedTuple):
+    """An accepted job, or the one that the same request made before (`replayed`)."""
+
+    job: Job
+    replayed: bool
+
+
+class Page(NamedTuple):
+    """One part of a list; `next_cursor` is None at its end."""
+
+    items: list[Job]
+    next_cursor: str | None
+
+
+class Conservation(NamedTuple):
+    """What must add up: every job accepted waits, is active or has ended once."""
+
+    accepted_total: int
+    waiting: int
+    active: int
+    terminal_total: int
+
+    @property
+    def drift(self) -> int:
+        """Jobs lost (positive) or ended twice (negative)."""
+        return self.accepted_total - self.waiting - self.active - self.terminal_total
+
+
+def job_values(job: Job) -> dict[str, Any]:
+    """The row of a job that was not there before. Its input is stored apart."""
+    spec = job.spec
+    queue_seconds = spec.queue_seconds
+    return {
+        "id": job.id,
+        "tenant": job.tenant,
+        "state": job.state.value,
+        "reason": job.reason.value,
+        "priority": spec.priority,
+        "run_at": job.queued_at,
+        "queue_until": None if queue_seconds is None else job.queued_at + queue_seconds,
+        "attempt": job.attempt,
+        "lease_token": job.lease_token,
+        "cancel_requested": job.cancel_requested,
+        "sequence": job.sequence,
+        "created_at": job.created_at,
+        "queued_at": job.queued_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "ttl_seconds": spec.ttl_seconds,
+        "expires_at": job.expires_at,
+        "request_id": job.request_id,
+        "traceparent": job.traceparent,
+        "retried_from": job.retried_from,
+        "spec": _to_json(without_stdin(spec)).decode(),
+        "result": None if job.result is None else encode_result(job.result),
+    }
+
+
+def without_stdin(spec: JobSpec) -> JobSpec:
+    """The same specification with empty input."""
+    return msgspec.structs.replace(spec, stdin=b"") if spec.stdin else spec
+
+
+def encode_result(result: Result) -> str:
+    """A result as it is stored."""
+    return _to_json(result).decode()
+
+
+def job_from(row: Row[Any], stdin: bytes = b"") -> Job:
+    """The job of a row of the table `job`."""
+    spec = _to_spec(row.spec)
+    return Job(
+        id=row.id,
+        tenant=row.tenant,
+        spec=msgspec.structs.replace(spec, stdin=stdin) if stdin else spec,
+        state=State(row.state),
+        reason=Reason(row.reason),
+        attempt=row.attempt,
+        lease_token=row.lease_token,
+        created_at=row.created_at,
+        queued_at=row.queued_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        expires_at=row.expires_at,
+        cancel_requested=row.cancel_requested,
+        result=None if row.result is None else _to_result(row.result),
+        request_id=row.request_id,
+        traceparent=row.traceparent,
+        retried_from=row.retried_from,
+        sequence=row.sequence,
+    )
+
+
+def event_from(row: Row[Any]) -> JobEvent:
+    """The event of a row of the table `job_event`."""
+    return JobEvent(
+        seq=row.seq,
+        at=row.at,
+        state=State(row.state),
+        reason=Reason(row.reason),
+        attempt=row.attempt,
+        message=row.message,
+    )
+
+
+def log_values(job_id: str, log: StoredLog, base: Path) -> dict[str, Any]:
+    """The row of a log. A path below `base` is stored relative to it, so that the whole can be moved."""
+    path = log.path
+    if path is not None and path.is_relative_to(base):
+        path = path.relative_to(base)
+    return {
+        "job_id": job_id,
+        "size_bytes": log.size(),
+        "stdout_truncated": log.truncated(Stream.STDOUT),
+        "stderr_truncated": log.truncated(Stream.STDERR),
+        "path": None if path is None else str(path),
+        "entries": log.index.encode() if path is None else None,
+        "body": log.body,
+    }
+
+
+def log_from(row: Row[Any], base: Path) -> StoredLog:
+    """The log of a row of the table `job_log`.
+
+    Raises FileNotFoundError if its file is gone.
+    """
+    truncated = {Stream.STDOUT: row.stdout_truncated, Stream.STDERR: row.stderr_truncated}
+    path = None if row.path is None else base / row.path
+    if path is None:
+        index = LogIndex.decode(row.entries, row.size_bytes)
+    else:
+        index = read_index(path, row.size_bytes)
+    return StoredLog(
+        index,
+        body=row.body,
+        path=path,
+        truncated=frozenset(stream for stream, cut in truncated.items() if cut),
+    )
+
+
+def key_values(key: ApiKey) -> dict[str, Any]:
+    """The row of a key."""
+    return msgspec.structs.asdict(key) | {"scopes": _to_json(key.scopes).decode()}
+
+
+def key_from(row: Row[Any]) -> ApiKey:
+    """The key of a row of the table `api_key`."""
+    return ApiKey(**{**row._mapping, "scopes": _to_scopes(row.scopes)})
+
+
+def image_from(row: Row[Any]) -> Image:
+    """The image of a row of the table `image`."""
+    return Image(**row._mapping)

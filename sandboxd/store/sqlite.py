@@ -1,0 +1,421 @@
+"""The store on SQLite: one thread writes, a few read, one process owns the file."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import time
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from sandboxd.errors import HostNotReady, Unavailable
+from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, Result, State
+from sandboxd.store import catalog, reads, writes
+from sandboxd.store.logs import StoredLog, remove_log
+from sandboxd.store.ownership import owned
+from sandboxd.store.records import Conservation, Idempotency, Page, Submitted
+from sandboxd.store.tables import REVISION
+from sandboxd.store.writer import Writer
+
+T = TypeVar("T")
+
+READERS = 4
+"""Threads that read, each with a connection."""
+_PRAGMAS = (
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA foreign_keys = ON",
+)
+_WRITER_PRAGMAS = (
+    *_PRAGMAS,
+    "PRAGMA journal_mode = WAL",
+    # A commit is on the disk before it is answered: WAL alone would survive a crash of ours, not one of the host.
+    "PRAGMA synchronous = FULL",
+    f"PRAGMA journal_size_limit = {64 * 2**20}",
+)
+_READER_PRAGMAS = (*_PRAGMAS, "PRAGMA query_only = ON")
+_FREED_PAGES = 1024
+"""Given back to the file system with each batch of deletions."""
+
+
+class SqliteStore:
+    """The durable record. Made by `open`, ended by `close`; every method may raise `Unavailable`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        inline_log_bytes: int,
+        writer: Writer,
+        readers: Engine,
+        check: Callable[[], None],
+        resources: ExitStack,
+    ) -> None:
+        """For `open` only."""
+        self._base = path.parent
+        self._inline_log_bytes = inline_log_bytes
+        self._writer = writer
+        self._readers = readers
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+        self._check = check
+        self._resources = resources
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: Path, *, inline_log_bytes: int) -> Self:
+        """Own and open the database `path`. Logs of up to `inline_log_bytes` will be kept in it.
+
+        Raises HostNotReady if another process owns it or if its schema is not that of this release.
+        """
+        with ExitStack() as resources:
+            connection, readers = await asyncio.to_thread(_opened, path, resources)
+            check = _same_file(path)
+            return cls(
+                path,
+                inline_log_bytes=inline_log_bytes,
+                writer=Writer(connection, check),
+                readers=readers,
+                check=check,
+                resources=resources.pop_all(),
+            )
+
+    async def close(self) -> None:
+        """Finish what was asked for and let the database go. Twice is harmless."""
+        self._closed = True
+        await self._writer.close()
+        await asyncio.to_thread(self._threads.shutdown)
+        self._resources.close()
+
+    # What changes a job
+
+    async def submit(
+        self,
+        job: Job,
+        *,
+        idempotency: Idempotency | None = None,
+        claim_owner: str | None = None,
+    ) -> Submitted:
+        """Accept a job; it is on the disk when this returns.
+
+        With `claim_owner` it is claimed in the same commit: `starting`, attempt 1, lease token 1. A request that was
+        sent before, in the last 24 hours and with the same idempotency key, answers with the job that it made then.
+        Raises Invalid (`idempotency_key_reused`) for another request with that key, and Conflict
+        (`idempotency_job_deleted`) if that job's record is gone.
+        """
+        return await self._write(lambda c: writes.submit(c, job, idempotency, claim_owner))
+
+    async def claim(self, owner: str, limit: int, now: float) -> list[Job]:
+        """Take up to `limit` jobs that may run, highest priority and then oldest first, with their input."""
+        return await self._write(lambda c: writes.claim(c, owner, limit, now))
+
+    async def mark_running(self, job_id: str, lease_token: int, started_at: float) -> None:
+        """Note that the command started; nothing if the lease is stale. `finish` notes it too: short jobs skip this."""
+        await self._write(lambda c: writes.mark_running(c, job_id, lease_token, started_at))
+
+    async def finish(
+        self, job_id: str, lease_token: int, result: Result, log: StoredLog, finished_at: float
+    ) -> Job | None:
+        """End a job for good, with its log. None: the lease was lost, and nothing was written.
+
+        The log's file is on the disk before the record says so; a short one moves into the database.
+        """
+        kept = log
+        if log.path is not None:
+            with _as_unavailable():
+                kept = await asyncio.to_thread(self._settled, log)
+        job = await self._write(
+            lambda c: writes.finish(c, job_id, lease_token, result, kept, finished_at, self._base)
+        )
+        if job is not None and log.path is not None and kept.path is None:
+            remove_log(log.path)
+        return job
+
+    async def retry(
+        self,
+        job_id: str,
+        lease_token: int,
+        reason: Reason,
+        message: str | None,
+        run_at: float,
+        now: float | None = None,
+    ) -> bool:
+        """Let a job wait for another attempt, not before `run_at`. False: the lease was lost."""
+        at = time() if now is None else now
+        return await self._write(
+            lambda c: writes.retry(c, job_id, lease_token, reason, message, run_at, at)
+        )
+
+    async def request_cancel(
+        self, tenant: str, job_id: str, now: float, message: str | None
+    ) -> Job:
+        """Cancel a waiting job at once, ask for the end of an active one, leave an ended one as it is.
+
+        Raises NotFound.
+        """
+        return await self._write(lambda c: writes.request_cancel(c, tenant, job_id, now, message))
+
+    async def expire_waiting(self, now: float) -> list[Job]:
+        """End the jobs that waited longer than their clients wanted."""
+        return await self._write(lambda c: writes.expire_waiting(c, now))
+
+    async def recover(self, owner: str) -> list[Job]:
+        """After a restart: the jobs that a dead process worked on, with new lease tokens.
+
+        The caller ends or retries each.
+        """
+        return await self._write(lambda c: writes.recover(c, owner))
+
+    async def delete(self, tenant: str, job_id: str) -> Path | None:
+        """Forget a job; the path of its log if that is a file, which the caller removes (`remove_log`).
+
+        Raises NotFound, and Conflict unless the job has ended.
+        """
+        return await self._write(lambda c: writes.delete_job(c, tenant, job_id, self._base))
+
+    async def delete_expired(self, now: float, limit: int) -> list[Path]:
+        """Forget every job whose time is over, `limit` per commit; the paths of logs for the caller to remove."""
+        paths: list[Path] = []
+        deleted = limit
+        while deleted == limit:
+            deleted, logs = await self._write(
+                lambda c: writes.delete_expired(c, now, limit, self._base)
+            )
+            paths += logs
+            await self._write(_give_back_space)
+        return paths
+
+    # Questions about jobs
+
+    async def get(self, tenant: str, job_id: str, *, with_stdin: bool = True) -> Job:
+        """One job.
+
+        Raises NotFound, also where it is another tenant's.
+        """
+        return await self._read(lambda c: reads.get(c, tenant, job_id, with_stdin))
+
+    async def list_jobs(
+        self,
+        tenant: str,
+        *,
+        states: Collection[State] = (),
+        labels: Mapping[str, str] | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int,
+        cursor: str | None = None,
+    ) -> Page:
+        """A tenant's jobs, newest first, without their input.
+
+        Those in one of `states` (none: any) that have all `labels` and were made from `since` to before `until`.
+        Raises Invalid for a cursor that is not from a page of this list.
+        """
+        return await self._read(
+            lambda c: reads.list_jobs(c, tenant, states, labels or {}, since, until, limit, cursor)
+        )
+
+    async def events(self, tenant: str, job_id: str) -> list[JobEvent]:
+        """What happened to a job, in order.
+
+        Raises NotFound.
+        """
+        return await self._read(lambda c: reads.events(c, tenant, job_id))
+
+    async def log(self, tenant: str, job_id: str) -> StoredLog | None:
+        """The log of a job that has ended, None if it has not.
+
+        Raises NotFound, also (`log_gone`) if the log was a file that somebody removed.
+        """
+        return await self._read(lambda c: reads.log(c, tenant, job_id, self._base))
+
+    async def counts(self) -> dict[State, int]:
+        """Jobs by state: waiting and active ones now, and how many ever ended in each terminal state."""
+        return await self._read(reads.counts)
+
+    async def conservation(self) -> Conservation:
+        """The figures that must add up, all of one moment."""
+        return await self._read(reads.conservation)
+
+    async def oldest_waiting(self) -> float | None:
+        """Since when the job that waits longest has waited, as Unix time in seconds; None if none waits."""
+        return await self._read(reads.oldest_waiting)
+
+    async def next_due(self, now: float) -> float | None:
+        """When a retry may run or a waiting job expires next, as Unix time in seconds; None: time changes nothing."""
+        return await self._read(lambda c: reads.next_due(c, now))
+
+    # Keys and images
+
+    async def create_key(self, key: ApiKey) -> None:
+        """Store a new key."""
+        await self._write(lambda c: catalog.create_key(c, key))
+
+    async def find_key(self, key_id: str) -> ApiKey | None:
+        """The key, also if it is revoked or expired: the caller judges."""
+        return await self._read(lambda c: catalog.find_key(c, key_id))
+
+    async def list_keys(self) -> list[ApiKey]:
+        """Every key, oldest first."""
+        return await self._read(catalog.list_keys)
+
+    async def revoke_key(self, key_id: str, now: float) -> bool:
+        """Make a key worthless; the first time counts. False: there is no such key."""
+        return await self._write(lambda c: catalog.revoke_key(c, key_id, now))
+
+    async def put_image(self, image: Image) -> None:
+        """Store an image, in the place of one of the same name."""
+        await self._write(lambda c: catalog.put_image(c, image))
+
+    async def get_image(self, name: str) -> Image | None:
+        """The image of this name."""
+        return await self._read(lambda c: catalog.get_image(c, name))
+
+    async def list_images(self) -> list[Image]:
+        """Every image, by name."""
+        return await self._read(catalog.list_images)
+
+    async def delete_image(self, name: str) -> bool:
+        """Forget an image. False: there is none of this name."""
+        return await self._write(lambda c: catalog.delete_image(c, name))
+
+    async def _write(self, operation: Callable[[Connection], T]) -> T:
+        with _as_unavailable():
+            return await self._writer.run(operation)
+
+    async def _read(self, question: Callable[[Connection], T]) -> T:
+        if self._closed:
+            raise Unavailable("the store is closed", code="store_closed")
+        with _as_unavailable():
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._ask, question
+            )
+
+    def _ask(self, question: Callable[[Connection], T]) -> T:
+        self._check()
+        with self._readers.connect() as connection:
+            return question(connection)
+
+    def _settled(self, log: StoredLog) -> StoredLog:
+        if log.size() <= self._inline_log_bytes:
+            return log.in_memory()
+        log.sync()
+        return log
+
+
+@contextmanager
+def _as_unavailable() -> Iterator[None]:
+    """What the disk or the file did becomes `Unavailable`; a mistake of ours stays what it is."""
+    try:
+        yield
+    except (exc.IntegrityError, exc.ProgrammingError):
+        raise
+    except exc.DatabaseError as error:
+        raise Unavailable(f"the store cannot be used: {error.orig}", code="store_down") from error
+    except OSError as error:
+        raise Unavailable(
+            f"the store cannot be used: {error.strerror}", code="store_down"
+        ) from error
+
+
+def _opened(path: Path, resources: ExitStack) -> tuple[Connection, Engine]:
+    resources.enter_context(owned(path))
+    if not path.exists():
+        raise HostNotReady(f"there is no schema in {path}: run `sandboxd migrate`")
+    connection = resources.enter_context(_writing(path))
+    _check_revision(path, connection)
+    return connection, resources.enter_context(_reading(path))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Connection]:
+    engine = create_engine(
+        "sqlite://", creator=lambda: _connect(path, "rw", _WRITER_PRAGMAS), poolclass=StaticPool
+    )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # The driver would begin late, at the first change, and might then find that somebody else writes.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    with _disposed(engine), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Engine]:
+    engine = create_engine(
+        "sqlite://",
+        creator=lambda: _connect(path, "ro", _READER_PRAGMAS),
+        poolclass=QueuePool,
+        pool_size=READERS,
+        max_overflow=0,
+    )
+    with _disposed(engine):
+        yield engine
+
+
+@contextmanager
+def _disposed(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        engine.dispose()
+
+
+def _connect(path: Path, mode: str, pragmas: tuple[str, ...]) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"file:{quote(str(path))}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        for pragma in pragmas:
+            connection.execute(pragma)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_revision(path: Path, connection: Connection) -> None:
+    """Raises HostNotReady unless the schema is the one that this release works with."""
+    try:
+        with connection.begin():
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    except exc.DatabaseError as error:
+        raise HostNotReady(
+            f"{path} has no schema of ours ({error.orig}): run `sandboxd migrate`"
+        ) from error
+    if found != REVISION:
+        raise HostNotReady(
+            f"the schema of {path} is {found}, and this release works with {REVISION}: "
+            "run `sandboxd migrate`"
+        )
+
+
+def _same_file(path: Path) -> Callable[[], None]:
+    """A check that raises OSError once the database is no longer the file at `path`.
+
+    SQLite goes on writing into a file that was removed or replaced, and would have us promise what nobody can read.
+    """
+    opened = os.stat(path)
+
+    def check() -> None:
+        now = os.stat(path)
+        if (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino):
+            raise FileNotFoundError(2, f"{path} was replaced")
+
+    return check
+
+
+def _give_back_space(connection: Connection) -> None:
+    """Return some of the pages that deletions freed to the file system."""
+    free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+    for _ in range(min(free, _FREED_PAGES)):
+        # Each page is one step of the statement, and the driver takes one step only.
+        connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")

@@ -1,0 +1,415 @@
+"""What changes a job. Each function is one step of a transaction; every engine shares them.
+
+Every change that a client can see raises the job's `sequence` by one and leaves an event of that number. Who works on
+a job proves with its lease token that it is still the one who may (`_HELD`): a stale lease changes nothing.
+"""
+
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, null, select, update
+
+from sandboxd.errors import Conflict, Invalid, NotFound
+from sandboxd.jobs import (
+    ACTIVE,
+    TERMINAL,
+    WAITING,
+    Component,
+    Job,
+    JobError,
+    Reason,
+    Result,
+    State,
+    Usage,
+)
+from sandboxd.store import tables
+from sandboxd.store.logs import StoredLog
+from sandboxd.store.records import (
+    Idempotency,
+    Submitted,
+    encode_result,
+    job_from,
+    job_values,
+    log_values,
+)
+
+IDEMPOTENCY_SECONDS = 86_400.0
+"""How long a repeated request is recognised."""
+
+_job = tables.job
+_event = tables.job_event
+_idempotency = tables.idempotency
+
+_HELD = and_(
+    _job.c.id == bindparam("of_job"),
+    _job.c.lease_token == bindparam("token"),
+    tables.state_in(ACTIVE),
+)
+_COUNT = (
+    update(tables.job_total)
+    .where(tables.job_total.c.name == bindparam("of_name"))
+    .values(value=tables.job_total.c.value + 1)
+)
+
+
+def submit(
+    connection: Connection, job: Job, idempotency: Idempotency | None, claim_owner: str | None
+) -> Submitted:
+    """Accept a job; with `claim_owner` it is theirs at once, as if they had claimed it.
+
+    Raises Invalid or Conflict where the idempotency key stands for something else.
+    """
+    if idempotency is not None:
+        former = _remembered(connection, job, idempotency)
+        if former is not None:
+            return Submitted(former, replayed=True)
+    job = _changed(job, State.QUEUED, Reason.SUBMITTED)
+    events = [_event_values(job, job.created_at)]
+    if claim_owner is not None:
+        job = _changed(job, State.STARTING, Reason.CLAIMED, attempt=1, lease_token=1)
+        events.append(_event_values(job, job.queued_at))
+    connection.execute(insert(_job), job_values(job) | {"lease_owner": claim_owner})
+    connection.execute(insert(_event), events)
+    connection.execute(_COUNT, {"of_name": "accepted"})
+    if job.spec.stdin:
+        connection.execute(insert(tables.job_stdin), {"job_id": job.id, "stdin": job.spec.stdin})
+    if job.spec.labels:
+        labels = job.spec.labels.items()
+        connection.execute(
+            insert(tables.job_label),
+            [{"job_id": job.id, "name": name, "value": value} for name, value in labels],
+        )
+    return Submitted(job, replayed=False)
+
+
+def _remembered(connection: Connection, job: Job, idempotency: Idempotency) -> Job | None:
+    """The job of an earlier request with this key; if there is none, remember this one."""
+    here = and_(
+        _idempotency.c.tenant == job.tenant,
+        _idempotency.c.key == idempotency.key,
+    )
+    former = connection.execute(select(_idempotency).where(here)).one_or_none()
+    if former is not None and former.created_at <= job.created_at - IDEMPOTENCY_SECONDS:
+        connection.execute(delete(_idempotency).where(here))
+        former = None
+    if former is None:
+        values = {"tenant": job.tenant, "job_id": job.id, "created_at": job.created_at}
+        connection.execute(insert(_idempotency), values | idempotency._asdict())
+        return None
+    if former.request_sha256 != idempotency.request_sha256:
+        raise Invalid(
+            "this idempotency key was used with another request", code="idempotency_key_reused"
+        )
+    row = connection.execute(select(_job).where(_job.c.id == former.job_id)).one_or_none()
+    if row is None:
+        raise Conflict(
+            f"this request made {former.job_id}, whose record was deleted",
+            code="idempotency_job_deleted",
+        )
+    return job_from(row)
+
+
+_NEXT = (
+    select(_job.c.id)
+    .where(tables.state_in(WAITING), _job.c.run_at <= bindparam("now"))
+    .order_by(_job.c.priority.desc(), _job.c.id)
+    .limit(bindparam("most"))
+)
+_CLAIM = (
+    update(_job)
+    .where(_job.c.id.in_(_NEXT))
+    .values(
+        state=State.STARTING.value,
+        reason=Reason.CLAIMED.value,
+        attempt=_job.c.attempt + 1,
+        lease_owner=bindparam("owner"),
+        lease_token=_job.c.lease_token + 1,
+        sequence=_job.c.sequence + 1,
+    )
+    .returning(*_job.c)
+)
+
+
+def claim(connection: Connection, owner: str, limit: int, now: float) -> list[Job]:
+    """Take up to `limit` jobs that may run now, highest priority and then oldest first, with their input."""
+    rows = connection.execute(_CLAIM, {"owner": owner, "most": limit, "now": now}).all()
+    if not rows:
+        return []
+    wanted = tables.job_stdin.c.job_id.in_([row.id for row in rows])
+    stdin = {
+        row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
+    }
+    jobs = [job_from(row, stdin.get(row.id, b"")) for row in rows]
+    connection.execute(insert(_event), [_event_values(job, now) for job in jobs])
+    return sorted(jobs, key=lambda job: (-job.spec.priority, job.id))
+
+
+_MARK_RUNNING = (
+    update(_job)
+    .where(_HELD, _job.c.state == State.STARTING.value)
+    .values(
+        state=State.RUNNING.value,
+        reason=Reason.STARTED.value,
+        started_at=bindparam("at"),
+        sequence=_job.c.sequence + 1,
+    )
+    .returning(*_job.c)
+)
+
+
+def mark_running(connection: Connection, job_id: str, lease_token: int, started_at: float) -> None:
+    """Note that the command started. Nothing happens if the lease is stale or the job is known to run."""
+    key = {"of_job": job_id, "token": lease_token}
+    row = connection.execute(_MARK_RUNNING, key | {"at": started_at}).one_or_none()
+    if row is not None:
+        connection.execute(insert(_event), _event_values(job_from(row), started_at))
+
+
+_RECORD_START = insert(_event).from_select(
+    ["job_id", "seq", "at", "state", "reason", "attempt", "message"],
+    select(
+        _job.c.id,
+        _job.c.sequence + 1,
+        bindparam("at"),
+        bindparam("state", State.RUNNING.value),
+        bindparam("reason", Reason.STARTED.value),
+        _job.c.attempt,
+        null(),
+    ).where(_HELD, _job.c.state == State.STARTING.value),
+)
+_END_VALUES = {
+    "state": bindparam("to_state"),
+    "reason": bindparam("to_reason"),
+    "result": bindparam("to_result"),
+    "finished_at": bindparam("at"),
+    "expires_at": _job.c.ttl_seconds + bindparam("at"),
+}
+_FINISH = (
+    update(_job)
+    .where(_HELD)
+    .values(
+        **_END_VALUES,
+        started_at=func.coalesce(bindparam("started_at"), _job.c.started_at),
+        sequence=_job.c.sequence + bindparam("changes"),
+    )
+    .returning(*_job.c)
+)
+
+
+def finish(
+    connection: Connection,
+    job_id: str,
+    lease_token: int,
+    result: Result,
+    log: StoredLog,
+    finished_at: float,
+    log_base: Path,
+) -> Job | None:
+    """End a job for good, with its log. None: the lease was lost, and nothing was written."""
+    key = {"of_job": job_id, "token": lease_token}
+    changes = 1
+    if result.started_at is not None:
+        # A short job was not marked as running on the way: that would have cost a commit of its own.
+        changes += connection.execute(_RECORD_START, key | {"at": result.started_at}).rowcount
+    values = {"started_at": result.started_at, "changes": changes}
+    row = connection.execute(_FINISH, key | values | _end_values(result, finished_at)).one_or_none()
+    if row is None:
+        return None
+    if not log.empty:
+        connection.execute(insert(tables.job_log), log_values(job_id, log, log_base))
+    return _ended(connection, job_from(row), finished_at)
+
+
+_RETRY = (
+    update(_job)
+    .where(_HELD)
+    .values(
+        state=State.RETRYING.value,
+        reason=bindparam("to_reason"),
+        lease_owner=None,
+        started_at=None,
+        run_at=bindparam("at"),
+        queued_at=bindparam("at"),
+        # It may wait as long as the first time.
+        queue_until=_job.c.queue_until - _job.c.queued_at + bindparam("at"),
+        sequence=_job.c.sequence + 1,
+    )
+    .returning(*_job.c)
+)
+
+
+def retry(
+    connection: Connection,
+    job_id: str,
+    lease_token: int,
+    reason: Reason,
+    message: str | None,
+    run_at: float,
+    now: float,
+) -> bool:
+    """Let a job wait for another attempt, not before `run_at`. False: the lease was lost."""
+    values = {"of_job": job_id, "token": lease_token, "to_reason": reason.value, "at": run_at}
+    row = connection.execute(_RETRY, values).one_or_none()
+    if row is None:
+        return False
+    connection.execute(insert(_event), _event_values(job_from(row), now, message))
+    return True
+
+
+_REQUEST_CANCEL = (
+    update(_job)
+    .where(_job.c.id == bindparam("of_job"))
+    .values(cancel_requested=True, sequence=_job.c.sequence + 1)
+    .returning(*_job.c)
+)
+
+
+def request_cancel(
+    connection: Connection, tenant: str, job_id: str, now: float, message: str | None
+) -> Job:
+    """Cancel a waiting job at once, ask for the end of an active one, leave an ended one as it is.
+
+    Raises NotFound.
+    """
+    mine = and_(_job.c.id == job_id, _job.c.tenant == tenant)
+    row = connection.execute(select(_job).where(mine)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no job {job_id}")
+    job = job_from(row)
+    if job.state in TERMINAL or job.cancel_requested:
+        return job
+    if job.state in WAITING:
+        text = message or "cancelled before it started"
+        error = JobError(component=None, code=Reason.CANCELLED_BY_CLIENT, message=text)
+        return _end_waiting(
+            connection, job, State.CANCELLED, Reason.CANCELLED_BY_CLIENT, error, now
+        )
+    job = job_from(connection.execute(_REQUEST_CANCEL, {"of_job": job_id}).one())
+    asked = _event_values(job, now, message) | {"reason": Reason.CANCELLED_BY_CLIENT.value}
+    connection.execute(insert(_event), asked)
+    return job
+
+
+def expire_waiting(connection: Connection, now: float) -> list[Job]:
+    """End the jobs that waited longer than their clients wanted."""
+    late = select(_job).where(tables.state_in(WAITING), _job.c.queue_until <= now)
+    expired = []
+    for row in connection.execute(late.order_by(_job.c.id)).all():
+        job = job_from(row)
+        waited = now - job.queued_at
+        text = f"waited {waited:.1f} s for a free slot, of at most {job.spec.queue_seconds:g} s"
+        error = JobError(component=Component.QUEUE, code=Reason.QUEUE_SECONDS, message=text)
+        expired.append(
+            _end_waiting(connection, job, State.EXPIRED, Reason.QUEUE_SECONDS, error, now)
+        )
+    return expired
+
+
+_END_WAITING = (
+    update(_job)
+    .where(_job.c.id == bindparam("of_job"), tables.state_in(WAITING))
+    .values(**_END_VALUES, sequence=_job.c.sequence + 1)
+    .returning(*_job.c)
+)
+
+
+def _end_waiting(
+    connection: Connection, job: Job, state: State, reason: Reason, error: JobError, now: float
+) -> Job:
+    usage = Usage(queue_seconds=max(0.0, now - job.queued_at))
+    result = Result(state=state, reason=reason, error=error, usage=usage)
+    values = {"of_job": job.id} | _end_values(result, now)
+    row = connection.execute(_END_WAITING, values).one()
+    return _ended(connection, job_from(row), now)
+
+
+_RECOVER = (
+    update(_job)
+    .where(tables.state_in(ACTIVE))
+    .values(lease_owner=bindparam("owner"), lease_token=_job.c.lease_token + 1)
+    .returning(*_job.c)
+)
+
+
+def recover(connection: Connection, owner: str) -> list[Job]:
+    """Take over every active job: whoever worked on it is gone, and its lease with it."""
+    rows = connection.execute(_RECOVER, {"owner": owner}).all()
+    return sorted((job_from(row) for row in rows), key=lambda job: job.id)
+
+
+def delete_job(connection: Connection, tenant: str, job_id: str, log_base: Path) -> Path | None:
+    """Forget a job that has ended; the path of its log, if that is a file.
+
+    Raises NotFound, and Conflict if the job has not ended.
+    """
+    mine = and_(_job.c.id == job_id, _job.c.tenant == tenant)
+    with_path = select(_job.c.state, tables.job_log.c.path).outerjoin(tables.job_log).where(mine)
+    row = connection.execute(with_path).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no job {job_id}")
+    if State(row.state) not in TERMINAL:
+        raise Conflict(f"job {job_id} is {row.state}: only a job that has ended can be deleted")
+    connection.execute(delete(_job).where(mine))
+    return None if row.path is None else log_base / row.path
+
+
+def delete_expired(
+    connection: Connection, now: float, limit: int, log_base: Path
+) -> tuple[int, list[Path]]:
+    """Forget up to `limit` jobs whose time is over: how many, and the paths of their logs."""
+    over = (
+        select(_job.c.id, tables.job_log.c.path)
+        .outerjoin(tables.job_log)
+        .where(_job.c.expires_at <= now)
+        .order_by(_job.c.expires_at)
+        .limit(limit)
+    )
+    rows = connection.execute(over).all()
+    connection.execute(delete(_job).where(_job.c.id.in_([row.id for row in rows])))
+    old = _idempotency.c.created_at <= now - IDEMPOTENCY_SECONDS
+    connection.execute(delete(_idempotency).where(old))
+    return len(rows), [log_base / row.path for row in rows if row.path is not None]
+
+
+def _changed(
+    job: Job, state: State, reason: Reason, *, attempt: int = 0, lease_token: int = 0
+) -> Job:
+    return msgspec.structs.replace(
+        job,
+        state=state,
+        reason=reason,
+        attempt=attempt,
+        lease_token=lease_token,
+        sequence=job.sequence + 1,
+    )
+
+
+def _end_values(result: Result, now: float) -> dict[str, object]:
+    return {
+        "to_state": result.state.value,
+        "to_reason": result.reason.value,
+        "to_result": encode_result(result),
+        "at": now,
+    }
+
+
+def _ended(connection: Connection, job: Job, now: float) -> Job:
+    """Leave the event and the count of a job that has just reached its terminal state."""
+    error = None if job.result is None else job.result.error
+    message = None if error is None else error.message
+    connection.execute(insert(_event), _event_values(job, now, message))
+    connection.execute(_COUNT, {"of_name": job.state.value})
+    return job
+
+
+def _event_values(job: Job, at: float, message: str | None = None) -> dict[str, object]:
+    """The event of the change that made the job what it is."""
+    return {
+        "job_id": job.id,
+        "seq": job.sequence,
+        "at": at,
+        "state": job.state.value,
+        "reason": job.reason.value,
+        "attempt": job.attempt,
+        "message": message,
+    }
