@@ -133,7 +133,7 @@ def probe_subordinate_ids(ids: idmap.IdRange | None, outcome: dict[str, str], us
     if reason not in ("ok", _NOT_TRIED):
         remedy = "as root: chmod u+s $(command -v newuidmap newgidmap)"
         return Feature(name, Status.MISSING, reason, remedy)
-    last = ids.first_uid + ids.count - 1
+    last = ids.first_uid + ids.size - 1
     return Feature(name, Status.OK, f"{ids.first_uid}-{last}: the service's uid is not mapped", "")
 
 

@@ -1,0 +1,163 @@
+"""`sandboxd doctor`: each feature of this host, and what each lack would say."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sandboxd.cli.doctor import examine_controller, examine_data_dir, examine_swap
+from sandboxd.cli.main import run_command_line
+from sandboxd.isolation.features import (
+    Status,
+    probe_account,
+    probe_kernel,
+    probe_subordinate_ids,
+    probe_user_namespaces,
+    run_trial,
+)
+from sandboxd.quotas.host import CgroupVersion, Controller, Host
+
+ordinary_user = pytest.mark.skipif(os.geteuid() == 0, reason="root is told to be somebody else")
+
+
+@pytest.mark.host
+@pytest.mark.usefixtures("host")
+def test_a_prepared_host_can_run_jobs_safely(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code = run_command_line(["doctor", "--json", "--data-dir", str(tmp_path)])
+
+    report = json.loads(capsys.readouterr().out)
+    names = [feature["name"] for feature in report["features"]]
+    assert (code, report["ok"]) == (0, True)
+    assert names == [
+        "account", "kernel", "user namespaces", "subordinate ids", "namespaces", "overlay", "proc and sysfs",
+        "seccomp", "/dev/net/tun", "cgroup memory", "cgroup cpu", "cgroup cpuacct", "cgroup pids", "swap",
+        "data directory",
+    ]  # fmt: skip
+
+
+@ordinary_user
+def test_in_a_pipe_each_feature_is_a_line_of_four_fields(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run_command_line(["doctor", "--data-dir", str(tmp_path)])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("\t") == ["feature", "status", "seen", "remedy"]
+    assert {len(line.split("\t")) for line in lines} == {4}
+
+
+@ordinary_user
+def test_a_data_directory_that_cannot_be_written_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    code = run_command_line(["doctor", "--json", "--data-dir", "/proc/sandboxd"])
+
+    report = json.loads(capsys.readouterr().out)
+    lacking = [each["name"] for each in report["features"] if each["status"] == "missing"]
+    assert code == 1
+    assert "data directory" in lacking
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is told so")
+def test_root_is_told_to_be_somebody_else(capsys: pytest.CaptureFixture[str]) -> None:
+    code = run_command_line(["doctor"])
+
+    assert code == 1
+    assert "runuser -u sandboxd" in capsys.readouterr().out
+
+
+def test_running_as_root_is_not_safe() -> None:
+    assert probe_account(0, "root").status is Status.MISSING
+    assert probe_account(1000, "alice").status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("release", "status"),
+    [
+        ("5.10.0-28-amd64", Status.MISSING),
+        ("5.12.0", Status.WARNING),
+        ("6.1.0-18-amd64", Status.WARNING),
+        ("6.6.0", Status.OK),
+        ("strange", Status.MISSING),
+    ],
+)
+def test_a_kernel_is_judged_by_its_version(release: str, status: Status) -> None:
+    assert probe_kernel(release).status is status
+
+
+@pytest.mark.host
+@pytest.mark.usefixtures("host")
+def test_with_a_single_id_the_walls_stand_too() -> None:
+    outcome = run_trial(None)
+
+    assert set(outcome.values()) == {"ok"}
+    assert list(outcome)[-1] == "seccomp"
+
+
+def test_a_user_namespace_that_is_refused_is_missing() -> None:
+    feature = probe_user_namespaces({"user": "Operation not permitted"})
+
+    assert feature.status is Status.MISSING
+    assert feature.detail
+    assert feature.remedy
+
+
+def test_without_subordinate_ids_there_is_a_warning_and_the_command() -> None:
+    feature = probe_subordinate_ids(None, {}, "alice")
+
+    assert feature.status is Status.WARNING
+    assert "single id" in feature.detail
+    assert feature.remedy.endswith(("sandboxd setup --user alice", "apt-get install uidmap"))
+
+
+def test_a_controller_says_where_it_lives_and_how_to_get_it() -> None:
+    memory = Controller(name="memory", version=CgroupVersion.V1, mount="/cg/memory")
+    feature = examine_controller(memory, "alice")
+
+    assert feature.status is Status.MISSING
+    assert feature.detail == "cgroup1 at /cg/memory, not delegated to alice"
+    assert feature.remedy == "as root: sandboxd setup --user alice"
+
+
+def test_a_controller_of_v2_comes_from_systemd() -> None:
+    pids = Controller(name="pids", version=CgroupVersion.V2, mount="/sys/fs/cgroup")
+
+    assert "Delegate=yes" in examine_controller(pids, "alice").remedy
+    assert "systemctl start sandboxd" in examine_controller(pids, "sandboxd").remedy
+
+
+def test_cpuacct_may_be_absent() -> None:
+    absent = examine_controller(Controller(name="cpuacct", version=None), "alice")
+    turned_off = Controller(name="memory", version=None, disabled=True)
+
+    assert absent.status is Status.WARNING
+    assert examine_controller(turned_off, "alice").status is Status.MISSING
+    assert examine_controller(turned_off, "alice").remedy == "boot with cgroup_enable=memory"
+
+
+def test_swap_that_cgroups_do_not_count_is_missing(tmp_path: Path) -> None:
+    memory = Controller(
+        name="memory", version=CgroupVersion.V1, mount="/cg", directory=str(tmp_path)
+    )
+    host = Host(
+        cpus=1,
+        memory_bytes=2**30,
+        swap_bytes=2**20,
+        kernel_release="6.1.0",
+        kernel=(6, 1),
+        controllers={"memory": memory},
+        rlimits={},
+    )
+    uncounted = examine_swap(host).status
+    (tmp_path / "memory.memsw.limit_in_bytes").touch()
+
+    assert uncounted is Status.MISSING
+    assert examine_swap(host).status is Status.OK
+
+
+def test_a_data_directory_that_can_be_made_is_fine(tmp_path: Path) -> None:
+    feature = examine_data_dir(f"{tmp_path}/not/yet", "alice")
+
+    assert feature.status is Status.OK
+    assert not (tmp_path / "not").exists()
