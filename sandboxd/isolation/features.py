@@ -192,7 +192,7 @@ def _parse(line: str) -> dict[str, str]:
 
 def _tried(name: str, outcome: dict[str, str], steps: list[str], detail: str) -> Feature:
     """A feature that stands if all of its steps went well."""
-    remedy = "see docs/troubleshooting.md; in a container: seccomp and AppArmor unconfined, /proc unmasked"
+    remedy = "in a container: run it with seccomp and AppArmor unconfined and /proc unmasked"
     for step in steps:
         reason = outcome.get(step)
         if reason is None:

@@ -1,6 +1,7 @@
 """What the v2 driver writes and reads, on files of the kernel's format in an ordinary directory.
 
-That the kernel then enforces it needs a host with v2: see docs/testing.md.
+Not shown here, because it takes a machine whose memory, cpu and pids controllers live on v2: that we may move ourselves
+into the leaf, that the controllers can be enabled, that the kernel enforces what is written, and cgroup.kill.
 """
 
 import os
