@@ -20,7 +20,15 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from sandboxd import client_protocol as protocol
-from sandboxd.client_protocol import Answer, Conversation, JobOptions, ListOptions, Lost, Pause
+from sandboxd.client_protocol import (
+    Answer,
+    Conversation,
+    JobOptions,
+    KeyOptions,
+    ListOptions,
+    Lost,
+    Pause,
+)
 from sandboxd.client_types import (
     ClientError,
     Conflict,
@@ -31,8 +39,10 @@ from sandboxd.client_types import (
     InvalidRequest,
     Job,
     JobPage,
+    Key,
     KeyRefused,
     LogChunk,
+    NewKey,
     NotFound,
     NotTheService,
     Problem,
@@ -55,8 +65,10 @@ __all__ = [
     "InvalidRequest",
     "Job",
     "JobPage",
+    "Key",
     "KeyRefused",
     "LogChunk",
+    "NewKey",
     "NotFound",
     "NotTheService",
     "Problem",
@@ -141,13 +153,18 @@ class Client:
             options["cursor"] = page.next_cursor
 
     def logs(
-        self, job_id: str, *, stream: Stream | str | None = None, follow: bool = False
+        self,
+        job_id: str,
+        *,
+        stream: Stream | str | None = None,
+        follow: bool = False,
+        after_bytes: int = 0,
     ) -> Iterator[LogChunk]:
-        """The output in pieces, in order of arrival. With `follow` until the job has ended.
+        """The output in pieces, in order of arrival, from `after_bytes` on. With `follow` until the job has ended.
 
         A broken connection is taken up again where it broke: no byte is missing and none comes twice.
         """
-        reader = protocol.LogReader(job_id, stream, follow=follow)
+        reader = protocol.LogReader(job_id, stream, follow=follow, after_bytes=after_bytes)
         while not reader.ended:
             try:
                 with self._http.stream(**_arguments(reader.request())) as response:
@@ -157,7 +174,7 @@ class Client:
                                 piece := reader.read(event.event, event.data, event.id)
                             ) is not None:
                                 yield piece
-                        pause = 0.0 if reader.ended else reader.lost("the stream has no end")
+                        pause = reader.closed()
                     else:
                         body = response.read()
                         pause = reader.accept(response.status_code, body, response.headers)
@@ -177,6 +194,18 @@ class Client:
     def images(self) -> Sequence[Image]:
         """The images that jobs can name."""
         return self._hold(protocol.images())
+
+    def create_key(self, name: str, **options: Unpack[KeyOptions]) -> NewKey:
+        """Make an API key (scope `admin`)."""
+        return self._hold(protocol.create_key(name, **options))
+
+    def keys(self) -> Sequence[Key]:
+        """All API keys, without their secrets (scope `admin`)."""
+        return self._hold(protocol.keys())
+
+    def revoke_key(self, key_id: str) -> None:
+        """Make a key worthless (scope `admin`)."""
+        self._hold(protocol.revoke_key(key_id))
 
     def system(self) -> dict[str, Any]:
         """What the service and its host are and can do."""
@@ -271,13 +300,18 @@ class AsyncClient:
             options["cursor"] = page.next_cursor
 
     async def logs(
-        self, job_id: str, *, stream: Stream | str | None = None, follow: bool = False
+        self,
+        job_id: str,
+        *,
+        stream: Stream | str | None = None,
+        follow: bool = False,
+        after_bytes: int = 0,
     ) -> AsyncIterator[LogChunk]:
-        """The output in pieces, in order of arrival. With `follow` until the job has ended.
+        """The output in pieces, in order of arrival, from `after_bytes` on. With `follow` until the job has ended.
 
         A broken connection is taken up again where it broke: no byte is missing and none comes twice.
         """
-        reader = protocol.LogReader(job_id, stream, follow=follow)
+        reader = protocol.LogReader(job_id, stream, follow=follow, after_bytes=after_bytes)
         while not reader.ended:
             try:
                 async with self._http.stream(**_arguments(reader.request())) as response:
@@ -287,7 +321,7 @@ class AsyncClient:
                                 piece := reader.read(event.event, event.data, event.id)
                             ) is not None:
                                 yield piece
-                        pause = 0.0 if reader.ended else reader.lost("the stream has no end")
+                        pause = reader.closed()
                     else:
                         body = await response.aread()
                         pause = reader.accept(response.status_code, body, response.headers)
@@ -307,6 +341,18 @@ class AsyncClient:
     async def images(self) -> Sequence[Image]:
         """The images that jobs can name."""
         return await self._hold(protocol.images())
+
+    async def create_key(self, name: str, **options: Unpack[KeyOptions]) -> NewKey:
+        """Make an API key (scope `admin`)."""
+        return await self._hold(protocol.create_key(name, **options))
+
+    async def keys(self) -> Sequence[Key]:
+        """All API keys, without their secrets (scope `admin`)."""
+        return await self._hold(protocol.keys())
+
+    async def revoke_key(self, key_id: str) -> None:
+        """Make a key worthless (scope `admin`)."""
+        await self._hold(protocol.revoke_key(key_id))
 
     async def system(self) -> dict[str, Any]:
         """What the service and its host are and can do."""

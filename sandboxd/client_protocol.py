@@ -23,8 +23,10 @@ from sandboxd.client_types import (
     InvalidRequest,
     Job,
     JobPage,
+    Key,
     KeyRefused,
     LogChunk,
+    NewKey,
     NotFound,
     NotTheService,
     Problem,
@@ -47,6 +49,7 @@ SHORTEST_POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 30.0
 """Without an answer for so long (above what the service was asked to wait) the connection is given up."""
 
+_JSON = {"content-type": "application/json"}
 _NOT_CARRIED_OUT = frozenset({409, 429, 503})
 """With Retry-After these mean: nothing was done, come back."""
 
@@ -113,8 +116,8 @@ def submit(command: Sequence[str], **options: Unpack[JobOptions]) -> Conversatio
     body = {"image": "host", **options, "command": list(command)}
     stdin = options.get("stdin", "")
     if isinstance(stdin, bytes):
-        body["stdin"] = _stdin_of(stdin)
-    headers = {"content-type": "application/json", "idempotency-key": os.urandom(16).hex()}
+        body["stdin"] = text_or_base64(stdin)
+    headers = _JSON | {"idempotency-key": os.urandom(16).hex()}
     request = Request(
         "POST", "/v1/jobs", headers=headers, body=json.dumps(body).encode(), may_repeat=True
     )
@@ -154,7 +157,7 @@ def cancel(job_id: str, grace_seconds: float | None, reason: str | None) -> Conv
     request = Request(
         "POST",
         _job_path(job_id, "/cancel"),
-        headers={"content-type": "application/json"},
+        headers=_JSON,
         body=json.dumps(known).encode(),
         may_repeat=True,
     )
@@ -209,6 +212,31 @@ def system() -> Conversation[dict[str, Any]]:
     return (yield from _ask(_get("/v1/system"), dict[str, Any]))
 
 
+class KeyOptions(TypedDict, total=False):
+    """What a key may do, for whom, for how long."""
+
+    tenant: str
+    scopes: Sequence[str]
+    ttl_seconds: float
+
+
+def create_key(name: str, **options: Unpack[KeyOptions]) -> Conversation[NewKey]:
+    """Make an API key. Not repeated by itself: a lost answer may leave a key that nobody knows."""
+    body = json.dumps({"name": name, **options}).encode()
+    return (yield from _ask(Request("POST", "/v1/keys", headers=_JSON, body=body), NewKey))
+
+
+def keys() -> Conversation[list[Key]]:
+    """All API keys, without their secrets."""
+    page = yield from _ask(_get("/v1/keys"), _KeyList)
+    return page.data
+
+
+def revoke_key(key_id: str) -> Conversation[None]:
+    """Make a key worthless."""
+    yield from _exchange(Request("DELETE", f"/v1/keys/{_path_part(key_id)}"))
+
+
 def read_log(job_id: str, stream: Stream | str | None) -> Conversation[bytes]:
     """All that is kept of the output until now: of one stream, or of both in order of arrival."""
     query = [] if stream is None else [("stream", str(stream))]
@@ -220,12 +248,15 @@ def read_log(job_id: str, stream: Stream | str | None) -> Conversation[bytes]:
 class LogReader:
     """Reads one job's log piece by piece and can go on where a broken connection left off."""
 
-    def __init__(self, job_id: str, stream: Stream | str | None, *, follow: bool) -> None:
+    def __init__(
+        self, job_id: str, stream: Stream | str | None, *, follow: bool, after_bytes: int
+    ) -> None:
         self._path = _job_path(job_id, "/logs")
-        self._query = [] if stream is None else [("stream", str(stream))]
-        if follow:
-            self._query.append(("follow", "true"))
-        self._last_event_id = ""
+        self._query = [("follow", "true" if follow else "false")]
+        if stream is not None:
+            self._query.append(("stream", str(stream)))
+        self._follow = follow
+        self._last_event_id = str(after_bytes) if after_bytes else ""
         self._failures = 0
         self.ended = False
 
@@ -257,8 +288,15 @@ class LogReader:
             self._last_event_id = event_id
         if event == "end":
             self.ended = True
-            return None
-        return _decode(data.encode(), LogChunk) if data else None
+        # Other events tell of the job (a further attempt) and bring no output.
+        return _decode(data.encode(), LogChunk) if event == "log" else None
+
+    def closed(self) -> float:
+        """The stream is over: at the end, or it broke without a word. The pause before asking again."""
+        if self.ended or not self._follow:
+            self.ended = True
+            return 0.0
+        return self.lost("the stream of the log broke off")
 
     def lost(self, reason: str, pause: float = 0.0) -> float:
         """The connection broke: the pause before asking again.
@@ -350,13 +388,17 @@ def _get(path: str, query: Sequence[tuple[str, str]] = ()) -> Request:
 
 
 def _job_path(job_id: str, rest: str = "") -> str:
-    if not job_id.replace("_", "").isalnum():
-        # It becomes a part of a path: "../keys" must not lead elsewhere.
-        raise ValueError(f"{job_id!r} is not a job's id")
-    return f"/v1/jobs/{job_id}{rest}"
+    return f"/v1/jobs/{_path_part(job_id)}{rest}"
 
 
-def _stdin_of(content: bytes) -> str | dict[str, str]:
+def _path_part(identifier: str) -> str:
+    """The identifier as a part of a path. Raises ClientError: "../keys" must not lead elsewhere."""
+    if not (identifier.isascii() and identifier.replace("_", "").isalnum()):
+        raise ClientError(f'"{identifier}" is not an id')
+    return identifier
+
+
+def text_or_base64(content: bytes) -> str | dict[str, str]:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
@@ -369,3 +411,7 @@ class _EventList(msgspec.Struct):
 
 class _ImageList(msgspec.Struct):
     data: list[Image]
+
+
+class _KeyList(msgspec.Struct):
+    data: list[Key]

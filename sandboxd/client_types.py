@@ -46,7 +46,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
     env: dict[str, str] = {}
     labels: dict[str, str] = {}
-    limits: dict[str, float | None] = {}
+    limits: dict[str, int | float | None] = {}
     priority: int = 0
     created_at: datetime
     queued_at: datetime
@@ -135,6 +135,24 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     created_at: datetime
     source: str
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """An API key, without its secret."""
+
+    id: str
+    tenant: str
+    name: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class NewKey(Key, frozen=True, kw_only=True):
+    """A key as made: its text is shown only now."""
+
+    key: str
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
