@@ -1,5 +1,6 @@
 """Settings: what can be set, what is accepted, and the defaults. `settings_loader` reads them."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -30,6 +31,11 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     service user's home /var/lib/sandboxd, or $XDG_STATE_HOME/sandboxd."""
     inline_log_bytes: Bytes = 64 * 2**10
     """Logs up to this size live in SQL, longer ones in files."""
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return Path(self.data_dir) / "sandboxd.sqlite3"
 
 
 class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,63 @@
+"""`sandboxd config`: the settings in force and where each comes from."""
+
+from typing import Any
+
+import click
+
+from sandboxd.cli.options import config_option, json_option, load
+from sandboxd.cli.output import print_json, print_table
+from sandboxd.settings import SECRETS
+from sandboxd.settings_loader import Loaded, variable_of
+
+EXAMPLES = """\b
+Settings are read in this order, later ones win:
+  1. defaults
+  2. a TOML file: --config, else $SANDBOXD_CONFIG, else the first that exists of
+     /etc/sandboxd/config.toml and ~/.config/sandboxd/config.toml
+  3. the environment: SANDBOXD_SERVER_LISTEN for server.listen, and so on
+  4. flags of a command, such as --listen
+
+\b
+Example of a file:
+  [server]
+  listen = "127.0.0.1:9000"
+  [limits]
+  memory_bytes = "512Mi"
+"""
+
+
+@click.group()
+def config() -> None:
+    """Show the settings and where each comes from."""
+
+
+@config.command(epilog=EXAMPLES)
+@config_option
+@json_option
+def show(config_file: str | None, as_json: bool) -> None:
+    """Show every setting, its value and its origin; secrets are hidden."""
+    loaded = load({}, config_file)
+    if as_json:
+        print_json(
+            {
+                key: {"value": _value(loaded, key), "origin": origin, "variable": variable_of(key)}
+                for key, origin in loaded.origins.items()
+            }
+        )
+        return
+    print_table(
+        ("setting", "value", "origin"),
+        [(key, _word(_value(loaded, key)), origin) for key, origin in loaded.origins.items()],
+        empty="",
+    )
+
+
+def _value(loaded: Loaded, key: str) -> Any:
+    section, _, name = key.partition(".")
+    value = getattr(getattr(loaded.settings, section), name)
+    return "(hidden)" if key in SECRETS and value else value
+
+
+def _word(value: Any) -> str:
+    """As the settings file would have it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,135 @@
+"""`sandboxd images`: the root file systems that jobs can name."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sandboxd.cli import output
+from sandboxd.cli.accounts import refuse_root
+from sandboxd.cli.options import config_option, data_dir_option, json_option, load, url_option
+from sandboxd.quantities import format_bytes
+from sandboxd.settings import Settings
+
+EXAMPLES = """\b
+Examples:
+  sandboxd images import debian rootfs.tar
+  docker export $(docker create debian:12) > rootfs.tar    a file to import
+  sandboxd run --image debian -- cat /etc/os-release
+"""
+
+
+@click.group(epilog=EXAMPLES)
+def images() -> None:
+    """List, import and remove root file systems.
+
+    "host" is always there: this machine's own /usr, read-only.
+    """
+
+
+@images.command("list")
+@data_dir_option
+@url_option
+@config_option
+@json_option
+def list_images(
+    data_dir: str | None, url: str | None, config_file: str | None, as_json: bool
+) -> None:
+    """List the images of the service of --url or the settings, else of the data directory."""
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    if settings.client.url and data_dir is None:
+        found = _of_service(settings)
+    else:
+        found = asyncio.run(_of_data_dir(settings))
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_table(
+        ("name", "size", "created", "source", "digest"),
+        (
+            (image.name, format_bytes(image.size_bytes), _day(image), image.source, image.digest)
+            for image in found
+        ),
+        empty="no images",
+    )
+
+
+@images.command("import")
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@data_dir_option
+@config_option
+@json_option
+def import_image(
+    name: str, file: Path, data_dir: str | None, config_file: str | None, as_json: bool
+) -> None:
+    """Make image NAME of the root file system in tar FILE (which may be compressed).
+
+    An image of that name is replaced; jobs that run from it are not disturbed.
+    """
+    settings = load({"store.data_dir": data_dir}, config_file).settings
+    image = asyncio.run(_import(settings, name, file.absolute()))
+    if as_json:
+        output.print_json(image)
+    else:
+        size = format_bytes(image.size_bytes)
+        click.echo(f"imported {image.name}: {size}, {image.digest}")
+
+
+@images.command()
+@click.argument("name")
+@data_dir_option
+@config_option
+@json_option
+def remove(name: str, data_dir: str | None, config_file: str | None, as_json: bool) -> None:
+    """Remove image NAME and its files."""
+    settings = load({"store.data_dir": data_dir}, config_file).settings
+    asyncio.run(_remove(settings, name))
+    if as_json:
+        output.print_json({"removed": name})
+    else:
+        click.echo(f"removed {name}")
+
+
+def _of_service(settings: Settings) -> Sequence[Any]:
+    from sandboxd.client import Client
+
+    with Client(settings.client.url, key=settings.client.key or None) as client:
+        return client.images()
+
+
+async def _of_data_dir(settings: Settings) -> Sequence[Any]:
+    async with _images(settings) as images:
+        found: Sequence[Any] = await images.list()
+        return found
+
+
+async def _import(settings: Settings, name: str, file: Path) -> Any:
+    async with _images(settings) as images:
+        return await images.import_tar(name, file)
+
+
+async def _remove(settings: Settings, name: str) -> None:
+    async with _images(settings) as images:
+        await images.remove(name)
+
+
+@asynccontextmanager
+async def _images(settings: Settings) -> AsyncIterator[Any]:
+    """The images of the data directory. Their trees belong to ids that only a launcher can handle."""
+    refuse_root()
+    from sandboxd import app
+
+    async with app.embedded(settings) as service:
+        yield service.images
+
+
+def _day(image: Any) -> str:
+    moment = image.created_at
+    if not isinstance(moment, datetime):
+        moment = datetime.fromtimestamp(moment, UTC)
+    return f"{moment:%Y-%m-%d %H:%M}Z"

@@ -1,0 +1,54 @@
+"""Options that several commands share, and the settings that follow from them."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from sandboxd.settings_loader import Loaded, load_settings
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Decorator = Callable[[_Command], _Command]
+
+
+def config_option(command: _Command) -> _Command:
+    """`--config FILE`: which settings file to read."""
+    return click.option(
+        "--config",
+        "config_file",
+        metavar="FILE",
+        help="Settings file (TOML) instead of /etc/sandboxd/config.toml or the user's own.",
+    )(command)
+
+
+def url_option(command: _Command) -> _Command:
+    """`--url URL`: which service to talk to."""
+    return click.option(
+        "--url",
+        metavar="URL",
+        help="The service to talk to: http://HOST:PORT or unix:/path. Default: $SANDBOXD_URL, "
+        "else the one on this machine. Its key comes from $SANDBOXD_KEY or the settings.",
+    )(command)
+
+
+def data_dir_option(command: _Command) -> _Command:
+    """`--data-dir DIR`: where the record is kept."""
+    return click.option(
+        "--data-dir",
+        metavar="DIR",
+        type=click.Path(file_okay=False, resolve_path=True),
+        help="Where the database, logs and images are.",
+    )(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """`--json`: for programs."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
+        command
+    )
+
+
+def load(flags: Mapping[str, Any], config_file: str | None) -> Loaded:
+    """The settings in force for this command."""
+    return load_settings(flags, os.environ, config_file=config_file)

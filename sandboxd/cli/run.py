@@ -1,0 +1,213 @@
+"""`sandboxd run`: one command in a sandbox, with the input, output and exit code of this process."""
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
+
+import click
+import msgspec
+
+from sandboxd.cli import output
+from sandboxd.cli.accounts import refuse_root
+from sandboxd.cli.endings import SIGNAL_BASE, Ending, exit_code_of, sentence_of
+from sandboxd.cli.interrupts import interrupts_cancel_task
+from sandboxd.cli.options import config_option, json_option, load, url_option
+from sandboxd.settings import Settings
+
+EXAMPLES = """\b
+Examples:
+  sandboxd run -- python3 -c 'print(6 * 7)'
+  echo 'hello' | sandboxd run -- tr a-z A-Z
+  sandboxd run --memory 64Mi --wall-seconds 5 -- ./configure
+  sandboxd run --image debian -e LANG=C -- sh -c 'echo $LANG; id'
+  sandboxd run --url http://127.0.0.1:8080 --detach -- make test
+
+\b
+Exit code: the command's own, and
+  124      it ran out of wall or CPU time      126, 127  it cannot be run, is not there
+  125      sandboxd failed, not the command    128 + N   signal N ended it (137: a limit, too)
+"""
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Command]:
+    return click.option(f"--{name}", metavar=metavar, help=text)
+
+
+@click.command(epilog=EXAMPLES, context_settings={"allow_interspersed_args": False})
+@click.option("--image", default="host", metavar="NAME", help="Root file system. [host]")
+@limit_option("cpus", "N", "CPU rate: 0.5 or 500m is half a CPU.")
+@limit_option("memory", "SIZE", "Memory: 128Mi, 1.5G.")
+@limit_option("pids", "N", "Processes and threads at once.")
+@limit_option("disk", "SIZE", "Scratch space for files it writes.")
+@limit_option("wall-seconds", "S", "How long it may run.")
+@limit_option("cpu-seconds", "S", "CPU time of all its processes together.")
+@limit_option("output-bytes", "SIZE", "Output and error output together.")
+@limit_option("open-files", "N", "Open files per process.")
+@click.option("--env", "-e", multiple=True, metavar="K=V", help="Environment variable; repeatable.")
+@click.option("--workdir", "-w", metavar="DIR", help="Directory inside to start in.")
+@click.option("--user", metavar="UID[:GID]", help="Numeric user inside.")
+@click.option("--label", multiple=True, metavar="K=V", help="Label on the record; repeatable.")
+@click.option("--interactive", "-i", is_flag=True, help="Read the input though it is a terminal.")
+@click.option("--detach", "-d", is_flag=True, help="Print the job's id and do not wait (--url).")
+@url_option
+@config_option
+@json_option
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    url: str | None,
+    config_file: str | None,
+    interactive: bool,
+    detach: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Run COMMAND in a sandbox, as if it ran right here.
+
+    Its input, output, error output and exit code are those of this process; Ctrl-C cancels it. It runs on the service
+    of --url or the settings, else in a sandbox of this process's own: no service is needed.
+
+    The image "host" is this machine's /usr, read-only. Nothing that the command writes is kept.
+    """
+    settings = load({"client.url": url}, config_file).settings
+    request = job_request(**options)
+    if settings.client.url:
+        return _run_remote(settings, request, interactive, detach, as_json)
+    if detach:
+        raise click.UsageError("--detach needs a service to leave the job with: give --url")
+    return _run_embedded(settings, request, interactive, as_json)
+
+
+def job_request(
+    *,
+    image: str,
+    command: tuple[str, ...],
+    env: tuple[str, ...],
+    label: tuple[str, ...],
+    workdir: str | None,
+    user: str | None,
+    **limits: str | None,
+) -> dict[str, Any]:
+    """The options in the words of the API's `POST /v1/jobs`."""
+    request: dict[str, Any] = {
+        "image": image,
+        "command": list(command),
+        "env": dict(_pair("--env", word) for word in env),
+        "labels": dict(_pair("--label", word) for word in label),
+        "limits": {name: _amount(name, word) for name, word in limits.items() if word is not None},
+    }
+    optional = {"workdir": workdir, "user": user}
+    return request | {name: value for name, value in optional.items() if value is not None}
+
+
+def _pair(option: str, word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise click.UsageError(f'{option} takes KEY=VALUE, not "{word}"')
+    return key, value
+
+
+def _amount(name: str, word: str) -> int | float | str:
+    """A number as a number; quantities stay words, which the API reads."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    if name in ("cpus", "memory", "disk", "output_bytes"):
+        return word
+    raise click.UsageError(f'--{name.replace("_", "-")} takes a number, not "{word}"')
+
+
+def _run_remote(
+    settings: Settings, request: dict[str, Any], interactive: bool, detach: bool, as_json: bool
+) -> int:
+    from sandboxd.cli import run_remote
+
+    url, key = settings.client.url, settings.client.key or None
+    request["stdin"] = _read_input(interactive, settings.server.max_body_bytes)
+    if detach:
+        job = asyncio.run(run_remote.submit(url, key, request))
+        output.print_json(job) if as_json else click.echo(job.id)
+        return 0
+
+    async def run_interruptibly() -> int:
+        with interrupts_cancel_task() as interrupts:
+            try:
+                job = await run_remote.run(url, key, request, interrupts, copy_output=not as_json)
+            except asyncio.CancelledError:
+                output.print_note("not waiting any longer for the job's end")
+                return SIGNAL_BASE + interrupts.received[-1]
+        if as_json:
+            output.print_json(job)
+        return _close(run_remote.ending_of(job), interrupts.first)
+
+    return asyncio.run(run_interruptibly())
+
+
+def _run_embedded(
+    settings: Settings, request: dict[str, Any], interactive: bool, as_json: bool
+) -> int:
+    refuse_root()
+    from sandboxd.cli import run_embedded
+
+    async def run_interruptibly(stdout_fd: int, stderr_fd: int) -> tuple[Any, int | None]:
+        with interrupts_cancel_task() as interrupts, _input(interactive) as stdin_fd:
+            job = await run_embedded.run(
+                settings, request, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd
+            )
+        return job, interrupts.first
+
+    if not as_json:
+        job, interrupted_by = asyncio.run(run_interruptibly(1, 2))
+    else:
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            job, interrupted_by = asyncio.run(run_interruptibly(stdout.fileno(), stderr.fileno()))
+            record = msgspec.to_builtins(job)
+            output.print_json(record | {"stdout": _content(stdout), "stderr": _content(stderr)})
+    return _close(run_embedded.ending_of(job), interrupted_by)
+
+
+def _close(ending: Ending, interrupted_by: int | None) -> int:
+    if (sentence := sentence_of(ending)) is not None:
+        output.print_error(sentence)
+    return exit_code_of(ending, interrupted_by=interrupted_by)
+
+
+def _read_input(interactive: bool, max_bytes: int) -> bytes:
+    """All of our standard input, for a job elsewhere."""
+    with _input(interactive) as descriptor, open(descriptor, "rb", closefd=False) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise click.UsageError(f"the input is over {max_bytes} bytes, the most that a job can get")
+    return content
+
+
+@contextlib.contextmanager
+def _input(interactive: bool) -> Iterator[int]:
+    """Our standard input, or an empty one where a person would have to be waited for."""
+    if interactive or not _is_terminal_input():
+        yield 0
+        return
+    empty = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield empty
+    finally:
+        os.close(empty)
+
+
+def _is_terminal_input() -> bool:
+    try:
+        return os.isatty(0)
+    except OSError:
+        return True  # closed: nothing to read either
+
+
+def _content(file: IO[bytes]) -> str | dict[str, str]:
+    from sandboxd.client_protocol import text_or_base64
+
+    file.seek(0)
+    return text_or_base64(file.read())

@@ -1,0 +1,80 @@
+"""`sandboxd run` on a service: hand in the job, copy its output as it comes, wait for its end."""
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+from sandboxd.cli.endings import Ending
+from sandboxd.cli.interrupts import Interrupts
+from sandboxd.client import AsyncClient, Job
+from sandboxd.jobs import Stream
+
+_DESCRIPTORS = {Stream.STDOUT: 1, Stream.STDERR: 2}
+
+
+async def submit(url: str, key: str | None, request: dict[str, Any]) -> Job:
+    """Hand in the job and leave it alone."""
+    async with AsyncClient(url, key=key) as client:
+        return await client.submit(**request)
+
+
+async def run(
+    url: str, key: str | None, request: dict[str, Any], interrupts: Interrupts, *, copy_output: bool
+) -> Job:
+    """The job at its end; its output went to our own, unless `copy_output` is off.
+
+    Cancelled by `interrupts` it cancels the job and still waits for its end; cancelled again it gives up.
+    """
+    async with AsyncClient(url, key=key) as client:
+        job = await client.submit(**request)
+        output = _Output(client, job.id)
+        try:
+            if copy_output:
+                await output.copy()
+            return await client.wait(job.id)
+        except BrokenPipeError:
+            await client.cancel(job.id, reason="nobody reads the output any more")
+            raise
+        except asyncio.CancelledError:
+            if len(interrupts.received) != 1:
+                raise
+            _forget_cancellation()
+        await client.cancel(job.id, reason="interrupted by its user")
+        if copy_output:
+            await output.copy()
+        return await client.wait(job.id)
+
+
+def ending_of(job: Job) -> Ending:
+    return Ending(job.state, job.reason, job.exit, job.error)
+
+
+class _Output:
+    """Copies a job's output to ours; called again, it goes on where it was stopped."""
+
+    def __init__(self, client: AsyncClient, job_id: str) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._copied_bytes = 0
+
+    async def copy(self) -> None:
+        pieces = self._client.logs(self._job_id, follow=True, after_bytes=self._copied_bytes)
+        async for piece in pieces:
+            # In a thread: a reader that is slow must not keep Ctrl-C from being heard.
+            await asyncio.to_thread(_write_all, _DESCRIPTORS[piece.stream], piece.data)
+            self._copied_bytes = piece.offset + len(piece.data)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    sys.stdout.flush()
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _forget_cancellation() -> None:
+    """Tell asyncio that the cancellation was dealt with, so that later time-outs are not taken for it."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
