@@ -1,0 +1,84 @@
+"""The API as one ASGI application, put together from the parts that it is handed."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.routing import Route as StarletteRoute
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sandboxd.addresses import parse_address
+from sandboxd.api import docs, openapi
+from sandboxd.api.answers import encode
+from sandboxd.api.auth import BearerKeys, LocalOnly, NoAuthentication
+from sandboxd.api.middleware import Envelope
+from sandboxd.api.parts import (
+    Authentication,
+    Documents,
+    Images,
+    Metrics,
+    Parts,
+    Scheduler,
+    Store,
+)
+from sandboxd.api.resources import Resource, Route
+from sandboxd.api.routes import METRICS_ROUTE, ROUTES
+from sandboxd.api.validate import Check
+from sandboxd.errors import NotFound
+from sandboxd.quotas.limits import Limits
+from sandboxd.settings import ServerSettings
+
+
+def create_api(
+    *,
+    scheduler: Scheduler,
+    store: Store,
+    images: Images,
+    system: Callable[[], dict[str, Any]],
+    metrics: Metrics | None,
+    settings: ServerSettings,
+    limits: Limits,
+    ceilings: Limits,
+    check: Check,
+    readiness: Callable[[], dict[str, Any]],
+) -> ASGIApp:
+    """The whole API.
+
+    `check` tells what this host cannot do for a job, as faults. `readiness` answers `{"ready": bool, …}`. With
+    `metrics` there is also /metrics, for keys with the scope admin.
+    """
+    table = ROUTES if metrics is None else (*ROUTES, METRICS_ROUTE)
+    document = openapi.build_document(table)
+    parts = Parts(
+        scheduler=scheduler,
+        store=store,
+        images=images,
+        system=system,
+        metrics=metrics,
+        settings=settings,
+        limits=limits,
+        ceilings=ceilings,
+        check=check,
+        readiness=readiness,
+        documents=Documents(openapi=encode(document), page=docs.render(document).encode("utf-8")),
+    )
+    authentication: Authentication = BearerKeys(store) if settings.auth else NoAuthentication()
+    guard = None if settings.auth else LocalOnly(parse_address(settings.listen))
+    return Envelope(_router(table, parts, authentication), metrics=metrics, guard=guard)
+
+
+def _router(table: tuple[Route, ...], parts: Parts, authentication: Authentication) -> Router:
+    by_path: dict[str, list[Route]] = {}
+    for route in table:
+        by_path.setdefault(route.path, []).append(route)
+    resources = [
+        StarletteRoute(path, Resource(routes, parts, authentication))
+        for path, routes in by_path.items()
+    ]
+    # A path with a slash at its end is another path: it is not there, rather than redirected.
+    return Router(routes=resources, redirect_slashes=False, default=_not_found)
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        raise NotFound("There is nothing at this path.")

@@ -1,0 +1,279 @@
+"""Jobs over HTTP: submit, list, show, wait, cancel, retry, delete, events."""
+
+import asyncio
+import hashlib
+import time
+from http import HTTPStatus
+from urllib.parse import urlencode
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from sandboxd.api.answers import json_answer, list_answer, no_content
+from sandboxd.api.body import parse_json, read_body, require_json
+from sandboxd.api.conversion import read_struct
+from sandboxd.api.headers import (
+    Preference,
+    etag_matches,
+    parse_idempotency_key,
+    parse_prefer,
+)
+from sandboxd.api.log_reader import ReadableLog
+from sandboxd.api.parts import Call
+from sandboxd.api.problems import BadParameters
+from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE, QueryReader
+from sandboxd.api.schemas import CancelRequest, EmptyRequest, JobList, StreamsView, StreamView
+from sandboxd.api.validate import invalid, job_spec_of
+from sandboxd.api.views import Output, dry_run_view, event_view, job_view, output_of
+from sandboxd.errors import Invalid, NotFound
+from sandboxd.ids import new_id
+from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobSpec, Reason, State
+from sandboxd.store.logs import remove_log
+from sandboxd.store.records import Idempotency
+
+RETRY_AFTER_SECONDS = 1
+MAX_SMALL_BODY_BYTES = 64 * 2**10
+"""Of requests that carry no input."""
+_NO_OUTPUT = Output(
+    "",
+    "",
+    StreamsView(
+        stdout=StreamView(size_bytes=0, inline_bytes=0, truncated=False),
+        stderr=StreamView(size_bytes=0, inline_bytes=0, truncated=False),
+    ),
+)
+
+
+async def submit(call: Call) -> Response:
+    """POST /v1/jobs"""
+    query = QueryReader(call.query)
+    dry_run = query.flag("dry_run")
+    query.done()
+    idempotency_key = parse_idempotency_key(call.header(b"idempotency-key"))
+    require_json(call.scope)
+    parts = call.parts
+    body = await read_body(call.scope, call.receive, max_bytes=parts.settings.max_body_bytes)
+    spec = job_spec_of(
+        parse_json(body), defaults=parts.limits, ceilings=parts.ceilings, check=parts.check
+    )
+    image = await parts.images.resolve(spec.image)
+    if dry_run:
+        return json_answer(dry_run_view(spec, image.digest))
+    return await _accept(call, spec, _idempotency(idempotency_key, b"submit", body))
+
+
+async def retry(call: Call) -> Response:
+    """POST /v1/jobs/{job_id}/retry"""
+    idempotency_key = parse_idempotency_key(call.header(b"idempotency-key"))
+    body = await _read_optional_body(call)
+    _, faults = read_struct(parse_json(body) if body else {}, EmptyRequest)
+    if faults:
+        raise invalid(faults)
+    former = await call.parts.store.get(call.tenant, call.parameters["job_id"])
+    await call.parts.images.resolve(former.spec.image)
+    if faults := call.parts.check(former.spec):
+        raise Invalid("This host can no longer run this job.", tuple(faults))
+    idempotency = _idempotency(idempotency_key, b"retry", former.id.encode())
+    return await _accept(call, former.spec, idempotency, retried_from=former.id)
+
+
+async def show(call: Call) -> Response:
+    """GET /v1/jobs/{job_id}"""
+    query = QueryReader(call.query)
+    wait_seconds = query.seconds("wait")
+    query.done()
+    job_id = call.parameters["job_id"]
+    if wait_seconds:
+        timeout_seconds = min(wait_seconds, call.parts.settings.max_wait_seconds)
+        job = await _wait_while_connected(call, job_id, timeout_seconds)
+    else:
+        job = await call.parts.store.get(call.tenant, job_id, with_stdin=False)
+    log = await _log_of(call, job)
+    etag = _etag(job, log)
+    if etag_matches(call.header(b"if-none-match"), etag):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    return json_answer(job_view(job, _output(job, log)), headers=headers)
+
+
+async def list_(call: Call) -> Response:
+    """GET /v1/jobs"""
+    query = QueryReader(call.query)
+    states = query.states("state")
+    labels = query.labels("label.")
+    since, until = query.time("since"), query.time("until")
+    limit = query.integer("limit", least=1, most=MAX_PAGE) or DEFAULT_PAGE
+    cursor = query.text("cursor")
+    query.done()
+    try:
+        page = await call.parts.store.list_jobs(
+            call.tenant,
+            states=states,
+            labels=labels,
+            since=since,
+            until=until,
+            limit=limit,
+            cursor=cursor,
+        )
+    except Invalid as error:  # only the cursor is not checked yet
+        raise BadParameters((("cursor", error.detail),)) from error
+    answer = JobList(
+        data=[job_view(job) for job in page.items],
+        next_cursor=page.next_cursor,
+        has_more=page.next_cursor is not None,
+    )
+    headers = {}
+    if page.next_cursor is not None:
+        parameters = [
+            (name, value)
+            for name, values in call.query.items()
+            for value in values
+            if name != "cursor"
+        ]
+        parameters.append(("cursor", page.next_cursor))
+        headers["Link"] = f'</v1/jobs?{urlencode(parameters)}>; rel="next"'
+    return json_answer(answer, headers=headers)
+
+
+async def cancel(call: Call) -> Response:
+    """POST /v1/jobs/{job_id}/cancel"""
+    body = await _read_optional_body(call)
+    request, faults = read_struct(parse_json(body) if body else {}, CancelRequest)
+    if faults:
+        raise invalid(faults)
+    job = await call.parts.scheduler.cancel(
+        call.tenant,
+        call.parameters["job_id"],
+        grace_seconds=request.grace_seconds,
+        message=request.reason,
+    )
+    status = HTTPStatus.OK if job.state in TERMINAL else HTTPStatus.ACCEPTED
+    return json_answer(job_view(job), status)
+
+
+async def delete(call: Call) -> Response:
+    """DELETE /v1/jobs/{job_id}"""
+    log_path = await call.parts.store.delete(call.tenant, call.parameters["job_id"])
+    if log_path is not None:
+        await asyncio.to_thread(remove_log, log_path)
+    return no_content()
+
+
+async def events(call: Call) -> Response:
+    """GET /v1/jobs/{job_id}/events"""
+    found = await call.parts.store.events(call.tenant, call.parameters["job_id"])
+    return list_answer([event_view(event) for event in found])
+
+
+async def _accept(
+    call: Call, spec: JobSpec, idempotency: Idempotency | None, *, retried_from: str | None = None
+) -> Response:
+    """Have the job written down, wait for its end as far as the client wants to, and answer."""
+    now = time.time()
+    job = Job(
+        id=new_id("job"),
+        tenant=call.tenant,
+        spec=spec,
+        state=State.QUEUED,
+        reason=Reason.SUBMITTED,
+        created_at=now,
+        queued_at=now,
+        request_id=call.request_id,
+        traceparent=call.traceparent,
+        retried_from=retried_from,
+    )
+    submitted = await call.parts.scheduler.submit(job, idempotency=idempotency)
+    job = submitted.job
+    call.scope["state"]["job_id"] = job.id
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    if submitted.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    preference = parse_prefer(call.header(b"prefer"))
+    if preference.wait_seconds and not preference.respond_async:
+        timeout_seconds = min(preference.wait_seconds, call.parts.settings.max_wait_seconds)
+        job = await _wait_or_cancel(call, job, timeout_seconds, own=not submitted.replayed)
+    return await _submitted_answer(call, job, preference, headers)
+
+
+async def _submitted_answer(
+    call: Call, job: Job, preference: Preference, headers: dict[str, str]
+) -> Response:
+    if preference.respond_async:
+        headers["Preference-Applied"] = "respond-async"
+    elif preference.wait_seconds and job.state in TERMINAL:
+        headers["Preference-Applied"] = "wait"
+        view = job_view(job, _output(job, await _log_of(call, job)))
+        return json_answer(view, HTTPStatus.OK, headers)
+    headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return json_answer(job_view(job), HTTPStatus.ACCEPTED, headers)
+
+
+async def _wait_or_cancel(call: Call, job: Job, timeout_seconds: float, *, own: bool) -> Job:
+    """The job at its end or at the timeout. If the client hangs up first, the job is cancelled.
+
+    Not so if the client said otherwise, or if the job is another request's (a replay).
+    """
+    try:
+        return await _wait_while_connected(call, job.id, timeout_seconds)
+    except ClientDisconnect:
+        keep = call.header(b"sandboxd-on-disconnect").strip().lower() == "continue"
+        if own and not keep:
+            await call.parts.scheduler.cancel(
+                call.tenant, job.id, grace_seconds=0, message="the client hung up"
+            )
+        raise
+
+
+async def _wait_while_connected(call: Call, job_id: str, timeout_seconds: float) -> Job:
+    """Raises ClientDisconnect as soon as the client hangs up."""
+    end = asyncio.ensure_future(call.parts.scheduler.wait(call.tenant, job_id, timeout_seconds))
+    hang_up = asyncio.ensure_future(_hang_up(call))
+    try:
+        await asyncio.wait((end, hang_up), return_when=asyncio.FIRST_COMPLETED)
+        if not end.done():
+            raise ClientDisconnect
+        return end.result()
+    finally:
+        end.cancel()
+        hang_up.cancel()
+
+
+async def _hang_up(call: Call) -> None:
+    """Returns when the client has closed its connection."""
+    while (await call.receive())["type"] != "http.disconnect":
+        pass  # the rest of a body that nobody asked for
+
+
+async def _log_of(call: Call, job: Job) -> ReadableLog | None:
+    if job.state in WAITING:
+        return None
+    try:
+        return await call.parts.scheduler.log(call.tenant, job.id)
+    except NotFound:
+        return None  # it never started, or wrote nothing
+
+
+def _output(job: Job, log: ReadableLog | None) -> Output | None:
+    if log is not None:
+        return output_of(log)
+    return _NO_OUTPUT if job.state in TERMINAL else None
+
+
+def _etag(job: Job, log: ReadableLog | None) -> str:
+    """The row's sequence; while the job writes, also how much it wrote."""
+    written = f"-{log.size()}" if log is not None and job.state in ACTIVE else ""
+    return f'"{job.sequence}{written}"'
+
+
+async def _read_optional_body(call: Call) -> bytes:
+    body = await read_body(call.scope, call.receive, max_bytes=MAX_SMALL_BODY_BYTES)
+    if body:
+        require_json(call.scope)
+    return body
+
+
+def _idempotency(key: str | None, operation: bytes, request: bytes) -> Idempotency | None:
+    if key is None:
+        return None
+    digest = hashlib.sha256(operation + b"\0" + request).digest()
+    return Idempotency(key=key, request_sha256=digest)

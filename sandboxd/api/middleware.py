@@ -1,0 +1,143 @@
+"""What surrounds every request: its id, its trace, its path's form, its problem if it fails, its one log line."""
+
+import re
+import time
+from typing import Any
+
+import structlog
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandboxd.api.auth import LocalOnly
+from sandboxd.api.headers import parse_traceparent
+from sandboxd.api.parts import Metrics
+from sandboxd.api.problems import is_internal, problem_of
+from sandboxd.errors import Malformed
+from sandboxd.ids import new_id
+
+log = structlog.get_logger("sandboxd.api")
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
+_TRICKY_ESCAPE = re.compile(rb"%(?:2[eEfF5]|5[cC]|[01][0-9a-fA-F]|7[fF])")
+"""Escaped . / % \\ and control characters: none of our paths needs them, and they are how paths are confused."""
+_TRICKY_PATH = re.compile(rb"//|/\.{1,2}(?:/|\Z)|\\")
+
+_DEFAULT_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""Set where the answer has not set its own."""
+
+UNROUTED = "unmatched"
+"""The route in the metrics of requests that met none: their raw paths must not become labels."""
+
+
+class Envelope:
+    """Pure ASGI middleware around the router.
+
+    It leaves `request_id` and `traceparent` in the scope's state for the handlers, and reads `route` from there.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics | None, guard: LocalOnly | None) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        try:
+            _check_path(scope)
+            if self._guard is not None:
+                self._guard.check(scope)
+            await self._app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = exchange.status or 499  # nobody is left to be answered
+        except Exception as error:  # noqa: BLE001 the last line of defence: whatever it is becomes a problem
+            await exchange.fail(error, receive)
+        finally:
+            self._record(exchange)
+
+    def _record(self, exchange: "_Exchange") -> None:
+        seconds = time.perf_counter() - exchange.started
+        route = exchange.state.get("route", UNROUTED)
+        if self._metrics is not None:
+            self._metrics.request(exchange.scope["method"], route, exchange.status, seconds)
+        log.info(
+            "request",
+            request_id=exchange.request_id,
+            method=exchange.scope["method"],
+            path=exchange.scope["path"],
+            route=route,
+            status=exchange.status,
+            seconds=round(seconds, 6),
+            tenant=exchange.state.get("tenant"),
+            job_id=exchange.state.get("job_id"),
+        )
+
+
+class _Exchange:
+    """One request and its answer, as far as it was sent."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope = scope
+        self.started = time.perf_counter()
+        self.status = 0
+        self.request_id = _request_id(scope)
+        self.state: dict[str, Any] = scope.setdefault("state", {})
+        self.state["request_id"] = self.request_id
+        self.state["traceparent"] = _traceparent(scope)
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = message["headers"] = list(message.get("headers", []))
+            present = {name for name, _ in headers}
+            headers += [header for header in _DEFAULT_HEADERS if header[0] not in present]
+            headers.append((b"x-request-id", self.request_id.encode("ascii")))
+        await self._send(message)
+
+    async def fail(self, error: Exception, receive: Receive) -> None:
+        """Answer with the problem that `error` is; if the answer had begun, break it off."""
+        if is_internal(error):
+            log.error(
+                "request failed",
+                request_id=self.request_id,
+                job_id=self.state.get("job_id"),
+                exc_info=error,
+            )
+        if self.status:
+            raise _BrokenOff from None  # the server closes the connection: the client sees it is not whole
+        problem = problem_of(error, path=self.scope["path"], request_id=self.request_id)
+        await problem(self.scope, receive, self.send)
+
+
+class _BrokenOff(Exception):
+    """An answer that had begun cannot be completed."""
+
+
+def _check_path(scope: Scope) -> None:
+    """Raises Malformed for a path that two readers could read differently."""
+    raw_path = scope.get("raw_path") or scope["path"].encode("utf-8")
+    if _TRICKY_ESCAPE.search(raw_path) or _TRICKY_PATH.search(raw_path):
+        raise Malformed(
+            'The path must not have empty, "." or ".." parts, backslashes, or escapes of such.',
+            code="path_malformed",
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return value.decode("ascii") if _REQUEST_ID.fullmatch(value) else new_id("req")
+    return new_id("req")
+
+
+def _traceparent(scope: Scope) -> str | None:
+    values = [value for name, value in scope["headers"] if name == b"traceparent"]
+    return parse_traceparent(values[0].decode("latin-1")) if len(values) == 1 else None

@@ -1,0 +1,167 @@
+"""What the API is made of: the parts that it is handed, who is calling, and one call.
+
+The parts are protocols because there are two of each: the service's own, and the plain ones on which the API is
+tested without a sandbox.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from starlette.types import Receive, Scope
+
+from sandboxd.api.log_reader import ReadableLog
+from sandboxd.api.validate import Check
+from sandboxd.jobs import ApiKey, Image, Job, JobEvent, State
+from sandboxd.quotas.limits import Limits
+from sandboxd.settings import ServerSettings
+from sandboxd.store.records import Idempotency, Page, Submitted
+
+
+class Scheduler(Protocol):
+    """Takes jobs in and knows those that are under way."""
+
+    async def submit(self, job: Job, *, idempotency: Idempotency | None) -> Submitted: ...
+
+    async def cancel(
+        self, tenant: str, job_id: str, *, grace_seconds: float, message: str | None
+    ) -> Job: ...
+
+    async def wait(self, tenant: str, job_id: str, timeout_seconds: float) -> Job:
+        """Returns at the end of the job or at the timeout."""
+        ...
+
+    async def wait_started(self, tenant: str, job_id: str, timeout_seconds: float) -> Job:
+        """Returns when the job no longer waits in the queue, or at the timeout."""
+        ...
+
+    async def log(self, tenant: str, job_id: str) -> ReadableLog:
+        """Live or stored. Raises NotFound where there is none (yet)."""
+        ...
+
+
+class Store(Protocol):
+    """The durable record, as far as the API reads it itself."""
+
+    async def get(self, tenant: str, job_id: str, *, with_stdin: bool = True) -> Job: ...
+
+    async def list_jobs(
+        self,
+        tenant: str,
+        *,
+        states: Collection[State],
+        labels: Mapping[str, str],
+        since: float | None,
+        until: float | None,
+        limit: int,
+        cursor: str | None,
+    ) -> Page: ...
+
+    async def delete(self, tenant: str, job_id: str) -> Path | None: ...
+    async def events(self, tenant: str, job_id: str) -> list[JobEvent]: ...
+    async def create_key(self, key: ApiKey) -> None: ...
+    async def find_key(self, key_id: str) -> ApiKey | None: ...
+    async def list_keys(self) -> list[ApiKey]: ...
+    async def revoke_key(self, key_id: str, now: float) -> bool: ...
+
+
+class ResolvedImage(Protocol):
+    """An image that is here."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+class Images(Protocol):
+    """The images that jobs can name."""
+
+    async def resolve(self, name: str) -> ResolvedImage:
+        """Raises NotFound."""
+        ...
+
+    async def list(self) -> list[Image]: ...
+
+
+class Metrics(Protocol):
+    """Counts requests and shows all figures."""
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None: ...
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type. May take a while: called in a thread."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Documents:
+    """The API about itself, made once."""
+
+    openapi: bytes
+    """JSON."""
+    page: bytes
+    """HTML."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """Everything that a request may need."""
+
+    scheduler: Scheduler
+    store: Store
+    images: Images
+    system: Callable[[], dict[str, Any]]
+    metrics: Metrics | None
+    settings: ServerSettings
+    limits: Limits
+    ceilings: Limits
+    check: Check
+    readiness: Callable[[], dict[str, Any]]
+    documents: Documents
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Principal:
+    """Who is calling."""
+
+    tenant: str
+    scopes: tuple[str, ...]
+    key_id: str | None = None
+
+
+class Authentication(Protocol):
+    """Tells who is calling."""
+
+    async def principal(self, scope: Scope) -> Principal:
+        """Raises Unauthenticated."""
+        ...
+
+    def forget(self, key_id: str) -> None:
+        """The key was revoked: nothing that is remembered of it holds."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One request on its way through the API."""
+
+    parts: Parts
+    authentication: Authentication
+    scope: Scope
+    receive: Receive
+    principal: Principal
+    parameters: Mapping[str, str]
+    """From the path."""
+    query: Mapping[str, list[str]] = field(default_factory=dict)
+    """Only parameters that the route knows, each with every value that was given."""
+    request_id: str
+    traceparent: str | None
+
+    @property
+    def tenant(self) -> str:
+        return self.principal.tenant
+
+    def header(self, name: bytes) -> str:
+        """All values of a header, joined by commas as RFC 9110 (5.3) allows; empty if there is none."""
+        values = [value for header, value in self.scope["headers"] if header == name]
+        return b", ".join(values).decode("latin-1")

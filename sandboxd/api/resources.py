@@ -1,0 +1,136 @@
+"""From a route's row in the table to what runs: methods, authentication, scopes, parameters; then the handler."""
+
+import types
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sandboxd.api.auth import require_scope
+from sandboxd.api.parts import Authentication, Call, Parts, Principal
+from sandboxd.api.problems import HttpRefused
+from sandboxd.api.query import parse_query
+from sandboxd.errors import NotFound
+from sandboxd.ids import is_id
+
+PUBLIC = "public"
+"""In place of a scope: no key is needed."""
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """A query parameter or a header, for people."""
+
+    name: str
+    description: str
+    place: str = "query"
+    schema: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """One way in which a request can be answered."""
+
+    status: int
+    description: str
+    body: type | types.UnionType | None = None
+    media_types: tuple[str, ...] = ("application/json",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """One row of the table: everything that is to be known of a method of a path."""
+
+    method: str
+    path: str
+    handler: Handler
+    group: str
+    summary: str
+    description: str = ""
+    scope: str | None
+    """The scope that is needed; None: any key; PUBLIC: no key."""
+    request: type | None = None
+    """The Struct of the JSON body."""
+    request_optional: bool = False
+    parameters: tuple[Parameter, ...] = ()
+    replies: tuple[Reply, ...]
+
+
+class Resource:
+    """All methods of one path, as an ASGI application.
+
+    The order is fixed: method, key, scope, path and query, and only then the handler, which reads the body.
+    """
+
+    def __init__(self, routes: list[Route], parts: Parts, authentication: Authentication) -> None:
+        self._parts = parts
+        self._authentication = authentication
+        self._template = routes[0].path
+        self._routes = {route.method: route for route in routes}
+        if "GET" in self._routes:
+            self._routes["HEAD"] = self._routes["GET"]
+        self._known_parameters = {
+            route.method: frozenset(
+                parameter.name.removesuffix("KEY")
+                for parameter in route.parameters
+                if parameter.place == "query"
+            )
+            for route in routes
+        }
+        self._allow = ", ".join(sorted([*self._routes, "OPTIONS"]))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope["state"]
+        state["route"] = self._template
+        method = scope["method"]
+        if method == "OPTIONS":
+            answer = Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": self._allow})
+            await answer(scope, receive, send)
+            return
+        route = self._routes.get(method)
+        if route is None:
+            raise HttpRefused(
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                f"{method[:20]} is not a method of this resource.",
+                code="method_not_allowed",
+                headers={"Allow": self._allow},
+            )
+        answer = await route.handler(await self._call(route, scope, receive))
+        await answer(scope, receive, send)  # the server leaves the body out for HEAD
+
+    async def _call(self, route: Route, scope: Scope, receive: Receive) -> Call:
+        state = scope["state"]
+        principal = _NOBODY
+        if route.scope is not PUBLIC:
+            principal = await self._authentication.principal(scope)
+            state["tenant"] = principal.tenant
+            require_scope(principal, route.scope)
+        parameters: dict[str, str] = scope["path_params"]
+        _check_ids(parameters)
+        state["job_id"] = parameters.get("job_id")
+        return Call(
+            parts=self._parts,
+            authentication=self._authentication,
+            scope=scope,
+            receive=receive,
+            principal=principal,
+            parameters=parameters,
+            query=parse_query(scope["query_string"], self._known_parameters[route.method]),
+            request_id=state["request_id"],
+            traceparent=state["traceparent"],
+        )
+
+
+_NOBODY = Principal(tenant="", scopes=())
+
+
+def _check_ids(parameters: Mapping[str, str]) -> None:
+    """Raises NotFound for what cannot be an id at all, so that no handler sees it."""
+    for name, value in parameters.items():
+        prefix, is_suffix, _ = name.partition("_id")
+        if is_suffix and not is_id(value, prefix):
+            raise NotFound(f"There is no such {prefix}.")

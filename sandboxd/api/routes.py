@@ -1,0 +1,352 @@
+"""The one table of routes: what the service answers and what its OpenAPI document says come from here."""
+
+from http import HTTPStatus
+
+from sandboxd.api import docs, jobs, openapi, streams, system
+from sandboxd.api.auth import ADMIN, JOBS_READ, JOBS_WRITE
+from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
+from sandboxd.api.resources import PUBLIC, Parameter, Reply, Route
+from sandboxd.api.schemas import (
+    CancelRequest,
+    DryRunView,
+    EventList,
+    HealthView,
+    IdentityView,
+    ImageList,
+    JobList,
+    JobRequest,
+    JobView,
+    KeyList,
+    KeyRequest,
+    NewKeyView,
+)
+from sandboxd.jobs import State, Stream
+
+_BOOLEAN = {"type": "boolean"}
+_SECONDS = {"type": "number", "minimum": 0}
+_TIME = {"type": "string", "format": "date-time"}
+
+_PREFER = Parameter(
+    name="Prefer",
+    place="header",
+    description=(
+        "`wait=30` holds the answer until the job has ended, for at most so many seconds (and the server's own "
+        "maximum); `respond-async` answers at once."
+    ),
+)
+_ON_DISCONNECT = Parameter(
+    name="Sandboxd-On-Disconnect",
+    place="header",
+    description="`continue`: with `Prefer: wait`, the job goes on although the client hangs up.",
+)
+_IDEMPOTENCY_KEY = Parameter(
+    name="Idempotency-Key",
+    place="header",
+    description="Up to 255 characters. The same key and body give the same job for 24 hours.",
+)
+_ACCEPTED = Reply(
+    status=HTTPStatus.ACCEPTED,
+    description="The job is on the record. `Location` is where it can be watched.",
+    body=JobView,
+)
+_ENDED = Reply(
+    status=HTTPStatus.OK,
+    description="With `Prefer: wait`: the job has ended, well or not. With `?dry_run=true`: it would be accepted.",
+    body=JobView | DryRunView,
+)
+_TIME_RANGE = (
+    Parameter(name="since", description="Made at this time or later.", schema=_TIME),
+    Parameter(name="until", description="Made before this time.", schema=_TIME),
+)
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        method="POST",
+        path="/v1/jobs",
+        handler=jobs.submit,
+        group="Jobs",
+        summary="Run a command",
+        description=(
+            "Answers 202 as soon as the job is on the record, unless `Prefer: wait` asks to hold the answer. A "
+            "command that fails is no failed request: look at `state`. Fields that are not listed are refused."
+        ),
+        scope=JOBS_WRITE,
+        request=JobRequest,
+        parameters=(
+            Parameter(
+                name="dry_run",
+                description="Check everything, store and run nothing.",
+                schema=_BOOLEAN,
+            ),
+            _PREFER,
+            _IDEMPOTENCY_KEY,
+            _ON_DISCONNECT,
+        ),
+        replies=(_ACCEPTED, _ENDED),
+    ),
+    Route(
+        method="GET",
+        path="/v1/jobs",
+        handler=jobs.list_,
+        group="Jobs",
+        summary="List jobs",
+        description="Newest first, without their output. `Link` and `next_cursor` lead to the next page.",
+        scope=JOBS_READ,
+        parameters=(
+            Parameter(
+                name="state",
+                description="Only jobs in this state; may be repeated, and hold several with commas.",
+                schema={"type": "array", "items": {"enum": [str(state) for state in State]}},
+            ),
+            Parameter(name="label.KEY", description="Only jobs whose label KEY has this value."),
+            *_TIME_RANGE,
+            Parameter(
+                name="limit",
+                description="Jobs on a page.",
+                schema={
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": MAX_PAGE,
+                    "default": DEFAULT_PAGE,
+                },
+            ),
+            Parameter(name="cursor", description="`next_cursor` of the page before."),
+        ),
+        replies=(Reply(status=HTTPStatus.OK, description="One page.", body=JobList),),
+    ),
+    Route(
+        method="GET",
+        path="/v1/jobs/{job_id}",
+        handler=jobs.show,
+        group="Jobs",
+        summary="Show a job",
+        description=(
+            'With the first 64 KiB of each stream: as text, or as `{"base64": …}` where it is not UTF-8. '
+            "`If-None-Match` with the `ETag` of a former answer gives 304 while nothing has changed."
+        ),
+        scope=JOBS_READ,
+        parameters=(
+            Parameter(
+                name="wait",
+                description="Hold the answer until the job has ended, for at most so many seconds.",
+                schema=_SECONDS,
+            ),
+            Parameter(name="If-None-Match", place="header", description="An `ETag`."),
+        ),
+        replies=(
+            Reply(status=HTTPStatus.OK, description="The job.", body=JobView),
+            Reply(status=HTTPStatus.NOT_MODIFIED, description="It is as you know it."),
+        ),
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/jobs/{job_id}",
+        handler=jobs.delete,
+        group="Jobs",
+        summary="Delete a job",
+        description="Removes the record and the logs of a job that has ended.",
+        scope=JOBS_WRITE,
+        replies=(Reply(status=HTTPStatus.NO_CONTENT, description="It is gone."),),
+    ),
+    Route(
+        method="POST",
+        path="/v1/jobs/{job_id}/cancel",
+        handler=jobs.cancel,
+        group="Jobs",
+        summary="Cancel a job",
+        description="SIGTERM, then after the grace SIGKILL to everything in the sandbox. Idempotent.",
+        scope=JOBS_WRITE,
+        request=CancelRequest,
+        request_optional=True,
+        replies=(
+            Reply(status=HTTPStatus.OK, description="The job has ended.", body=JobView),
+            Reply(status=HTTPStatus.ACCEPTED, description="It is being stopped.", body=JobView),
+        ),
+    ),
+    Route(
+        method="POST",
+        path="/v1/jobs/{job_id}/retry",
+        handler=jobs.retry,
+        group="Jobs",
+        summary="Run a job again",
+        description="A new job of the same kind; `retried_from` names the old one.",
+        scope=JOBS_WRITE,
+        parameters=(_PREFER, _IDEMPOTENCY_KEY, _ON_DISCONNECT),
+        replies=(
+            _ACCEPTED,
+            Reply(
+                status=HTTPStatus.OK,
+                description="With `Prefer: wait`: the new job has ended.",
+                body=JobView,
+            ),
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/v1/jobs/{job_id}/logs",
+        handler=streams.logs,
+        group="Jobs",
+        summary="Read or follow the output",
+        description=(
+            "Raw bytes, one JSON object per line, or server-sent events, by `Accept`. The raw log takes `Range`. An "
+            "event's id is the offset that the client has reached, so `Last-Event-ID` resumes exactly; after the `end` "
+            "event the answer is 204."
+        ),
+        scope=JOBS_READ,
+        parameters=(
+            Parameter(
+                name="stream",
+                description="Only this stream; left out: both in order of arrival.",
+                schema={"enum": [str(stream) for stream in Stream]},
+            ),
+            Parameter(name="follow", description="Stay until the job has ended.", schema=_BOOLEAN),
+            Parameter(
+                name="tail",
+                description="Only the last lines.",
+                schema={"type": "integer", "minimum": 0, "maximum": streams.MAX_TAIL_LINES},
+            ),
+            Parameter(
+                name="since",
+                description="Only what came at this time or later, to about a second.",
+                schema=_TIME,
+            ),
+            Parameter(name="Range", place="header", description="`bytes=0-1023`, on the raw log."),
+            Parameter(name="Last-Event-ID", place="header", description="Where events go on."),
+        ),
+        replies=(
+            Reply(
+                status=HTTPStatus.OK,
+                description="The output. NDJSON lines and the events' data are LogRecords.",
+                media_types=streams.OFFERED,
+            ),
+            Reply(
+                status=HTTPStatus.PARTIAL_CONTENT,
+                description="The range that was asked for.",
+                media_types=(streams.TEXT, streams.RAW),
+            ),
+            Reply(status=HTTPStatus.NO_CONTENT, description="You have seen the end."),
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/v1/jobs/{job_id}/events",
+        handler=jobs.events,
+        group="Jobs",
+        summary="What happened to a job",
+        scope=JOBS_READ,
+        replies=(Reply(status=HTTPStatus.OK, description="All changes of state.", body=EventList),),
+    ),
+    Route(
+        method="GET",
+        path="/v1/images",
+        handler=system.images,
+        group="Images",
+        summary="List images",
+        scope=JOBS_READ,
+        replies=(Reply(status=HTTPStatus.OK, description="All images.", body=ImageList),),
+    ),
+    Route(
+        method="GET",
+        path="/v1/system",
+        handler=system.system,
+        group="System",
+        summary="What this service and its host can do",
+        description="Version, walls, how each limit is enforced here, capacity.",
+        scope=JOBS_READ,
+        replies=(Reply(status=HTTPStatus.OK, description="Facts.", body=dict),),
+    ),
+    Route(
+        method="GET",
+        path="/v1/whoami",
+        handler=system.whoami,
+        group="Keys",
+        summary="Who am I",
+        scope=None,
+        replies=(Reply(status=HTTPStatus.OK, description="Tenant and scopes.", body=IdentityView),),
+    ),
+    Route(
+        method="GET",
+        path="/v1/keys",
+        handler=system.list_keys,
+        group="Keys",
+        summary="List keys",
+        description="Of all tenants, without their secrets.",
+        scope=ADMIN,
+        replies=(Reply(status=HTTPStatus.OK, description="All keys.", body=KeyList),),
+    ),
+    Route(
+        method="POST",
+        path="/v1/keys",
+        handler=system.create_key,
+        group="Keys",
+        summary="Make a key",
+        description="The key's text is in this answer and never again.",
+        scope=ADMIN,
+        request=KeyRequest,
+        replies=(Reply(status=HTTPStatus.CREATED, description="The key.", body=NewKeyView),),
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/keys/{key_id}",
+        handler=system.revoke_key,
+        group="Keys",
+        summary="Revoke a key",
+        description="Other processes on the same database may honour it for ten seconds more.",
+        scope=ADMIN,
+        replies=(Reply(status=HTTPStatus.NO_CONTENT, description="It is worthless now."),),
+    ),
+    Route(
+        method="GET",
+        path="/livez",
+        handler=system.livez,
+        group="System",
+        summary="Whether the process is alive",
+        scope=PUBLIC,
+        replies=(Reply(status=HTTPStatus.OK, description="It is.", body=HealthView),),
+    ),
+    Route(
+        method="GET",
+        path="/readyz",
+        handler=system.readyz,
+        group="System",
+        summary="Whether jobs can be taken",
+        scope=PUBLIC,
+        replies=(
+            Reply(status=HTTPStatus.OK, description="They can.", body=dict),
+            Reply(status=HTTPStatus.SERVICE_UNAVAILABLE, description="Not now; why.", body=dict),
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        handler=openapi.document,
+        group="System",
+        summary="This API as an OpenAPI 3.1 document",
+        scope=PUBLIC,
+        replies=(Reply(status=HTTPStatus.OK, description="The document.", body=dict),),
+    ),
+    Route(
+        method="GET",
+        path="/docs",
+        handler=docs.page,
+        group="System",
+        summary="This API for people",
+        scope=PUBLIC,
+        replies=(Reply(status=HTTPStatus.OK, description="A page.", media_types=("text/html",)),),
+    ),
+)
+
+METRICS_ROUTE = Route(
+    method="GET",
+    path="/metrics",
+    handler=system.metrics,
+    group="System",
+    summary="Figures for Prometheus",
+    scope=ADMIN,
+    replies=(
+        Reply(
+            status=HTTPStatus.OK, description="Text or OpenMetrics.", media_types=("text/plain",)
+        ),
+    ),
+)
+"""In the table only where there are metrics."""

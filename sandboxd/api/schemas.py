@@ -1,0 +1,386 @@
+"""The API's JSON: what requests may say and what answers do say. The OpenAPI document is made from these.
+
+Conventions: sizes in bytes, durations in seconds, times RFC 3339 UTC with milliseconds. An answer leaves out
+what is not known; a request with a field that is not listed here is refused.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from sandboxd.isolation.spec import NetworkMode
+from sandboxd.jobs import Component, Reason, State
+
+Quantity = Annotated[
+    int | str | None,
+    Meta(description='Bytes, or a quantity such as "128Mi" or "1.5G".', examples=["128Mi"]),
+]
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Base of what clients send."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of what we send: UNSET members are left out."""
+
+
+# What clients send
+
+
+class Base64(Request, frozen=True, kw_only=True):
+    """Bytes that are not text."""
+
+    base64: str
+
+
+class LimitsRequest(Request, frozen=True, kw_only=True):
+    """What the job may use. A limit that is left out gets the operator's default."""
+
+    cpus: Annotated[
+        int | float | str | None,
+        Meta(description='CPU rate in CPUs, or a quantity such as "500m".', examples=[0.5]),
+    ] = None
+    memory: Quantity = None
+    pids: Annotated[int | None, Meta(description="Processes and threads at once.")] = None
+    disk: Quantity = None
+    wall_seconds: Annotated[float | None, Meta(description="How long the command may run.")] = None
+    cpu_seconds: Annotated[
+        float | None, Meta(description="CPU time of all processes together.")
+    ] = None
+    output_bytes: Quantity = None
+    open_files: Annotated[int | None, Meta(description="Descriptors per process.")] = None
+    queue_seconds: Annotated[
+        float | None, Meta(description="How long the job may wait before it is `expired`.")
+    ] = None
+
+
+class NetworkRequest(Request, frozen=True, kw_only=True):
+    """What the job can reach."""
+
+    mode: NetworkMode = NetworkMode.NONE
+
+
+class RetryRequest(Request, frozen=True, kw_only=True):
+    """Whether a job that failed through the platform's own fault is tried again."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=10)] = 1
+
+
+class JobRequest(Request, frozen=True, kw_only=True):
+    """A command to run in an image."""
+
+    image: Annotated[str, Meta(description="Name of an image.", examples=["host"])]
+    command: Annotated[
+        list[str],
+        Meta(
+            description="Program and arguments; no shell is involved.",
+            examples=[["python3", "-c", "print(6 * 7)"]],
+        ),
+    ]
+    args: Annotated[list[str], Meta(description="Appended to `command`.")] = []
+    stdin: Annotated[
+        str | Base64, Meta(description="Standard input: text, or bytes in base64.")
+    ] = ""
+    env: Annotated[dict[str, str], Meta(description="Environment variables.")] = {}
+    workdir: Annotated[
+        str | None, Meta(description="Absolute path inside; left out: the image's own.")
+    ] = None
+    user: Annotated[
+        str | None,
+        Meta(
+            description='Numeric "uid" or "uid:gid" inside; without a gid it is the uid.',
+            examples=["1000:1000"],
+        ),
+    ] = None
+    limits: LimitsRequest = LimitsRequest()
+    network: NetworkRequest = NetworkRequest()
+    require: Annotated[
+        dict[str, str],
+        Meta(
+            description="Limit or wall to the least enforcement that is acceptable; else the job is refused."
+        ),
+    ] = {}
+    priority: Annotated[int, Meta(ge=-100, le=100, description="Higher goes first.")] = 0
+    labels: Annotated[dict[str, str], Meta(description="Free words to find the job by.")] = {}
+    retry: RetryRequest = RetryRequest()
+    ttl_seconds: Annotated[
+        float | None,
+        Meta(description="How long the record is kept after the end; left out: for ever."),
+    ] = None
+
+
+class CancelRequest(Request, frozen=True, kw_only=True):
+    """How a job is cancelled."""
+
+    grace_seconds: Annotated[
+        float, Meta(ge=0, le=300, description="Time between SIGTERM and SIGKILL.")
+    ] = 5.0
+    reason: Annotated[str | None, Meta(max_length=500, description="Kept in the job's events.")] = (
+        None
+    )
+
+
+class EmptyRequest(Request, frozen=True, kw_only=True):
+    """Nothing but `{}`."""
+
+
+class KeyRequest(Request, frozen=True, kw_only=True):
+    """A bearer key to make."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    tenant: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}\Z")] = "default"
+    scopes: Annotated[
+        list[str], Meta(min_length=1, max_length=8, description="jobs:read, jobs:write, admin")
+    ] = msgspec.field(default_factory=lambda: ["jobs:read", "jobs:write"])
+    ttl_seconds: Annotated[float | None, Meta(gt=0, le=10 * 366 * 86400)] = None
+
+
+# What we send
+
+
+class ExitView(Answer, frozen=True, kw_only=True):
+    """How the command ended."""
+
+    code: int | None
+    signal: str | None
+    oom_killed: bool
+    timed_out: bool
+    stopped_by: Reason | None
+
+
+class StreamView(Answer, frozen=True, kw_only=True):
+    """What is kept of one stream, and how much of it this answer shows."""
+
+    size_bytes: int
+    inline_bytes: int
+    truncated: Annotated[bool, Meta(description="The job wrote more than was kept.")]
+
+
+class StreamsView(Answer, frozen=True, kw_only=True):
+    """Both streams."""
+
+    stdout: StreamView
+    stderr: StreamView
+
+
+class ErrorView(Answer, frozen=True, kw_only=True):
+    """Why a job did not succeed, in a sentence."""
+
+    component: Component | None
+    code: str
+    message: str
+    remediation: str | None = None
+
+
+class LimitsView(Answer, frozen=True, kw_only=True):
+    """The limits that hold for the job."""
+
+    cpus: float
+    memory: int
+    pids: int
+    disk: int
+    wall_seconds: float
+    cpu_seconds: float
+    output_bytes: int
+    open_files: int
+    queue_seconds: float | None
+
+
+class UsageView(Answer, frozen=True, kw_only=True):
+    """What the job used; null where this host could not measure it."""
+
+    cpu_seconds: float | None
+    cpu_user_seconds: float | None
+    cpu_system_seconds: float | None
+    cpu_throttled_seconds: float | None
+    memory_peak_bytes: int | None
+    pids_peak: int | None
+    io_read_bytes: int | None
+    io_write_bytes: int | None
+    net_rx_bytes: int | None
+    net_tx_bytes: int | None
+    wall_seconds: float
+    queue_seconds: float
+    setup_seconds: float
+    warm: bool
+
+
+class NetworkView(Answer, frozen=True, kw_only=True):
+    """What the job can reach."""
+
+    mode: NetworkMode
+
+
+class RetryView(Answer, frozen=True, kw_only=True):
+    """The retry policy."""
+
+    max_attempts: int
+
+
+class WaitingView(Answer, frozen=True, kw_only=True):
+    """What a queued job waits for."""
+
+    for_: str = msgspec.field(name="for")
+    position: int | UnsetType = UNSET
+
+
+class LinksView(Answer, frozen=True, kw_only=True):
+    """Where to go from here."""
+
+    self: str
+    logs: str
+    events: str
+    cancel: str
+    retry: str
+
+
+class SpecView(Answer, frozen=True, kw_only=True):
+    """What was asked for, with every default filled in. `args` is part of `command`; `stdin` is not shown."""
+
+    image: str
+    command: tuple[str, ...]
+    env: dict[str, str]
+    workdir: str | None
+    user: str | None
+    limits: LimitsView
+    network: NetworkView
+    require: dict[str, str]
+    priority: int
+    labels: dict[str, str]
+    retry: RetryView
+    ttl_seconds: float | None
+
+
+class DryRunView(SpecView, frozen=True, kw_only=True):
+    """The answer to `?dry_run=true`: the job would be accepted, as this."""
+
+    dry_run: bool
+    image_digest: str
+
+
+class JobView(SpecView, frozen=True, kw_only=True):
+    """One job."""
+
+    id: str
+    state: State
+    reason: Reason
+    attempt: int
+    created_at: str
+    queued_at: str
+    links: LinksView
+    started_at: str | None = None
+    finished_at: str | None = None
+    expires_at: str | None = None
+    image_digest: str | UnsetType = UNSET
+    exit: ExitView | UnsetType = UNSET
+    usage: UsageView | UnsetType = UNSET
+    stdout: str | Base64 | UnsetType = UNSET
+    stderr: str | Base64 | UnsetType = UNSET
+    streams: StreamsView | UnsetType = UNSET
+    enforcement: dict[str, Any] | UnsetType = UNSET
+    error: ErrorView | UnsetType = UNSET
+    waiting: WaitingView | UnsetType = UNSET
+    cancel_requested: bool | UnsetType = UNSET
+    retried_from: str | UnsetType = UNSET
+    request_id: str | UnsetType = UNSET
+    trace_id: str | UnsetType = UNSET
+
+
+class JobList(Answer, frozen=True, kw_only=True):
+    """One page of jobs, newest first."""
+
+    data: list[JobView]
+    next_cursor: str | None
+    has_more: bool
+
+
+class EventView(Answer, frozen=True, kw_only=True):
+    """One change of state."""
+
+    seq: int
+    time: str
+    state: State
+    reason: Reason
+    attempt: int
+    message: str | None
+
+
+class EventList(Answer, frozen=True, kw_only=True):
+    """The whole history of one job."""
+
+    data: list[EventView]
+
+
+class LogRecord(Answer, frozen=True, kw_only=True):
+    """A piece of a job's output: `data` where it is UTF-8, else `base64`."""
+
+    time: str
+    stream: str
+    offset: Annotated[int, Meta(description="Where it starts in the merged log, in bytes.")]
+    data: str | UnsetType = UNSET
+    base64: str | UnsetType = UNSET
+
+
+class EndView(Answer, frozen=True, kw_only=True):
+    """The last event of a stream."""
+
+    state: State
+    reason: Reason
+    attempt: int
+    exit: ExitView | None
+
+
+class ImageView(Answer, frozen=True, kw_only=True):
+    """An image that jobs can name."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    created_at: str
+    source: str
+
+
+class ImageList(Answer, frozen=True, kw_only=True):
+    """All images."""
+
+    data: list[ImageView]
+
+
+class KeyView(Answer, frozen=True, kw_only=True):
+    """A key, without its secret."""
+
+    id: str
+    tenant: str
+    name: str
+    scopes: tuple[str, ...]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+
+
+class NewKeyView(KeyView, frozen=True, kw_only=True):
+    """A key as made: its text is shown only now."""
+
+    key: str
+
+
+class KeyList(Answer, frozen=True, kw_only=True):
+    """All keys."""
+
+    data: list[KeyView]
+
+
+class IdentityView(Answer, frozen=True, kw_only=True):
+    """Who the service takes the caller for."""
+
+    tenant: str
+    scopes: tuple[str, ...]
+    key_id: str | None
+
+
+class HealthView(Answer, frozen=True, kw_only=True):
+    """Whether the service is well."""
+
+    status: str

@@ -1,0 +1,239 @@
+"""A job's output over HTTP: raw bytes, NDJSON and server-sent events, of a log that may still grow.
+
+Nobody waits for a reader: each reads from the log by offset, at its own pace, and sleeps until there is more. One
+that takes nothing for a minute is dropped.
+"""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from sandboxd.api.answers import encode, no_content
+from sandboxd.api.headers import ByteRange, Unsatisfiable, best_media_type, parse_range
+from sandboxd.api.log_reader import (
+    HEARTBEAT_SECONDS,
+    PIECE_BYTES,
+    Piece,
+    ReadableLog,
+    offset_of_tail,
+    offset_since,
+    pieces,
+)
+from sandboxd.api.parts import Call
+from sandboxd.api.problems import HttpRefused
+from sandboxd.api.query import QueryReader, rfc3339
+from sandboxd.api.schemas import EndView, LogRecord
+from sandboxd.api.sse import LastEvent, comment, event, parse_last_event_id
+from sandboxd.api.views import exit_view
+from sandboxd.errors import NotFound
+from sandboxd.jobs import TERMINAL, WAITING, Job, Stream
+from sandboxd.store.log_index import LogIndex
+from sandboxd.store.logs import StoredLog
+
+STALL_SECONDS = 60.0
+MAX_TAIL_LINES = 100_000
+
+TEXT = "text/plain"
+NDJSON = "application/x-ndjson"
+SSE = "text/event-stream"
+RAW = "application/octet-stream"
+OFFERED = (TEXT, NDJSON, SSE, RAW)
+
+_UNBUFFERED = {"X-Accel-Buffering": "no"}
+_EMPTY = StoredLog(LogIndex(), body=b"")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """Which part of the log, and whether to stay for more."""
+
+    stream: Stream | None
+    follow: bool
+    tail: int | None
+    since: float | None
+
+    @property
+    def partial(self) -> bool:
+        return self.tail is not None or self.since is not None
+
+
+async def logs(call: Call) -> Response:
+    """GET /v1/jobs/{job_id}/logs"""
+    media_type = best_media_type(call.header(b"accept"), OFFERED)
+    if media_type is None:
+        raise HttpRefused(
+            HTTPStatus.NOT_ACCEPTABLE, f"Logs come as {', '.join(OFFERED)}.", code="not_acceptable"
+        )
+    wish = _read_wish(call)
+    job = await call.parts.store.get(call.tenant, call.parameters["job_id"], with_stdin=False)
+    if media_type == SSE:
+        last = parse_last_event_id(call.header(b"last-event-id"))
+        if last is not None and last.ended and (job.state in TERMINAL or not wish.follow):
+            return no_content()  # tells an EventSource to stop coming back
+        return _Stream(_sse(call, job, wish, last), headers=_UNBUFFERED, media_type=SSE)
+    if media_type == NDJSON:
+        return _Stream(_ndjson(call, job, wish), headers=_UNBUFFERED, media_type=NDJSON)
+    if wish.follow or wish.partial:
+        return _Stream(_raw(call, job, wish), headers=_UNBUFFERED, media_type=media_type)
+    return await _raw_file(call, job, wish.stream, media_type)
+
+
+def _read_wish(call: Call) -> Wish:
+    query = QueryReader(call.query)
+    wish = Wish(
+        stream=query.stream("stream"),
+        follow=query.flag("follow") and call.scope["method"] != "HEAD",
+        tail=query.integer("tail", least=0, most=MAX_TAIL_LINES),
+        since=query.time("since"),
+    )
+    query.done()
+    return wish
+
+
+async def _raw_file(call: Call, job: Job, stream: Stream | None, media_type: str) -> Response:
+    """What is there now, with Range (RFC 9110, 14)."""
+    log = await _log_of(call, job)
+    size = log.size(stream)
+    try:
+        part = parse_range(call.header(b"range"), size)
+    except Unsatisfiable as error:
+        raise HttpRefused(
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+            f"The log has {size} bytes.",
+            code="range_not_satisfiable",
+            headers={"Content-Range": f"bytes */{size}"},
+        ) from error
+    headers = {"Accept-Ranges": "bytes"}
+    status = HTTPStatus.OK
+    if part is None:
+        part = ByteRange(0, size)
+    else:
+        status = HTTPStatus.PARTIAL_CONTENT
+        headers["Content-Range"] = f"bytes {part.start}-{part.end - 1}/{size}"
+    headers["Content-Length"] = str(part.end - part.start)
+    return _Stream(
+        _bytes_of(log, stream, part), status_code=status, headers=headers, media_type=media_type
+    )
+
+
+async def _bytes_of(
+    log: ReadableLog, stream: Stream | None, part: ByteRange
+) -> AsyncIterator[bytes]:
+    for offset in range(part.start, part.end, PIECE_BYTES):
+        size = min(PIECE_BYTES, part.end - offset)
+        yield log.read(offset, size) if stream is None else log.read_stream(stream, offset, size)
+
+
+async def _raw(call: Call, job: Job, wish: Wish) -> AsyncIterator[bytes]:
+    async for piece in _pieces(call, job, wish, whole_characters=False):
+        if piece is not None:
+            yield piece.content
+
+
+async def _ndjson(call: Call, job: Job, wish: Wish) -> AsyncIterator[bytes]:
+    async for piece in _pieces(call, job, wish, whole_characters=True):
+        if piece is not None:
+            yield encode(_record(piece)) + b"\n"
+
+
+async def _sse(call: Call, job: Job, wish: Wish, last: LastEvent | None) -> AsyncIterator[bytes]:
+    """Events until the job has ended, or only what is there. A further attempt begins anew at offset 0."""
+    offset = last.offset if last else None
+    while True:
+        while _must_start(job, wish):
+            yield comment("waiting to start")
+            job = await _wait_started(call, job)
+        attempt, reached = job.attempt, 0
+        async for piece in _pieces(call, job, wish, whole_characters=True, offset=offset):
+            if piece is None:
+                yield comment("waiting")
+            else:
+                reached = piece.end
+                yield event("log", str(piece.end), encode(_record(piece)))
+        job = await call.parts.store.get(call.tenant, job.id, with_stdin=False)
+        while wish.follow and job.state not in TERMINAL:
+            job = await call.parts.scheduler.wait(call.tenant, job.id, HEARTBEAT_SECONDS)
+            yield comment("ending")
+        if job.attempt == attempt or not wish.follow:
+            break
+        offset = 0
+    yield event("end", f"{reached}-end", encode(_end_view(job)))
+
+
+async def _pieces(
+    call: Call, job: Job, wish: Wish, *, whole_characters: bool, offset: int | None = None
+) -> AsyncIterator[Piece | None]:
+    """What the client wished for, from `offset` if it has been here before."""
+    while _must_start(job, wish):
+        job = await _wait_started(call, job)
+    log = await _log_of(call, job)
+    if offset is None or offset > log.size():  # beyond the end: it is of another attempt
+        offset = 0
+        if wish.since is not None:
+            offset = offset_since(log, wish.since)
+        if wish.tail is not None:
+            offset = max(offset, await offset_of_tail(log, wish.stream, wish.tail))
+    async for piece in pieces(
+        log,
+        offset,
+        stream=wish.stream,
+        follow=wish.follow,
+        whole_characters=whole_characters,
+    ):
+        yield piece
+
+
+def _must_start(job: Job, wish: Wish) -> bool:
+    return wish.follow and job.state in WAITING
+
+
+async def _wait_started(call: Call, job: Job) -> Job:
+    return await call.parts.scheduler.wait_started(call.tenant, job.id, HEARTBEAT_SECONDS)
+
+
+async def _log_of(call: Call, job: Job) -> ReadableLog:
+    if job.state in WAITING:
+        return _EMPTY
+    try:
+        return await call.parts.scheduler.log(call.tenant, job.id)
+    except NotFound:
+        return _EMPTY  # it never started, or wrote nothing
+
+
+def _record(piece: Piece) -> LogRecord:
+    time, stream = rfc3339(piece.time), piece.stream
+    try:
+        text = piece.content.decode("utf-8")
+    except UnicodeDecodeError:
+        encoded = base64.b64encode(piece.content).decode("ascii")
+        return LogRecord(time=time, stream=stream, offset=piece.offset, base64=encoded)
+    return LogRecord(time=time, stream=stream, offset=piece.offset, data=text)
+
+
+def _end_view(job: Job) -> EndView:
+    return EndView(
+        state=job.state,
+        reason=job.reason,
+        attempt=job.attempt,
+        exit=exit_view(job.result.exit) if job.result else None,
+    )
+
+
+class _Stream(StreamingResponse):
+    """Drops a reader that takes nothing for STALL_SECONDS."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(STALL_SECONDS):
+                    await send(message)
+            except TimeoutError as error:
+                raise ClientDisconnect from error
+
+        await super().__call__(scope, receive, send_in_time)

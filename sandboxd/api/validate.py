@@ -1,0 +1,268 @@
+"""What a job request must satisfy beyond its types, and the JobSpec that it becomes."""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+
+from sandboxd.api.conversion import pointer_to, read_struct
+from sandboxd.api.schemas import Base64, JobRequest, LimitsRequest
+from sandboxd.errors import Fault, Invalid
+from sandboxd.jobs import JobSpec, Retry
+from sandboxd.quantities import parse_bytes, parse_cpus
+from sandboxd.quotas.limits import Limits, LimitsAsked, settle
+
+MAX_ARGUMENTS = 4096
+MAX_VARIABLES = 4096
+MAX_STRING_BYTES = 128 * 2**10 - 1
+"""MAX_ARG_STRLEN of execve(2), less the NUL at the end."""
+MAX_STRINGS_BYTES = 2**20
+"""All arguments and variables: half of Linux's usual ARG_MAX, so that the service's own variables fit too."""
+MAX_LABELS = 64
+MAX_LABEL_VALUE_BYTES = 256
+MAX_REQUIREMENTS = 32
+MAX_PATH_BYTES = 4095
+MAX_ID = 2**31 - 1
+MAX_QUEUE_SECONDS = 7 * 86_400.0
+MAX_TTL_SECONDS = 10 * 366 * 86_400.0
+
+IMAGE_NAME = re.compile(
+    r"(?=.{1,255}\Z)"
+    r"[a-z0-9]+(?:[._-][a-z0-9]+)*(?::[0-9]{1,5}(?=/))?(?:/[a-z0-9]+(?:[._-]{1,2}[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?\Z"
+)
+"""name[:tag][@digest], a subset of the OCI distribution grammar."""
+_LABEL_KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+_NUMERIC_ID = re.compile(r"0|[1-9][0-9]{0,9}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_REQUIREMENT = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+Check = Callable[[JobSpec], list[Fault]]
+"""What this host cannot do for a job, as faults."""
+
+
+def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Check) -> JobSpec:
+    """The job that a parsed request body asks for.
+
+    Raises Invalid with every fault of the request at once.
+    """
+    request, faults = read_struct(value, JobRequest)
+    stdin = _decode_stdin(request, faults)
+    user = _parse_user(request, faults)
+    limits = _settle_limits(request.limits, defaults, ceilings, faults)
+    for step in (
+        _check_image,
+        _check_command,
+        _check_environment,
+        _check_sizes,
+        _check_workdir,
+        _check_labels,
+        _check_requirements,
+        _check_durations,
+    ):
+        step(request, faults)
+    spec = JobSpec(
+        image=request.image,
+        command=(*request.command, *request.args),
+        stdin=stdin,
+        env=request.env,
+        workdir=request.workdir,
+        user=user,
+        limits=limits,
+        queue_seconds=request.limits.queue_seconds,
+        require=request.require,
+        priority=request.priority,
+        labels=request.labels,
+        retry=Retry(max_attempts=request.retry.max_attempts),
+        ttl_seconds=request.ttl_seconds,
+    )
+    if not faults:
+        faults = check(spec)
+    if faults:
+        raise invalid(faults)
+    return spec
+
+
+def invalid(faults: list[Fault]) -> Invalid:
+    """The refusal of a request with these faults, of which only the first of each place is told."""
+    told: dict[str, Fault] = {}
+    for fault in faults:
+        if not any(place in told for place in _places_above(fault.pointer)):
+            told.setdefault(fault.pointer, fault)
+    number = len(told)
+    detail = "The request has a fault." if number == 1 else f"The request has {number} faults."
+    return Invalid(detail, tuple(told.values()))
+
+
+def _places_above(pointer: str) -> list[str]:
+    """The pointers of the values that contain this one: a fault there was the cause of this one."""
+    parts = pointer.split("/")
+    return ["/".join(parts[:length]) for length in range(2, len(parts))]
+
+
+def _decode_stdin(request: JobRequest, faults: list[Fault]) -> bytes:
+    if not isinstance(request.stdin, Base64):
+        return request.stdin.encode("utf-8")
+    try:
+        return base64.b64decode(request.stdin.base64, validate=True)
+    except (binascii.Error, ValueError):
+        faults.append(Fault("/stdin/base64", "is not base64 (RFC 4648, section 4, with padding)"))
+        return b""
+
+
+def _parse_user(request: JobRequest, faults: list[Fault]) -> tuple[int, int] | None:
+    if request.user is None:
+        return None
+    uid, _, gid = request.user.partition(":")
+    if ":" not in request.user:
+        gid = uid
+    ids = [int(word) for word in (uid, gid) if _NUMERIC_ID.fullmatch(word)]
+    if len(ids) != 2:
+        faults.append(
+            Fault(
+                "/user",
+                'must be a numeric "uid" or "uid:gid": names are not looked up in the image',
+            )
+        )
+        return None
+    if max(ids) > MAX_ID:
+        faults.append(Fault("/user", f"ids go from 0 to {MAX_ID}"))
+        return None
+    return ids[0], ids[1]
+
+
+def _settle_limits(
+    asked: LimitsRequest, defaults: Limits, ceilings: Limits, faults: list[Fault]
+) -> Limits:
+    def size_of(name: str) -> int | None:
+        value: int | str | None = getattr(asked, name)
+        try:
+            return None if value is None else parse_bytes(value)
+        except ValueError as error:
+            faults.append(Fault(f"/limits/{name}", str(error)))
+            return None
+
+    cpus = None
+    try:
+        cpus = None if asked.cpus is None else parse_cpus(asked.cpus)
+    except ValueError as error:
+        faults.append(Fault("/limits/cpus", str(error)))
+    limits, out_of_bounds = settle(
+        LimitsAsked(
+            cpus=cpus,
+            memory_bytes=size_of("memory"),
+            pids=asked.pids,
+            disk_bytes=size_of("disk"),
+            wall_seconds=asked.wall_seconds,
+            cpu_seconds=asked.cpu_seconds,
+            output_bytes=size_of("output_bytes"),
+            open_files=asked.open_files,
+        ),
+        defaults,
+        ceilings,
+    )
+    faults.extend(out_of_bounds)
+    return limits
+
+
+def _check_image(request: JobRequest, faults: list[Fault]) -> None:
+    if not IMAGE_NAME.match(request.image):
+        faults.append(
+            Fault("/image", 'is not an image name such as "host" or "team/tools:1.2" (lower case)')
+        )
+
+
+def _check_command(request: JobRequest, faults: list[Fault]) -> None:
+    if not request.command:
+        faults.append(Fault("/command", "must name a program"))
+    elif not request.command[0]:
+        faults.append(Fault("/command/0", "is empty: it must name a program"))
+    if (count := len(request.command) + len(request.args)) > MAX_ARGUMENTS:
+        place = "/command" if len(request.command) > MAX_ARGUMENTS else "/args"
+        faults.append(Fault(place, f"{count} arguments are over the limit of {MAX_ARGUMENTS}"))
+        return
+    for place, words in (("/command", request.command), ("/args", request.args)):
+        for index, word in enumerate(words):
+            if "\0" in word:
+                faults.append(Fault(f"{place}/{index}", "has a NUL, which no argument can hold"))
+            elif (size := _size(word)) > MAX_STRING_BYTES:
+                faults.append(Fault(f"{place}/{index}", _too_long(size, MAX_STRING_BYTES)))
+
+
+def _check_environment(request: JobRequest, faults: list[Fault]) -> None:
+    if len(request.env) > MAX_VARIABLES:
+        faults.append(
+            Fault("/env", f"{len(request.env)} variables are over the limit of {MAX_VARIABLES}")
+        )
+        return
+    for name, value in request.env.items():
+        place = pointer_to("/env", name)
+        if not name or "=" in name or "\0" in name:
+            faults.append(Fault(place, 'a variable\'s name must not be empty nor hold "=" or NUL'))
+        elif "\0" in value:
+            faults.append(Fault(place, "has a NUL, which no variable can hold"))
+        elif (size := _size(name) + 1 + _size(value)) > MAX_STRING_BYTES:
+            faults.append(Fault(place, _too_long(size, MAX_STRING_BYTES)))
+
+
+def _check_sizes(request: JobRequest, faults: list[Fault]) -> None:
+    size = sum(_size(word) + 1 for word in (*request.command, *request.args))
+    size += sum(_size(name) + _size(value) + 2 for name, value in request.env.items())
+    if size > MAX_STRINGS_BYTES:
+        faults.append(Fault("", f"arguments and environment: {_too_long(size, MAX_STRINGS_BYTES)}"))
+
+
+def _check_workdir(request: JobRequest, faults: list[Fault]) -> None:
+    path = request.workdir
+    if path is None:
+        return
+    if "\0" in path or not path.startswith("/"):
+        faults.append(Fault("/workdir", "must be an absolute path without NUL"))
+    elif any(part in (".", "..") for part in path.split("/")):
+        faults.append(Fault("/workdir", 'must not have "." or ".." as a part'))
+    elif (size := _size(path)) > MAX_PATH_BYTES:
+        faults.append(Fault("/workdir", _too_long(size, MAX_PATH_BYTES)))
+
+
+def _check_labels(request: JobRequest, faults: list[Fault]) -> None:
+    if len(request.labels) > MAX_LABELS:
+        faults.append(
+            Fault("/labels", f"{len(request.labels)} labels are over the limit of {MAX_LABELS}")
+        )
+        return
+    for key, value in request.labels.items():
+        place = pointer_to("/labels", key)
+        if not _LABEL_KEY.fullmatch(key):
+            faults.append(Fault(place, "a label's key is 1 to 63 of A-Z a-z 0-9 . _ / -"))
+        elif (size := _size(value)) > MAX_LABEL_VALUE_BYTES:
+            faults.append(Fault(place, _too_long(size, MAX_LABEL_VALUE_BYTES)))
+        elif _CONTROL.search(value):
+            faults.append(Fault(place, "has a control character"))
+
+
+def _check_requirements(request: JobRequest, faults: list[Fault]) -> None:
+    if len(request.require) > MAX_REQUIREMENTS:
+        faults.append(Fault("/require", f"more than {MAX_REQUIREMENTS} requirements"))
+        return
+    for name, least in request.require.items():
+        if not _REQUIREMENT.fullmatch(name):
+            faults.append(Fault(pointer_to("/require", name), "is not the name of a limit or wall"))
+        elif not _REQUIREMENT.fullmatch(least):
+            faults.append(Fault(pointer_to("/require", name), "is not the name of an enforcement"))
+
+
+def _check_durations(request: JobRequest, faults: list[Fault]) -> None:
+    for place, seconds, most in (
+        ("/limits/queue_seconds", request.limits.queue_seconds, MAX_QUEUE_SECONDS),
+        ("/ttl_seconds", request.ttl_seconds, MAX_TTL_SECONDS),
+    ):
+        if seconds is not None and not 0 <= seconds <= most:
+            faults.append(Fault(place, f"{seconds} is not from 0 to {most}"))
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def _too_long(size: int, limit: int) -> str:
+    return f"{size} bytes are over the limit of {limit}"

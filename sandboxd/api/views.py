@@ -1,0 +1,242 @@
+"""Values as the API shows them: a Job, its limits, its output, an image, a key."""
+
+import base64
+from typing import NamedTuple
+
+from msgspec import UNSET, UnsetType
+
+from sandboxd.api.headers import trace_id_of
+from sandboxd.api.log_reader import ReadableLog
+from sandboxd.api.query import rfc3339
+from sandboxd.api.schemas import (
+    Base64,
+    DryRunView,
+    ErrorView,
+    EventView,
+    ExitView,
+    ImageView,
+    JobView,
+    KeyView,
+    LimitsView,
+    LinksView,
+    NetworkView,
+    RetryView,
+    StreamsView,
+    StreamView,
+    UsageView,
+    WaitingView,
+)
+from sandboxd.isolation.spec import NetworkMode
+from sandboxd.jobs import (
+    TERMINAL,
+    WAITING,
+    ApiKey,
+    ExitStatus,
+    Image,
+    Job,
+    JobError,
+    JobEvent,
+    JobSpec,
+    State,
+    Stream,
+    Usage,
+)
+
+INLINE_BYTES = 64 * 2**10
+"""So much of each stream is in the answer itself; the logs have the rest."""
+
+
+class Output(NamedTuple):
+    """What an answer shows of a job's output."""
+
+    stdout: str | Base64
+    stderr: str | Base64
+    streams: StreamsView
+
+
+def output_of(log: ReadableLog) -> Output:
+    """The first part of both streams."""
+    stdout, stdout_view = _inline(log, Stream.STDOUT)
+    stderr, stderr_view = _inline(log, Stream.STDERR)
+    return Output(stdout, stderr, StreamsView(stdout=stdout_view, stderr=stderr_view))
+
+
+def _inline(log: ReadableLog, stream: Stream) -> tuple[str | Base64, StreamView]:
+    size, truncated = log.size(stream), log.truncated(stream)
+    piece = log.read_stream(stream, 0, INLINE_BYTES)
+    text: str | Base64
+    try:
+        text = piece.decode("utf-8")
+    except UnicodeDecodeError as error:
+        cut = len(piece) < size or truncated or not log.closed
+        if cut and len(piece) - error.start < 4 and error.reason == "unexpected end of data":
+            piece = piece[: error.start]  # only a character that was cut in two
+            text = piece.decode("utf-8")
+        else:
+            text = Base64(base64=base64.b64encode(piece).decode("ascii"))
+    return text, StreamView(size_bytes=size, inline_bytes=len(piece), truncated=truncated)
+
+
+def job_view(job: Job, output: Output | None = None, *, position: int | None = None) -> JobView:
+    """A job, with its output if that is known."""
+    spec, result = job.spec, job.result
+    return JobView(
+        id=job.id,
+        state=job.state,
+        reason=job.reason,
+        attempt=job.attempt,
+        created_at=rfc3339(job.created_at),
+        queued_at=rfc3339(job.queued_at),
+        started_at=_time(job.started_at),
+        finished_at=_time(job.finished_at),
+        expires_at=_time(job.expires_at),
+        image_digest=_known(result.image_digest if result else None),
+        exit=exit_view(result.exit) if result else UNSET,
+        usage=_usage_view(result.usage) if result else UNSET,
+        stdout=output.stdout if output else UNSET,
+        stderr=output.stderr if output else UNSET,
+        streams=output.streams if output else UNSET,
+        enforcement=result.enforcement if result else UNSET,
+        error=_error_view(result.error) if result and result.error else UNSET,
+        waiting=_waiting_view(job.state, position),
+        cancel_requested=True if job.cancel_requested and job.state not in TERMINAL else UNSET,
+        retried_from=_known(job.retried_from),
+        request_id=_known(job.request_id),
+        trace_id=trace_id_of(job.traceparent) if job.traceparent else UNSET,
+        links=_links_view(job.id),
+        image=spec.image,
+        command=spec.command,
+        env=spec.env,
+        workdir=spec.workdir,
+        user=_user(spec),
+        limits=_limits_view(spec),
+        network=NetworkView(mode=NetworkMode.NONE),
+        require=spec.require,
+        priority=spec.priority,
+        labels=spec.labels,
+        retry=RetryView(max_attempts=spec.retry.max_attempts),
+        ttl_seconds=spec.ttl_seconds,
+    )
+
+
+def dry_run_view(spec: JobSpec, image_digest: str) -> DryRunView:
+    """What would have been accepted."""
+    return DryRunView(
+        dry_run=True,
+        image_digest=image_digest,
+        image=spec.image,
+        command=spec.command,
+        env=spec.env,
+        workdir=spec.workdir,
+        user=_user(spec),
+        limits=_limits_view(spec),
+        network=NetworkView(mode=NetworkMode.NONE),
+        require=spec.require,
+        priority=spec.priority,
+        labels=spec.labels,
+        retry=RetryView(max_attempts=spec.retry.max_attempts),
+        ttl_seconds=spec.ttl_seconds,
+    )
+
+
+def event_view(event: JobEvent) -> EventView:
+    return EventView(
+        seq=event.seq,
+        time=rfc3339(event.at),
+        state=event.state,
+        reason=event.reason,
+        attempt=event.attempt,
+        message=event.message,
+    )
+
+
+def image_view(image: Image) -> ImageView:
+    return ImageView(
+        name=image.name,
+        digest=image.digest,
+        size_bytes=image.size_bytes,
+        created_at=rfc3339(image.created_at),
+        source=image.source,
+    )
+
+
+def key_view(key: ApiKey) -> KeyView:
+    return KeyView(
+        id=key.id,
+        tenant=key.tenant,
+        name=key.name,
+        scopes=key.scopes,
+        created_at=rfc3339(key.created_at),
+        expires_at=_time(key.expires_at),
+        revoked_at=_time(key.revoked_at),
+    )
+
+
+def _time(unix_seconds: float | None) -> str | None:
+    return None if unix_seconds is None else rfc3339(unix_seconds)
+
+
+def _known(text: str | None) -> str | UnsetType:
+    return UNSET if text is None else text
+
+
+def _user(spec: JobSpec) -> str | None:
+    return None if spec.user is None else f"{spec.user[0]}:{spec.user[1]}"
+
+
+def _limits_view(spec: JobSpec) -> LimitsView:
+    limits = spec.limits
+    return LimitsView(
+        cpus=limits.cpus,
+        memory=limits.memory_bytes,
+        pids=limits.pids,
+        disk=limits.disk_bytes,
+        wall_seconds=limits.wall_seconds,
+        cpu_seconds=limits.cpu_seconds,
+        output_bytes=limits.output_bytes,
+        open_files=limits.open_files,
+        queue_seconds=spec.queue_seconds,
+    )
+
+
+def exit_view(status: ExitStatus) -> ExitView:
+    return ExitView(
+        code=status.code,
+        signal=status.signal,
+        oom_killed=status.oom_killed,
+        timed_out=status.timed_out,
+        stopped_by=status.stopped_by,
+    )
+
+
+def _usage_view(usage: Usage) -> UsageView:
+    return UsageView(**{name: getattr(usage, name) for name in usage.__struct_fields__})
+
+
+def _error_view(error: JobError) -> ErrorView:
+    return ErrorView(
+        component=error.component,
+        code=error.code,
+        message=error.message,
+        remediation=error.remediation,
+    )
+
+
+def _waiting_view(state: State, position: int | None) -> WaitingView | UnsetType:
+    if state not in WAITING:
+        return UNSET
+    return WaitingView(
+        for_="slot" if state is State.QUEUED else "retry",
+        position=UNSET if position is None else position,
+    )
+
+
+def _links_view(job_id: str) -> LinksView:
+    path = f"/v1/jobs/{job_id}"
+    return LinksView(
+        self=path,
+        logs=f"{path}/logs",
+        events=f"{path}/events",
+        cancel=f"{path}/cancel",
+        retry=f"{path}/retry",
+    )
