@@ -1,6 +1,6 @@
 """How many short jobs the store records: one claimed submit and one finish each, every commit on the disk.
 
-    python bench/store.py [--jobs 5000] [--directory DIR]
+python bench/store.py [--jobs 5000] [--directory DIR]
 """
 
 import argparse
@@ -86,7 +86,9 @@ async def measure(directory: Path, jobs: int, clients: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=5000)
-    parser.add_argument("--directory", type=Path, help="where the database is made; default: a temporary one")
+    parser.add_argument(
+        "--directory", type=Path, help="where the database is made; default: a temporary one"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         for clients in (1, 64):

@@ -105,7 +105,7 @@ class LogIndex:
         index = cls()
         whole = len(records) - len(records) % RECORD.size
         chunks = [found for found in RECORD.iter_unpack(records[:whole]) if found[0] < size]
-        ends = [offset for offset, _, _ in chunks[1:]] + [size]
+        ends = [*(offset for offset, _, _ in chunks), size][1:]
         for (offset, time, number), end in zip(chunks, ends, strict=True):
             index.add(_STREAMS[number], time, end - offset)
         return index

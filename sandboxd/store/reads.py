@@ -83,7 +83,7 @@ def events(connection: Connection, tenant: str, job_id: str) -> list[JobEvent]:
 def log(connection: Connection, tenant: str, job_id: str, base: Path) -> StoredLog | None:
     """The log of a job that has ended; None if it has not.
 
-    Raises NotFound, and FileNotFoundError if the log was a file and is gone.
+    Raises NotFound, also (`log_gone`) if the log was a file that somebody removed.
     """
     question = (
         select(_job.c.state, tables.job_log).outerjoin(tables.job_log).where(_mine(tenant, job_id))
@@ -95,7 +95,10 @@ def log(connection: Connection, tenant: str, job_id: str, base: Path) -> StoredL
         return None
     if row.job_id is None:
         return StoredLog(LogIndex(), body=b"")
-    return log_from(row, base)
+    try:
+        return log_from(row, base)
+    except FileNotFoundError as error:
+        raise NotFound(f"the log file of {job_id} is gone", code="log_gone") from error
 
 
 def counts(connection: Connection) -> dict[State, int]:

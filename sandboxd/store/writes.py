@@ -45,6 +45,11 @@ _HELD = and_(
     _job.c.lease_token == bindparam("token"),
     tables.state_in(ACTIVE),
 )
+_INSERT_JOB = insert(_job)
+_INSERT_STDIN = insert(tables.job_stdin)
+_INSERT_LABEL = insert(tables.job_label)
+_INSERT_EVENT = insert(_event)
+_INSERT_LOG = insert(tables.job_log)
 _COUNT = (
     update(tables.job_total)
     .where(tables.job_total.c.name == bindparam("of_name"))
@@ -68,15 +73,15 @@ def submit(
     if claim_owner is not None:
         job = _changed(job, State.STARTING, Reason.CLAIMED, attempt=1, lease_token=1)
         events.append(_event_values(job, job.queued_at))
-    connection.execute(insert(_job), job_values(job) | {"lease_owner": claim_owner})
-    connection.execute(insert(_event), events)
+    connection.execute(_INSERT_JOB, job_values(job) | {"lease_owner": claim_owner})
+    connection.execute(_INSERT_EVENT, events)
     connection.execute(_COUNT, {"of_name": "accepted"})
     if job.spec.stdin:
-        connection.execute(insert(tables.job_stdin), {"job_id": job.id, "stdin": job.spec.stdin})
+        connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": job.spec.stdin})
     if job.spec.labels:
         labels = job.spec.labels.items()
         connection.execute(
-            insert(tables.job_label),
+            _INSERT_LABEL,
             [{"job_id": job.id, "name": name, "value": value} for name, value in labels],
         )
     return Submitted(job, replayed=False)
@@ -140,7 +145,7 @@ def claim(connection: Connection, owner: str, limit: int, now: float) -> list[Jo
         row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
     }
     jobs = [job_from(row, stdin.get(row.id, b"")) for row in rows]
-    connection.execute(insert(_event), [_event_values(job, now) for job in jobs])
+    connection.execute(_INSERT_EVENT, [_event_values(job, now) for job in jobs])
     return sorted(jobs, key=lambda job: (-job.spec.priority, job.id))
 
 
@@ -162,7 +167,7 @@ def mark_running(connection: Connection, job_id: str, lease_token: int, started_
     key = {"of_job": job_id, "token": lease_token}
     row = connection.execute(_MARK_RUNNING, key | {"at": started_at}).one_or_none()
     if row is not None:
-        connection.execute(insert(_event), _event_values(job_from(row), started_at))
+        connection.execute(_INSERT_EVENT, _event_values(job_from(row), started_at))
 
 
 _RECORD_START = insert(_event).from_select(
@@ -216,7 +221,7 @@ def finish(
     if row is None:
         return None
     if not log.empty:
-        connection.execute(insert(tables.job_log), log_values(job_id, log, log_base))
+        connection.execute(_INSERT_LOG, log_values(job_id, log, log_base))
     return _ended(connection, job_from(row), finished_at)
 
 
@@ -252,7 +257,7 @@ def retry(
     row = connection.execute(_RETRY, values).one_or_none()
     if row is None:
         return False
-    connection.execute(insert(_event), _event_values(job_from(row), now, message))
+    connection.execute(_INSERT_EVENT, _event_values(job_from(row), now, message))
     return True
 
 
@@ -286,7 +291,7 @@ def request_cancel(
         )
     job = job_from(connection.execute(_REQUEST_CANCEL, {"of_job": job_id}).one())
     asked = _event_values(job, now, message) | {"reason": Reason.CANCELLED_BY_CLIENT.value}
-    connection.execute(insert(_event), asked)
+    connection.execute(_INSERT_EVENT, asked)
     return job
 
 
@@ -397,7 +402,7 @@ def _ended(connection: Connection, job: Job, now: float) -> Job:
     """Leave the event and the count of a job that has just reached its terminal state."""
     error = None if job.result is None else job.result.error
     message = None if error is None else error.message
-    connection.execute(insert(_event), _event_values(job, now, message))
+    connection.execute(_INSERT_EVENT, _event_values(job, now, message))
     connection.execute(_COUNT, {"of_name": job.state.value})
     return job
 

@@ -1,0 +1,46 @@
+"""Questions that are asked all the time use their indexes, however many jobs there are."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Select, Update, select
+from sqlalchemy.dialects import sqlite
+
+from sandboxd.jobs import ACTIVE, WAITING
+from sandboxd.store import migrate, writes
+from sandboxd.store.tables import job, state_in
+
+
+def plan_of(path: Path, statement: Select[tuple[object]] | Update) -> str:
+    compiled = statement.compile(dialect=sqlite.dialect(paramstyle="named"))
+    parameters = dict.fromkeys(compiled.params, 1)
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute(f"EXPLAIN QUERY PLAN {compiled}", parameters).fetchall()
+    return "\n".join(detail for *_, detail in rows)
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (writes._NEXT, "ix_job_claim"),
+        (writes._CLAIM, "ix_job_claim"),
+        (writes._RECOVER, "ix_job_active"),
+        (select(job).where(state_in(WAITING), job.c.queue_until <= 5.0), "ix_job_queue_until"),
+        (select(job.c.id).where(state_in(ACTIVE)), "ix_job_active"),
+        (select(job).where(job.c.tenant == "a").order_by(job.c.id.desc()), "ix_job_list"),
+        (select(job.c.id).where(job.c.expires_at <= 5.0), "ix_job_expire"),
+    ],
+)
+def test_a_question_uses_its_index(
+    tmp_path: Path, statement: Select[tuple[object]] | Update, index: str
+) -> None:
+    path = tmp_path / "sandboxd.db"
+    migrate.upgrade(migrate.sqlite_url(path))
+
+    plan = plan_of(path, statement)
+
+    assert index in plan
+    assert "SCAN job\n" not in plan + "\n"
+    assert "TEMP B-TREE" not in plan

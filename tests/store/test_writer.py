@@ -1,0 +1,194 @@
+"""Commits are shared, failures are not."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, create_engine, event, exc
+from sqlalchemy.pool import StaticPool
+
+from sandboxd.errors import Conflict, Unavailable
+from sandboxd.store.writer import MAX_GROUP, Writer
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[Connection]:
+    engine = create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(
+            tmp_path / "numbers.db", isolation_level=None, check_same_thread=False
+        ),
+        poolclass=StaticPool,
+    )
+    event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+    with engine.connect() as made:
+        with made.begin():
+            made.exec_driver_sql("CREATE TABLE number (value INTEGER UNIQUE)")
+        yield made
+    engine.dispose()
+
+
+def insert(connection: Connection, value: int) -> int:
+    connection.exec_driver_sql("INSERT INTO number VALUES (?)", (value,))
+    return value
+
+
+def stored(connection: Connection) -> list[int]:
+    rows = connection.exec_driver_sql("SELECT value FROM number ORDER BY value").scalars().all()
+    connection.rollback()
+    return list(rows)
+
+
+class Gate:
+    """Holds the writer inside one operation, so that others gather behind it."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+
+    def __call__(self, _: Connection) -> None:
+        self._open.wait()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+async def in_one_group(writer: Writer, operations: list) -> list:  # type: ignore[type-arg]
+    """The answers of operations that were all waiting when the writer became free."""
+    gate = Gate()
+    held = asyncio.create_task(writer.run(gate))
+    tasks = [asyncio.create_task(writer.run(operation)) for operation in operations]
+    await asyncio.sleep(0)  # let each task put its operation
+    gate.open()
+    await held
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def commits_of(connection: Connection) -> list[None]:
+    seen: list[None] = []
+    event.listen(connection.engine, "commit", lambda _: seen.append(None))
+    return seen
+
+
+def test_operations_that_wait_together_share_one_commit(connection: Connection) -> None:
+    async def scenario() -> None:
+        writer = Writer(connection, lambda: None)
+        commits = commits_of(connection)
+        answers = await in_one_group(
+            writer, [lambda c, n=n: insert(c, n) for n in range(MAX_GROUP)]
+        )
+        await writer.close()
+
+        assert answers == list(range(MAX_GROUP))
+        assert len(commits) <= 3
+
+    asyncio.run(scenario())
+
+    assert stored(connection) == list(range(MAX_GROUP))
+
+
+def test_an_operation_that_fails_takes_nothing_of_its_group_with_it(connection: Connection) -> None:
+    def fails_half_way(c: Connection) -> None:
+        insert(c, 1000)
+        raise ValueError("half way")
+
+    async def scenario() -> list[object]:
+        writer = Writer(connection, lambda: None)
+        answers = await in_one_group(
+            writer,
+            [
+                lambda c: insert(c, 1),
+                fails_half_way,
+                lambda c: insert(c, 2),
+                lambda c: insert(c, 2),
+                lambda c: insert(c, 3),
+            ],
+        )
+        await writer.close()
+        return answers
+
+    first, half, second, double, third = asyncio.run(scenario())
+
+    assert (first, second, third) == (1, 2, 3)
+    assert isinstance(half, ValueError)
+    assert isinstance(double, exc.IntegrityError)
+    assert stored(connection) == [1, 2, 3]
+
+
+def test_a_refusal_before_any_change_does_not_split_the_group(connection: Connection) -> None:
+    def refuses(_: Connection) -> None:
+        raise Conflict("no")
+
+    async def scenario() -> tuple[list[object], int]:
+        writer = Writer(connection, lambda: None)
+        commits = commits_of(connection)
+        operations = [refuses, *(lambda c, n=n: insert(c, n) for n in range(20)), refuses]
+        answers = await in_one_group(writer, operations)
+        await writer.close()
+        return answers, len(commits)
+
+    answers, commits = asyncio.run(scenario())
+
+    assert isinstance(answers[0], Conflict)
+    assert isinstance(answers[-1], Conflict)
+    assert commits <= 3
+    assert stored(connection) == list(range(20))
+
+
+def test_a_refusal_after_a_change_leaves_nothing_of_it(connection: Connection) -> None:
+    def refuses_late(c: Connection) -> None:
+        insert(c, 7)
+        raise Conflict("no")
+
+    async def scenario() -> list[object]:
+        writer = Writer(connection, lambda: None)
+        answers = await in_one_group(writer, [refuses_late, lambda c: insert(c, 1)])
+        await writer.close()
+        return answers
+
+    refused, inserted = asyncio.run(scenario())
+
+    assert isinstance(refused, Conflict)
+    assert inserted == 1
+    assert stored(connection) == [1]
+
+
+def test_what_was_asked_for_before_the_close_is_done_and_nothing_after(
+    connection: Connection,
+) -> None:
+    async def scenario() -> None:
+        writer = Writer(connection, lambda: None)
+        tasks = [asyncio.create_task(writer.run(lambda c, n=n: insert(c, n))) for n in range(10)]
+        await asyncio.sleep(0)
+        await writer.close()
+        await writer.close()
+
+        assert await asyncio.gather(*tasks) == list(range(10))
+        with pytest.raises(Unavailable):
+            await writer.run(lambda c: insert(c, 99))
+
+    asyncio.run(scenario())
+
+    assert stored(connection) == list(range(10))
+
+
+def test_a_caller_that_is_cancelled_disturbs_nobody(connection: Connection) -> None:
+    async def scenario() -> None:
+        writer = Writer(connection, lambda: None)
+        gate = Gate()
+        held = asyncio.create_task(writer.run(gate))
+        gone = asyncio.create_task(writer.run(lambda c: insert(c, 1)))
+        stays = asyncio.create_task(writer.run(lambda c: insert(c, 2)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        gate.open()
+
+        assert await stays == 2
+        await held
+        await writer.close()
+
+    asyncio.run(scenario())
+
+    assert stored(connection) == [1, 2]
