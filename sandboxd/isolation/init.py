@@ -9,6 +9,7 @@ import resource
 import select
 import signal
 import socket
+import time
 from typing import NamedTuple, NoReturn
 
 from sandboxd.errors import SandboxdError
@@ -213,6 +214,7 @@ class Init:
         """Start the command, reap whatever dies, report how the command ended; then leave, and everything with us."""
         children = syscalls.signalfd(signal.SIGCHLD)
         self.set_oom_score(_COMMAND_OOM_SCORE)
+        before = time.monotonic()
         started = command.start(request.command, descriptors)
         self.set_oom_score(_OWN_OOM_SCORE)
         for descriptor in descriptors:
@@ -221,7 +223,7 @@ class Init:
             answer = protocol.NotStarted(what=started.what, errno=started.errno)
             protocol.send(self.channel, answer)
             return
-        protocol.send(self.channel, protocol.Started())
+        protocol.send(self.channel, protocol.Started(at=before))
         poll = select.poll()
         poll.register(children, select.POLLIN)
         poll.register(self.channel, select.POLLIN)
@@ -261,6 +263,7 @@ def reap(command_pid: int) -> protocol.Exited | None:
             return None
         if pid == command_pid:
             return protocol.Exited(
+                at=time.monotonic(),
                 code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
                 signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
                 cpu_user_seconds=usage.ru_utime,

@@ -107,9 +107,7 @@ class Launcher:
             cgroup_fd = descriptors[0] if request.into_cgroup else None
             pid, pidfd = syscalls.clone3(_SANDBOX_NAMESPACES, cgroup_fd)
         except OSError as error:
-            failed = protocol.CreateFailed(
-                number=request.number, step="clone3", reason=str(error)
-            )
+            failed = protocol.CreateFailed(number=request.number, step="clone3", reason=str(error))
             protocol.send(self.control, failed)
             mapper_end.close()
             return

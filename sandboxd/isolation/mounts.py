@@ -39,11 +39,44 @@ DEVICE_LINKS = {
     "ptmx": "pts/ptmx",
 }
 
-MASKED_IN_PROC = ["acpi", "asound", "config.gz", "interrupts", "kallsyms", "kcore", "keys", "key-users", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats", "vmallocinfo"]
+MASKED_IN_PROC = [
+    "acpi",
+    "asound",
+    "config.gz",
+    "interrupts",
+    "kallsyms",
+    "kcore",
+    "keys",
+    "key-users",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "slabinfo",
+    "sysrq-trigger",
+    "timer_list",
+    "timer_stats",
+    "vmallocinfo",
+]
 READ_ONLY_IN_PROC = ["bus", "fs", "irq", "sys"]
-MASKED_IN_SYS = ["devices/virtual/powercap", "firmware", "fs/bpf", "fs/cgroup", "fs/selinux", "kernel/debug", "kernel/security", "kernel/tracing", "kernel/vmcoreinfo", "devices/system/cpu/cpu*/thermal_throttle"]
+MASKED_IN_SYS = [
+    "devices/virtual/powercap",
+    "firmware",
+    "fs/bpf",
+    "fs/cgroup",
+    "fs/selinux",
+    "kernel/debug",
+    "kernel/security",
+    "kernel/tracing",
+    "kernel/vmcoreinfo",
+    "devices/system/cpu/cpu*/thermal_throttle",
+]
 
 SHM_BYTES = 64 * 2**20
+_MOUNT_POINTS = ("/proc", "/sys", "/dev", "/etc", "/tmp")  # noqa: S108 (inside the sandbox)
 _DEV_BYTES = 64 * 2**10
 
 
@@ -176,10 +209,10 @@ def _fill_upper(spec: SandboxSpec, upper: str, id_count: int) -> None:
     root_id = inside_to_launcher(0, id_count)
     uid, gid = inside_to_launcher(spec.uid, id_count), inside_to_launcher(spec.gid, id_count)
     os.chown(upper, root_id, root_id)
-    targets = ["/proc", "/sys", "/dev", "/etc", "/tmp", *(target for _, target in spec.binds)]  # noqa: S108
+    targets = [*_MOUNT_POINTS, *(target for _, target in spec.binds)]
     for path in [*targets, *spec.writable]:
         _make_directories(upper, path, root_id)
-    os.chmod(f"{upper}/tmp", 0o1777)  # noqa: S103 (as /tmp is everywhere)
+    os.chmod(f"{upper}/tmp", 0o1777)  # noqa: S103, S108 (as /tmp is everywhere)
     for path in spec.writable:
         os.chown(f"{upper}{path}", uid, gid)
     for name, content in _etc_files(spec).items():

@@ -41,7 +41,7 @@ class Create(Message):
     number: int
     spec: SandboxSpec
     join_files: tuple[str, ...]
-    """`cgroup.procs` files (cgroup v1) that init writes itself into before anything else."""
+    """`tasks` files (cgroup v1) that init, single-threaded, writes itself into before anything else."""
     into_cgroup: bool
     show_cgroup: bool
     """Mount cgroup2 (read-only) at /sys/fs/cgroup inside."""
@@ -88,6 +88,9 @@ class Failed(Message):
 class Started(Message):
     """The command runs."""
 
+    at: float
+    """time.monotonic(), which is one clock for all processes of the host."""
+
 
 class NotStarted(Message):
     """The command cannot be executed: the user's fault, as exec(3) tells it."""
@@ -98,6 +101,7 @@ class NotStarted(Message):
 
 
 class Exited(Message):
+    at: float
     code: int | None
     signal: int | None
     cpu_user_seconds: float

@@ -233,15 +233,17 @@ class Sandbox:
             case message:
                 raise SandboxFailed("build", f"init ended while it built ({message!r})")
 
-    async def run(self, command: Command, descriptors: Sequence[int]) -> Unusable | None:
-        """Start the command with its three standard streams. Returns what was wrong with it, None if it runs.
+    async def run(self, command: Command, descriptors: Sequence[int]) -> float | Unusable:
+        """Start the command with its three standard streams.
+
+        Returns when that was (time.monotonic()), or what is wrong with the command.
 
         The descriptors stay open here. Raises SandboxFailed.
         """
         self._send(protocol.Run(command=command), descriptors)
         match await self._messages.get():
-            case protocol.Started():
-                return None
+            case protocol.Started(at=started_at):
+                return started_at
             case protocol.NotStarted(what=what, errno=number):
                 return Unusable(what, number)
             case protocol.Failed(step=step, reason=reason):
@@ -254,6 +256,7 @@ class Sandbox:
         match await self._messages.get():
             case protocol.Exited() as end:
                 return Exit(
+                    end.at,
                     end.code,
                     end.signal,
                     end.cpu_user_seconds,
@@ -288,6 +291,11 @@ class Sandbox:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def abandon(self) -> None:
+        """Tell who waits for the command's end that there will be none: a process is stuck in the kernel."""
+        if self.alive:
+            self._messages.put_nowait(None)
 
     async def dead(self) -> None:
         """Wait until init, and with it every process of the sandbox, is gone."""

@@ -54,6 +54,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 class Exit(NamedTuple):
     """How the command ended, as wait4(2) tells it."""
 
+    at: float
+    """time.monotonic() of that moment."""
     code: int | None
     """Exit status 0-255, None if a signal ended it."""
     signal: int | None

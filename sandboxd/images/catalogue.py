@@ -1,0 +1,280 @@
+"""Images by name: `host`, and root file systems that were imported.
+
+On disk, below one directory: `names/NAME.json` says which tree a name means, `trees/HEX/rootfs` is a tree, named by the
+digest of the archive that it was made from. A name is replaced by renaming a file over it, a tree is renamed into place when it
+is complete; so a crash leaves nothing half-done under a name, and what it leaves elsewhere is removed at the next start.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from sandboxd.errors import Conflict, Fault, Invalid, NotFound, SandboxFailed
+from sandboxd.ids import new_id
+from sandboxd.images import host
+from sandboxd.images.resolved import ResolvedImage
+from sandboxd.isolation.pool import Place
+from sandboxd.isolation.protocol import Empty, Unpack
+from sandboxd.isolation.sandbox import Launcher, Sandbox
+from sandboxd.isolation.spec import SandboxSpec
+from sandboxd.jobs import Image
+
+NAME_PATTERN = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*", re.ASCII)
+NAME_LENGTH = 128
+
+ImageList = list[Image]
+
+_MOST_BYTES = 64 * 2**30
+_MOST_ENTRIES = 2_000_000
+_UNPACK_SECONDS = 1800.0
+_CHUNK_BYTES = 2**20
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises Invalid for one that no image can have."""
+    if len(name) > NAME_LENGTH or not NAME_PATTERN.fullmatch(name):
+        detail = "lower-case letters and digits, with single . _ - between them, at most 128"
+        raise Invalid(f"{name[:80]!r} is not an image name: {detail}", (Fault("/image", detail),))
+    return name
+
+
+class Images:
+    """The images of one data directory."""
+
+    def __init__(
+        self,
+        directory: Path,
+        host_tree: Path,
+        launcher: Launcher,
+        make_place: Callable[[], Place],
+    ) -> None:
+        """Make the directories and the tree of image `host`, at `host_tree`, which must not exist."""
+        for name in ("names", "trees", "incoming"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
+        self._names = directory / "names"
+        self._trees = directory / "trees"
+        self._incoming = directory / "incoming"
+        self._launcher = launcher
+        self._make_place = make_place
+        self._host = host.build(host_tree)
+        self._host_created_at = time.time()
+        self._held: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Let go of the trees."""
+        for descriptor in self._held.values():
+            os.close(descriptor)
+        self._held.clear()
+
+    async def sweep(self) -> None:
+        """Remove what imports and removals that were cut short have left."""
+        for leftover in list(self._incoming.iterdir()):
+            with contextlib.suppress(Conflict, FileNotFoundError), _locked_alone(leftover / "lock"):
+                await self._remove_tree(leftover)
+
+    async def resolve(self, name: str) -> ResolvedImage:
+        """The image, held so that nobody removes its tree while this process lives. Raises NotFound."""
+        if name == host.NAME:
+            return self._host
+        image = self._read(name)
+        self._hold(image.digest)
+        return ResolvedImage(
+            name=name,
+            digest=image.digest,
+            rootfs=str(self._tree(image.digest) / "rootfs"),
+            env={"PATH": host.PATH, "HOME": "/root"},
+        )
+
+    async def list(self) -> ImageList:
+        """All images by name."""
+        return self._all()
+
+    def _all(self) -> ImageList:
+        ours = Image(
+            name=host.NAME,
+            digest=self._host.digest,
+            size_bytes=0,
+            created_at=self._host_created_at,
+            source="host",
+        )
+        names = sorted(path.stem for path in self._names.glob("*.json"))
+        return [ours, *(self._read(name) for name in names)]
+
+    async def import_tar(
+        self, name: str, archive: Path, progress: Callable[[int, int], None] | None = None
+    ) -> Image:
+        """Make an image of a root file system in a tar archive (plain, gzip, bzip2 or xz).
+
+        `progress` is told (bytes read, bytes in all) while the archive is checked. An image of that name is replaced.
+        Raises Invalid (bad name, not an archive), NotFound (no such file), SandboxFailed.
+        """
+        if check_name(name) == host.NAME:
+            raise Conflict(f"the name {host.NAME} is taken by the machine's own image")
+        try:
+            descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(f"no file {archive}") from None
+        try:
+            digest = await asyncio.to_thread(_digest_file, descriptor, progress)
+            size = await self._unpack(digest, descriptor)
+        finally:
+            os.close(descriptor)
+        image = Image(
+            name=name,
+            digest=digest,
+            size_bytes=size,
+            created_at=time.time(),
+            source="import",
+        )
+        _replace(self._names / f"{name}.json", msgspec.json.encode(image))
+        return image
+
+    async def remove(self, name: str) -> None:
+        """Forget a name, and remove its tree if no other name means it.
+
+        Raises NotFound, Conflict (the image is `host`, or a service uses the tree).
+        """
+        if name == host.NAME:
+            raise Conflict("the machine's own image cannot be removed")
+        image = self._read(name)
+        shared = [other for other in self._all() if other.digest == image.digest]
+        if len(shared) == 1:
+            if image.digest in self._held:
+                raise Conflict("the image is in use by this service")
+            with _locked_alone(self._tree(image.digest) / "lock"):
+                (self._names / f"{name}.json").unlink()
+                trash = self._incoming / new_id("trash")
+                self._tree(image.digest).rename(trash)
+            await self._remove_tree(trash)
+        else:
+            (self._names / f"{name}.json").unlink()
+
+    async def _unpack(self, digest: str, archive_fd: int) -> int:
+        """Unpack into a tree of that digest. Returns the bytes of all files."""
+        tree = self._tree(digest)
+        if tree.exists():
+            return int((tree / "size").read_text(encoding="ascii"))
+        incoming = self._incoming / new_id("tree")
+        incoming.mkdir()
+        (incoming / "lock").touch()
+        with _locked_alone(incoming / "lock"):
+            return await self._unpack_into(incoming, tree, archive_fd)
+
+    async def _unpack_into(self, incoming: Path, tree: Path, archive_fd: int) -> int:
+        (incoming / "rootfs").mkdir()
+        try:
+            os.lseek(archive_fd, 0, os.SEEK_SET)
+            request = Unpack(
+                most_bytes=_MOST_BYTES,
+                most_entries=_MOST_ENTRIES,
+                keep_owners=self._launcher.ids is not None,
+            )
+            size = await self._work_inside(incoming / "rootfs", request, [archive_fd])
+            (incoming / "size").write_text(str(size), encoding="ascii")
+            with contextlib.suppress(FileExistsError):
+                incoming.rename(tree)
+        except SandboxFailed as error:
+            if error.step != "unpack":
+                raise
+            raise Invalid(error.reason, code="bad_archive") from error
+        finally:
+            if incoming.exists():
+                await self._remove_tree(incoming)
+        return size
+
+    async def _remove_tree(self, tree: Path) -> None:
+        """Remove a tree with files of other owners: from inside a sandbox, where they can be removed."""
+        if (tree / "rootfs").exists():
+            await self._work_inside(tree / "rootfs", Empty(), [])
+            (tree / "rootfs").rmdir()
+        for name in ("lock", "size"):
+            (tree / name).unlink(missing_ok=True)
+        tree.rmdir()
+
+    async def _work_inside(
+        self, rootfs: Path, request: Unpack | Empty, descriptors: Sequence[int]
+    ) -> int:
+        """Have a sandbox whose root is this tree do the work. Returns the bytes written."""
+        place = self._make_place()
+        spec = SandboxSpec(
+            rootfs=str(rootfs), scratch_bytes=0, scratch_inodes=0, writable_root=True
+        )
+        sandbox: Sandbox | None = None
+        try:
+            sandbox = await self._launcher.create(
+                spec, join_files=place.join_files(), cgroup_fd=place.directory_fd()
+            )
+            async with asyncio.timeout(_UNPACK_SECONDS):
+                done = await sandbox.work(request, descriptors)
+        finally:
+            if sandbox is not None:
+                sandbox.kill()
+                await sandbox.dead()
+            place.remove()
+        return done.size_bytes
+
+    def _read(self, name: str) -> Image:
+        check_name(name)
+        try:
+            content = (self._names / f"{name}.json").read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f'no image "{name}"', code="image_not_found") from None
+        return msgspec.json.decode(content, type=Image)
+
+    def _tree(self, digest: str) -> Path:
+        return self._trees / digest.removeprefix("sha256:")
+
+    def _hold(self, digest: str) -> None:
+        """Share the tree's lock for as long as this process lives."""
+        if digest not in self._held:
+            descriptor = os.open(self._tree(digest) / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            self._held[digest] = descriptor
+
+
+@contextlib.contextmanager
+def _locked_alone(lock: Path) -> Iterator[None]:
+    """Nobody else uses what the lock file stands for. Raises Conflict, FileNotFoundError."""
+    descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Conflict("the image is in use by a running service") from None
+    finally:
+        os.close(descriptor)
+
+
+def _digest_file(descriptor: int, progress: Callable[[int, int], None] | None) -> str:
+    size = os.fstat(descriptor).st_size
+    digest = hashlib.sha256()
+    read = 0
+    while piece := os.read(descriptor, _CHUNK_BYTES):
+        digest.update(piece)
+        read += len(piece)
+        if progress is not None:
+            progress(read, size)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it has either its old content or its new."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,195 @@
+"""Sandboxes built ahead of need, per shape: taking one costs no set-up. A shape that is not parked is built on demand.
+
+Bounded three ways: so many per shape, so many shapes (the least recently used is dropped), and a shape that nobody asked
+for during a while is dropped too. A sandbox leaves the pool once and never comes back.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from sandboxd.errors import SandboxdError
+from sandboxd.isolation.sandbox import Launcher, Sandbox
+from sandboxd.isolation.spec import SandboxSpec
+
+_REMOVAL_PAUSE_SECONDS = 0.05
+_REMOVAL_TRIES = 200
+
+
+class Place(Protocol):
+    """Where a sandbox is accounted: a cgroup, as `quotas` makes it."""
+
+    def join_files(self) -> tuple[str, ...]: ...
+    def directory_fd(self) -> int | None: ...
+    def remove(self) -> bool: ...
+
+
+P = TypeVar("P", bound=Place)
+
+
+class Taken(NamedTuple, Generic[P]):
+    """A sandbox that is now the caller's, with its place."""
+
+    sandbox: Sandbox
+    place: P
+    warm: bool
+    """Whether it was parked."""
+
+
+class _Shape(Generic[P]):
+    """The parked sandboxes of one spec."""
+
+    def __init__(self) -> None:
+        self.parked: deque[Taken[P]] = deque()
+        self.building = 0
+        self.drop_at: asyncio.TimerHandle | None = None
+
+
+class Pool(Generic[P]):
+    """Parks sandboxes and hands them out."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        make_place: Callable[[], P],
+        *,
+        per_shape: int,
+        shapes: int,
+        idle_seconds: float,
+    ) -> None:
+        self._launcher = launcher
+        self._make_place = make_place
+        self._per_shape = per_shape
+        self._most_shapes = shapes
+        self._idle_seconds = idle_seconds
+        self._shapes: OrderedDict[SandboxSpec, _Shape[P]] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self._closed = False
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def parked(self) -> int:
+        """How many sandboxes wait for a command."""
+        return sum(len(shape.parked) for shape in self._shapes.values())
+
+    async def take(self, spec: SandboxSpec) -> Taken[P]:
+        """A sandbox of this shape: a parked one if there is any, else one built now. Raises SandboxdError."""
+        shape = self._use(spec)
+        while shape is not None and shape.parked:
+            taken = shape.parked.popleft()
+            if taken.sandbox.alive:
+                self.hits += 1
+                self._refill(spec, shape)
+                return taken
+            self.discard(taken)
+        self.misses += 1
+        sandbox, place = await self._build(spec)
+        if shape is not None:
+            self._refill(spec, shape)
+        return Taken(sandbox, place, warm=False)
+
+    def prepare(self, spec: SandboxSpec) -> None:
+        """Park sandboxes of this shape before anybody asks."""
+        shape = self._use(spec)
+        if shape is not None:
+            self._refill(spec, shape)
+
+    def discard(self, taken: Taken[P]) -> None:
+        """End a sandbox that is not (or no longer) needed and remove its place once it is empty."""
+        taken.sandbox.kill()
+        self._spawn(self._remove(taken))
+
+    async def settled(self) -> None:
+        """Wait until everything that was begun in the background is done."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    async def close(self) -> None:
+        """End every parked sandbox and wait until their places are gone."""
+        self._closed = True
+        for spec in list(self._shapes):
+            self._drop(spec)
+        await self.settled()
+
+    def drop_rootfs(self, rootfs: str) -> None:
+        """Drop what is parked on an image's tree, because the tree is about to go."""
+        for spec in [spec for spec in self._shapes if spec.rootfs == rootfs]:
+            self._drop(spec)
+
+    def _use(self, spec: SandboxSpec) -> _Shape[P] | None:
+        """The shape, now the most recently used; None where nothing is to be parked."""
+        if self._per_shape == 0 or self._closed:
+            return None
+        shape = self._shapes.get(spec)
+        if shape is None:
+            while len(self._shapes) >= self._most_shapes:
+                self._drop(next(iter(self._shapes)))
+            shape = self._shapes[spec] = _Shape()
+        self._shapes.move_to_end(spec)
+        if shape.drop_at is not None:
+            shape.drop_at.cancel()
+        loop = asyncio.get_running_loop()
+        shape.drop_at = loop.call_later(self._idle_seconds, self._drop, spec)
+        return shape
+
+    def _drop(self, spec: SandboxSpec) -> None:
+        shape = self._shapes.pop(spec, None)
+        if shape is None:
+            return
+        if shape.drop_at is not None:
+            shape.drop_at.cancel()
+        while shape.parked:
+            self.discard(shape.parked.popleft())
+
+    def _refill(self, spec: SandboxSpec, shape: _Shape[P]) -> None:
+        while len(shape.parked) + shape.building < self._per_shape:
+            shape.building += 1
+            self._spawn(self._park(spec, shape))
+
+    async def _park(self, spec: SandboxSpec, shape: _Shape[P]) -> None:
+        try:
+            # One at a time: jobs that run now come before jobs that may come.
+            async with self._one_at_a_time:
+                if self._shapes.get(spec) is not shape:
+                    return
+                sandbox, place = await self._build(spec)
+        except SandboxdError:
+            return  # The next job of this shape builds its own and is told what is wrong.
+        finally:
+            shape.building -= 1
+        taken = Taken(sandbox, place, warm=True)
+        if self._shapes.get(spec) is shape:
+            shape.parked.append(taken)
+        else:
+            self.discard(taken)
+
+    async def _build(self, spec: SandboxSpec) -> tuple[Sandbox, P]:
+        place = self._make_place()
+        try:
+            sandbox = await self._launcher.create(
+                spec, join_files=place.join_files(), cgroup_fd=place.directory_fd()
+            )
+        except BaseException:
+            self._spawn(_remove_place(place))
+            raise
+        return sandbox, place
+
+    async def _remove(self, taken: Taken[P]) -> None:
+        await taken.sandbox.dead()
+        await _remove_place(taken.place)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _remove_place(place: Place) -> None:
+    """Remove a cgroup. For a moment after a process is gone the kernel may still count it (cgroup v1 sends no event)."""
+    for _ in range(_REMOVAL_TRIES):
+        if place.remove():
+            return
+        await asyncio.sleep(_REMOVAL_PAUSE_SECONDS)

@@ -1,0 +1,409 @@
+"""Which waiting job runs next, and writing down how it ended.
+
+The record in the store is the truth. What is kept here is who is at work on a job right now, so that its log can be read, its end
+awaited, and its command stopped.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+
+import structlog
+
+from sandboxd.errors import NotFound, SandboxdError, Unavailable
+from sandboxd.jobs import (
+    TERMINAL,
+    Component,
+    Job,
+    JobError,
+    Reason,
+    Result,
+    State,
+    Stream,
+)
+from sandboxd.metrics import Metrics
+from sandboxd.runner import Runner, Stop
+from sandboxd.store.logs import JobLog, StoredLog, remove_log, reopen_log
+from sandboxd.store.records import Idempotency, Submitted
+from sandboxd.store.sqlite import SqliteStore
+
+logger = structlog.get_logger(__name__)
+
+_SHOW_RUNNING_SECONDS = 0.1
+"""A job that runs longer is shown as running in the record; a shorter one goes from starting to its end."""
+_SPILL_SECONDS = 1.0
+"""The log of a job that runs longer goes to a file, so that a crash keeps what there was."""
+_MAINTENANCE_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 60.0
+_EXPIRE_BATCH = 1000
+
+
+class _Active:
+    """A job that this process works on."""
+
+    def __init__(self, job: Job, log: JobLog) -> None:
+        self.job = job
+        self.log = log
+        self.stop = Stop()
+        self.task: asyncio.Task[None] | None = None
+        self.started_at: float | None = None
+
+
+class Scheduler:
+    """Takes jobs in, runs as many at once as there are slots, settles them."""
+
+    def __init__(
+        self,
+        store: SqliteStore,
+        runner: Runner,
+        metrics: Metrics,
+        *,
+        owner: str,
+        slots: int,
+        max_queued: int,
+        log_directory: Path,
+        inline_log_bytes: int,
+    ) -> None:
+        self._store = store
+        self._runner = runner
+        self._metrics = metrics
+        self._owner = owner
+        self._slots = slots
+        self._max_queued = max_queued
+        self._log_directory = log_directory
+        self._inline_log_bytes = inline_log_bytes
+        self._active: dict[str, _Active] = {}
+        self._claiming = 0
+        """Slots promised to jobs that are being stored or claimed."""
+        self._queued = 0
+        self._may_wait = True
+        """Whether the store may hold jobs that wait: only then is it asked."""
+        self._wake = asyncio.Event()
+        self._watchers: dict[str, set[asyncio.Future[Job]]] = {}
+        self._start_watchers: dict[str, set[asyncio.Future[None]]] = {}
+        self._draining = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Life
+
+    async def start(self) -> None:
+        """Settle what a dead process left, then go on with what waits."""
+        for job in await self._store.recover(self._owner):
+            await self._settle_lost(job)
+        counts = await self._store.counts()
+        self._queued = counts.get(State.QUEUED, 0) + counts.get(State.RETRYING, 0)
+        self._spawn(self._claim_for_ever())
+        self._spawn(self._maintain())
+
+    async def close(self, grace_seconds: float) -> None:
+        """Take no more jobs, give the running ones so long to end, then end them."""
+        self._draining = True
+        running = [active.task for active in self._active.values() if active.task is not None]
+        if running and grace_seconds > 0:
+            await asyncio.wait(running, timeout=grace_seconds)
+        for active in list(self._active.values()):
+            active.stop(Reason.SHUTDOWN)
+        while remaining := [a.task for a in self._active.values() if a.task is not None]:
+            await asyncio.wait(remaining)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # What the API asks
+
+    async def submit(self, job: Job, *, idempotency: Idempotency | None = None) -> Submitted:
+        """Accept a job; it is on the disk when this returns.
+
+        Where a slot is free and nobody waits, it is claimed in the same commit. Raises Unavailable, Invalid.
+        """
+        if self._draining:
+            raise Unavailable("the service is shutting down", retry_after_seconds=5)
+        at_once = self._free > 0 and not self._may_wait
+        if not at_once and self._queued >= self._max_queued:
+            raise Unavailable(
+                f"{self._queued} jobs wait already", code="queue_full", retry_after_seconds=1
+            )
+        self._claiming += at_once
+        self._queued += not at_once
+        try:
+            submitted = await self._store.submit(
+                job, idempotency=idempotency, claim_owner=self._owner if at_once else None
+            )
+        except BaseException:
+            self._queued -= not at_once
+            raise
+        finally:
+            self._claiming -= at_once
+        if submitted.replayed:
+            self._queued -= not at_once
+            return submitted
+        self._metrics.submitted()
+        if at_once:
+            self._begin(submitted.job)
+        else:
+            self._notice_waiting()
+        return submitted
+
+    async def cancel(
+        self, tenant: str, job_id: str, *, grace_seconds: float, message: str | None
+    ) -> Job:
+        """End a job: at once if it waits, after TERM and the grace if it runs. Any number of calls is fine."""
+        job = await self._store.request_cancel(tenant, job_id, time.time(), message)
+        active = self._active.get(job_id)
+        if job.state in TERMINAL:
+            self._tell(job)
+        elif active is not None and active.job.tenant == tenant:
+            active.stop(
+                Reason.CANCELLED_BY_CLIENT,
+                grace_seconds=grace_seconds,
+                message=message or "cancelled by the client",
+            )
+        return job
+
+    async def wait(self, tenant: str, job_id: str, timeout_seconds: float) -> Job:
+        """The job when it has ended, or as it is after so long. Raises NotFound."""
+        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        watchers = self._watchers.setdefault(job_id, set())
+        watchers.add(future)
+        try:
+            active = self._active.get(job_id)
+            if active is None or active.job.tenant != tenant:
+                job = await self._store.get(tenant, job_id)
+                if job.state in TERMINAL:
+                    return job
+            async with asyncio.timeout(timeout_seconds):
+                return await future
+        except TimeoutError:
+            return await self._store.get(tenant, job_id)
+        finally:
+            watchers.discard(future)
+            if not watchers and self._watchers.get(job_id) is watchers:
+                del self._watchers[job_id]
+
+    async def wait_started(self, tenant: str, job_id: str, timeout_seconds: float) -> Job:
+        """The job when it waits no more, or as it is after so long. Raises NotFound."""
+        future = asyncio.get_running_loop().create_future()
+        watchers = self._start_watchers.setdefault(job_id, set())
+        watchers.add(future)
+        try:
+            job = await self._store.get(tenant, job_id)
+            if job_id in self._active or job.state in TERMINAL:
+                return job
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    await future
+            return await self._store.get(tenant, job_id)
+        finally:
+            watchers.discard(future)
+            if not watchers and self._start_watchers.get(job_id) is watchers:
+                del self._start_watchers[job_id]
+
+    async def log(self, tenant: str, job_id: str) -> JobLog | StoredLog:
+        """The log of a job, live or stored. Raises NotFound where there is none yet."""
+        active = self._active.get(job_id)
+        if active is not None and active.job.tenant == tenant:
+            return active.log
+        log = await self._store.log(tenant, job_id)
+        if log is None:
+            raise NotFound("the job has no log yet", code="no_log")
+        return log
+
+    def capacity(self) -> dict[str, int]:
+        """Slots in all and in use, and jobs that wait."""
+        return {"slots": self._slots, "busy": len(self._active), "queued": self._queued}
+
+    # Running
+
+    @property
+    def _free(self) -> int:
+        return self._slots - len(self._active) - self._claiming
+
+    def _notice_waiting(self) -> None:
+        self._may_wait = True
+        self._wake.set()
+
+    async def _claim_for_ever(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            free = self._free
+            if free <= 0 or not self._may_wait or self._draining:
+                continue
+            self._claiming += free
+            self._may_wait = False
+            try:
+                jobs = await self._store.claim(self._owner, free, time.time())
+            except SandboxdError as error:
+                # The maintenance asks again: until then nothing is lost but time.
+                logger.warning("claim failed", error=str(error))
+                self._may_wait = True
+                continue
+            finally:
+                self._claiming -= free
+            self._queued = max(0, self._queued - len(jobs))
+            if len(jobs) == free:
+                self._notice_waiting()
+            for job in jobs:
+                self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        log = JobLog(
+            self._log_directory,
+            job.id,
+            limit_bytes=job.spec.limits.output_bytes,
+            inline_bytes=self._inline_log_bytes,
+        )
+        active = self._active[job.id] = _Active(job, log)
+        if job.cancel_requested:
+            active.stop(Reason.CANCELLED_BY_CLIENT, message="cancelled by the client")
+        active.task = asyncio.get_running_loop().create_task(self._work(active))
+        for future in self._start_watchers.get(job.id, ()):
+            if not future.done():
+                future.set_result(None)
+
+    async def _work(self, active: _Active) -> None:
+        """One attempt, from claim to settlement. Whatever goes wrong, the slot is freed."""
+        job = active.job
+        loop = asyncio.get_running_loop()
+        timers = [
+            loop.call_later(_SHOW_RUNNING_SECONDS, self._show_running, active),
+            loop.call_later(_SPILL_SECONDS, self._spill, active),
+        ]
+
+        def receive(stream: Stream, piece: bytes) -> bool:
+            return active.log.append(stream, piece, time.time())
+
+        def on_start(started_at: float) -> None:
+            active.started_at = started_at
+
+        try:
+            result = await self._runner.run(job, active.stop, receive, on_start=on_start)
+        except Exception:
+            logger.exception("job failed inside the service", job_id=job.id)
+            result = _internal_error()
+        finally:
+            for timer in timers:
+                timer.cancel()
+        try:
+            await self._settle(active, result)
+        except SandboxdError as error:
+            logger.error("job not settled", job_id=job.id, error=str(error))
+        finally:
+            del self._active[job.id]
+            if self._may_wait:
+                self._wake.set()
+
+    async def _settle(self, active: _Active, result: Result) -> None:
+        """Write down the end, or that there will be another attempt; tell who waits."""
+        job = active.job
+        if _retryable(job, result):
+            active.log.discard()
+            await self._retry(job, result)
+            return
+        log = active.log.close()
+        ended = await self._store.finish(job.id, job.lease_token, result, log, time.time())
+        if ended is None:
+            self._metrics.lease_lost()
+            logger.warning("lease lost", job_id=job.id)
+            return
+        self._metrics.finished(result)
+        for stream in Stream:
+            self._metrics.logged(stream, log.size(stream), truncated=log.truncated(stream))
+        self._tell(ended)
+
+    async def _retry(self, job: Job, result: Result) -> None:
+        pause = min(_RETRY_SECONDS * 2 ** (job.attempt - 1), _LONGEST_RETRY_SECONDS)
+        message = result.error.message if result.error else None
+        reason = result.reason
+        await self._store.retry(job.id, job.lease_token, reason, message, time.time() + pause)
+        self._metrics.retried(reason)
+        self._queued += 1
+        asyncio.get_running_loop().call_later(pause, self._notice_waiting)
+
+    async def _settle_lost(self, job: Job) -> None:
+        """A job that was running when a former process died: end it, or let it wait again if it may be repeated."""
+        result = Result(
+            state=State.ERROR,
+            reason=Reason.SERVICE_LOST,
+            started_at=job.started_at,
+            error=JobError(
+                component=Component.QUEUE,
+                code=Reason.SERVICE_LOST,
+                message="the service died while the job ran; whether the command finished is not known",
+                remediation="submit it again, or set retry.max_attempts if it may be repeated",
+            ),
+        )
+        if _retryable(job, result):
+            await self._retry(job, result)
+            return
+        log = (
+            reopen_log(self._log_directory, job.id)
+            or JobLog(self._log_directory, job.id, limit_bytes=0, inline_bytes=0).close()
+        )
+        await self._store.finish(job.id, job.lease_token, result, log, time.time())
+        self._metrics.finished(result)
+
+    def _tell(self, job: Job) -> None:
+        for future in self._watchers.pop(job.id, set()):
+            if not future.done():
+                future.set_result(job)
+
+    def _show_running(self, active: _Active) -> None:
+        if active.started_at is not None:
+            self._spawn(self._mark_running(active, active.started_at))
+
+    async def _mark_running(self, active: _Active, started_at: float) -> None:
+        # It is for the reader only; the end says it again.
+        with contextlib.suppress(Unavailable):
+            job = active.job
+            await self._store.mark_running(job.id, job.lease_token, started_at)
+
+    def _spill(self, active: _Active) -> None:
+        with contextlib.suppress(OSError):
+            active.log.spill()
+
+    async def _maintain(self) -> None:
+        """What time does to jobs: waiting ones expire, retries come due, records get too old."""
+        while True:
+            try:
+                now = time.time()
+                for job in await self._store.expire_waiting(now):
+                    self._queued = max(0, self._queued - 1)
+                    self._tell(job)
+                for path in await self._store.delete_expired(now, _EXPIRE_BATCH):
+                    remove_log(path)
+                self._notice_waiting()
+            except SandboxdError as error:
+                logger.warning("maintenance failed", error=str(error))
+            await asyncio.sleep(_MAINTENANCE_SECONDS)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _retryable(job: Job, result: Result) -> bool:
+    """Only the platform's own faults are repeated, and only if the client allowed it."""
+    return (
+        result.state is State.ERROR
+        and result.error is not None
+        and result.error.component is not Component.IMAGE
+        and not job.cancel_requested
+        and job.attempt < job.spec.retry.max_attempts
+    )
+
+
+def _internal_error() -> Result:
+    return Result(
+        state=State.ERROR,
+        reason=Reason.INTERNAL,
+        error=JobError(
+            component=Component.QUEUE,
+            code=Reason.INTERNAL,
+            message="the service failed while it ran the job; its log says why",
+        ),
+    )

@@ -1,0 +1,248 @@
+"""From what happened to what the record says: the one place where a job's state, reason and sentence are decided.
+
+Pure: an `Outcome` goes in, a `Result` comes out.
+"""
+
+import errno
+import signal
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+from sandboxd.isolation.command import Unusable
+from sandboxd.isolation.spec import Exit
+from sandboxd.jobs import (
+    Component,
+    ExitStatus,
+    Job,
+    JobError,
+    Reason,
+    Result,
+    State,
+    Usage,
+)
+from sandboxd.quantities import format_bytes
+from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.usage import CgroupUsage
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What is known of one attempt, filled in while it goes on."""
+
+    job: Job
+    claimed_at: float
+    """Monotonic seconds, as all times here but `started_at`."""
+    queue_seconds: float = 0.0
+    warm: bool = False
+    image_digest: str | None = None
+    started_at: float | None = None
+    """Unix time at which the command started."""
+    command_started: float | None = None
+    command_ended: float | None = None
+    exit: Exit | None = None
+    """None: init did not tell (it was killed), or the command never ran."""
+    unusable: Unusable | None = None
+    failure: JobError | None = None
+    """We or the host failed."""
+    stopped_by: Reason | None = None
+    stop_message: str | None = None
+    oom_kills: int = 0
+    usage: CgroupUsage = field(default_factory=CgroupUsage)
+    enforcement: dict[str, Any] = field(default_factory=dict)
+    output_bytes: int = 0
+    """What was kept of both streams."""
+
+
+def result_of(outcome: Outcome) -> Result:
+    """How the attempt ended."""
+    state, reason = _decide(outcome)
+    return Result(
+        state=state,
+        reason=reason,
+        exit=_exit_status(outcome, state),
+        usage=_usage(outcome),
+        error=_explain(outcome, state, reason),
+        enforcement=outcome.enforcement,
+        image_digest=outcome.image_digest,
+        started_at=outcome.started_at,
+    )
+
+
+def _decide(outcome: Outcome) -> tuple[State, Reason]:
+    """Who stopped it comes first: a signal never tells why. Then the kernel's own count of memory kills."""
+    if outcome.stopped_by is not None and outcome.failure is None:
+        return _state_of_stop(outcome.stopped_by), outcome.stopped_by
+    if outcome.oom_kills:
+        return State.OUT_OF_MEMORY, Reason.MEMORY
+    if outcome.failure is not None:
+        at_fault = outcome.failure.component
+        reason = Reason.IMAGE_FAILED if at_fault is Component.IMAGE else Reason.SANDBOX_FAILED
+        return State.ERROR, reason
+    if outcome.unusable is not None:
+        return State.FAILED, _unusable_reason(outcome.unusable)
+    if outcome.exit is None:
+        return State.ERROR, Reason.SANDBOX_FAILED
+    if outcome.exit.signal is not None:
+        if outcome.exit.signal == signal.SIGXCPU:
+            return State.TIMED_OUT, Reason.CPU_SECONDS
+        return State.FAILED, Reason.SIGNALLED
+    return (State.FAILED if outcome.exit.code else State.SUCCEEDED), Reason.EXITED
+
+
+def _state_of_stop(reason: Reason) -> State:
+    match reason:
+        case Reason.WALL_SECONDS | Reason.CPU_SECONDS:
+            return State.TIMED_OUT
+        case Reason.OUTPUT_BYTES:
+            return State.OUTPUT_LIMIT
+        case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE:
+            return State.CANCELLED
+        case Reason.SHUTDOWN | Reason.SERVICE_LOST | Reason.INTERNAL:
+            return State.ERROR
+        case (
+            Reason.SUBMITTED
+            | Reason.CLAIMED
+            | Reason.STARTED
+            | Reason.RETRY
+            | Reason.EXITED
+            | Reason.SIGNALLED
+            | Reason.COMMAND_NOT_FOUND
+            | Reason.COMMAND_NOT_EXECUTABLE
+            | Reason.WORKDIR_UNUSABLE
+            | Reason.MEMORY
+            | Reason.QUEUE_SECONDS
+            | Reason.SANDBOX_FAILED
+            | Reason.IMAGE_FAILED
+        ):
+            raise ValueError(f"nobody stops a job because of {reason}")
+        case _:
+            assert_never(reason)
+
+
+def _unusable_reason(unusable: Unusable) -> Reason:
+    if unusable.what == "workdir":
+        return Reason.WORKDIR_UNUSABLE
+    if unusable.errno in (errno.ENOENT, errno.ENOTDIR):
+        return Reason.COMMAND_NOT_FOUND
+    return Reason.COMMAND_NOT_EXECUTABLE
+
+
+def _exit_status(outcome: Outcome, state: State) -> ExitStatus:
+    ended = outcome.exit
+    killed = outcome.started_at is not None and ended is None
+    number = ended.signal if ended else (signal.SIGKILL if killed else None)
+    return ExitStatus(
+        code=ended.code if ended else None,
+        signal=signal_name(number) if number else None,
+        oom_killed=outcome.oom_kills > 0,
+        timed_out=state is State.TIMED_OUT,
+        stopped_by=outcome.stopped_by,
+    )
+
+
+def signal_name(number: int) -> str:
+    """`SIGSEGV` for 11; real-time signals as `SIGRTMIN+2`."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+
+
+def _usage(outcome: Outcome) -> Usage:
+    used, ended = outcome.usage, outcome.exit
+    user, system = used.cpu_user_seconds, used.cpu_system_seconds
+    total, peak = used.cpu_seconds, used.memory_peak_bytes
+    if ended is not None:
+        # Without a cgroup: what wait4(2) says of the command and the children that it waited for.
+        user = ended.cpu_user_seconds if user is None else user
+        system = ended.cpu_system_seconds if system is None else system
+        total = ended.cpu_user_seconds + ended.cpu_system_seconds if total is None else total
+        peak = ended.max_rss_bytes if peak is None else peak
+    started = outcome.command_started
+    wall = outcome.command_ended - started if started and outcome.command_ended else 0.0
+    return Usage(
+        cpu_seconds=total,
+        cpu_user_seconds=user,
+        cpu_system_seconds=system,
+        cpu_throttled_seconds=used.cpu_throttled_seconds,
+        memory_peak_bytes=peak,
+        pids_peak=used.pids_peak,
+        io_read_bytes=used.io_read_bytes,
+        io_write_bytes=used.io_write_bytes,
+        net_rx_bytes=0,
+        net_tx_bytes=0,
+        wall_seconds=wall,
+        queue_seconds=outcome.queue_seconds,
+        setup_seconds=started - outcome.claimed_at if started else 0.0,
+        warm=outcome.warm,
+    )
+
+
+def _explain(outcome: Outcome, state: State, reason: Reason) -> JobError | None:
+    """One sentence with figures for every end but success."""
+    if state is State.SUCCEEDED:
+        return None
+    if outcome.failure is not None and state is State.ERROR:
+        return outcome.failure
+    message = _sentence(outcome, reason, outcome.job.spec.limits)
+    at_fault = Component.ISOLATION if state is State.ERROR else None
+    return JobError(
+        component=at_fault, code=reason, message=message, remediation=_REMEDIES.get(reason)
+    )
+
+
+def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa: C901 (a table)
+    kept = f"{format_bytes(outcome.output_bytes)} of output kept"
+    used = outcome.usage
+    cpu = f"{used.cpu_seconds:.2f} s of CPU time used" if used.cpu_seconds is not None else ""
+    match reason:
+        case Reason.EXITED:
+            return f"the command exited with status {outcome.exit.code if outcome.exit else '?'}"
+        case Reason.SIGNALLED:
+            number = outcome.exit.signal if outcome.exit and outcome.exit.signal else 0
+            return f"the command was ended by {signal_name(number)} (signal {number})"
+        case Reason.WALL_SECONDS:
+            return _join(f"still running after {limits.wall_seconds:g} s of wall time", cpu, kept)
+        case Reason.CPU_SECONDS:
+            return _join(f"used up its {limits.cpu_seconds:g} s of CPU time", cpu, kept)
+        case Reason.MEMORY:
+            peak = used.memory_peak_bytes
+            asked = f"reached {format_bytes(peak)} of " if peak is not None else "used up "
+            count = "process" if outcome.oom_kills == 1 else "processes"
+            killed = f"the kernel killed {outcome.oom_kills} {count}"
+            return _join(f"{asked}{format_bytes(limits.memory_bytes)} of memory", killed, kept)
+        case Reason.OUTPUT_BYTES:
+            most = format_bytes(limits.output_bytes)
+            return f"wrote more than {most} of output; the first {most} are kept"
+        case Reason.COMMAND_NOT_FOUND | Reason.COMMAND_NOT_EXECUTABLE | Reason.WORKDIR_UNUSABLE:
+            return _unusable_sentence(outcome)
+        case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE:
+            return _join(outcome.stop_message or "cancelled", cpu, kept)
+        case Reason.SHUTDOWN:
+            return _join("the service was shut down while it ran", kept)
+        case Reason.SANDBOX_FAILED:
+            return "the sandbox ended without telling how the command ended"
+        case _:
+            return str(reason).replace("_", " ")
+
+
+def _unusable_sentence(outcome: Outcome) -> str:
+    unusable, spec = outcome.unusable, outcome.job.spec
+    assert unusable is not None  # noqa: S101 (for the type checker: the reasons say so)
+    why = errno.errorcode.get(unusable.errno, str(unusable.errno))
+    if unusable.what == "workdir":
+        return f"chdir {spec.workdir or 'to the working directory'}: {why}"
+    return f"exec {spec.command[0][:200]}: {why}"
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+_REMEDIES: dict[Reason, str] = {
+    Reason.WALL_SECONDS: "ask for more limits.wall_seconds",
+    Reason.CPU_SECONDS: "ask for more limits.cpu_seconds",
+    Reason.MEMORY: "ask for more limits.memory",
+    Reason.OUTPUT_BYTES: "ask for more limits.output_bytes, or write less",
+    Reason.COMMAND_NOT_FOUND: "give a program that is in the image, by path or by a name in PATH",
+}
