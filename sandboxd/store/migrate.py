@@ -1,5 +1,6 @@
 """Schema changes: alembic, called from the program, with the scripts that the package carries."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,12 +73,19 @@ def _config(connection: Connection) -> Config:
 def _connect(database_url: str) -> Iterator[Connection]:
     engine = create_engine(database_url, poolclass=NullPool)
     if engine.dialect.name == "sqlite":
+        _make_private(engine)
         _make_transactions_whole(engine)
     try:
         with engine.connect() as connection:
             yield connection
     finally:
         engine.dispose()
+
+
+def _make_private(engine: Engine) -> None:
+    """Make a new SQLite file for our eyes only; what SQLite puts beside it gets the same mode."""
+    if engine.url.database:
+        os.close(os.open(engine.url.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _make_transactions_whole(engine: Engine) -> None:

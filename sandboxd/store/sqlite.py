@@ -1,44 +1,25 @@
 """The store on SQLite: one thread writes, a few read, one process owns the file."""
 
 import asyncio
-import os
-import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import time
 from typing import Self, TypeVar
-from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy import Connection, Engine, exc
 
-from sandboxd.errors import HostNotReady, Unavailable
+from sandboxd.errors import Unavailable
 from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, Result, State
-from sandboxd.store import catalog, reads, writes
+from sandboxd.store import catalog, deletions, reads, writes
 from sandboxd.store.logs import StoredLog, remove_log
-from sandboxd.store.ownership import owned
 from sandboxd.store.records import Conservation, Idempotency, Page, Submitted
-from sandboxd.store.tables import REVISION
+from sandboxd.store.sqlite_file import READERS, opened, same_file
 from sandboxd.store.writer import Writer
 
 T = TypeVar("T")
 
-READERS = 4
-"""Threads that read, each with a connection."""
-_PRAGMAS = (
-    "PRAGMA busy_timeout = 5000",
-    "PRAGMA foreign_keys = ON",
-)
-_WRITER_PRAGMAS = (
-    *_PRAGMAS,
-    "PRAGMA journal_mode = WAL",
-    # A commit is on the disk before it is answered: WAL alone would survive a crash of ours, not one of the host.
-    "PRAGMA synchronous = FULL",
-    f"PRAGMA journal_size_limit = {64 * 2**20}",
-)
-_READER_PRAGMAS = (*_PRAGMAS, "PRAGMA query_only = ON")
 _FREED_PAGES = 1024
 """Given back to the file system with each batch of deletions."""
 
@@ -73,8 +54,8 @@ class SqliteStore:
         Raises HostNotReady if another process owns it or if its schema is not that of this release.
         """
         with ExitStack() as resources:
-            connection, readers = await asyncio.to_thread(_opened, path, resources)
-            check = _same_file(path)
+            connection, readers = await asyncio.to_thread(opened, path, resources)
+            check = same_file(path)
             return cls(
                 path,
                 inline_log_bytes=inline_log_bytes,
@@ -175,7 +156,7 @@ class SqliteStore:
 
         Raises NotFound, and Conflict unless the job has ended.
         """
-        return await self._write(lambda c: writes.delete_job(c, tenant, job_id, self._base))
+        return await self._write(lambda c: deletions.delete_job(c, tenant, job_id, self._base))
 
     async def delete_expired(self, now: float, limit: int) -> list[Path]:
         """Forget every job whose time is over, `limit` per commit; the paths of logs for the caller to remove."""
@@ -183,7 +164,7 @@ class SqliteStore:
         deleted = limit
         while deleted == limit:
             deleted, logs = await self._write(
-                lambda c: writes.delete_expired(c, now, limit, self._base)
+                lambda c: deletions.delete_expired(c, now, limit, self._base)
             )
             paths += logs
             await self._write(_give_back_space)
@@ -319,98 +300,6 @@ def _as_unavailable() -> Iterator[None]:
         raise Unavailable(
             f"the store cannot be used: {error.strerror}", code="store_down"
         ) from error
-
-
-def _opened(path: Path, resources: ExitStack) -> tuple[Connection, Engine]:
-    resources.enter_context(owned(path))
-    if not path.exists():
-        raise HostNotReady(f"there is no schema in {path}: run `sandboxd migrate`")
-    connection = resources.enter_context(_writing(path))
-    _check_revision(path, connection)
-    return connection, resources.enter_context(_reading(path))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[Connection]:
-    engine = create_engine(
-        "sqlite://", creator=lambda: _connect(path, "rw", _WRITER_PRAGMAS), poolclass=StaticPool
-    )
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # The driver would begin late, at the first change, and might then find that somebody else writes.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    with _disposed(engine), engine.connect() as connection:
-        yield connection
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[Engine]:
-    engine = create_engine(
-        "sqlite://",
-        creator=lambda: _connect(path, "ro", _READER_PRAGMAS),
-        poolclass=QueuePool,
-        pool_size=READERS,
-        max_overflow=0,
-    )
-    with _disposed(engine):
-        yield engine
-
-
-@contextmanager
-def _disposed(engine: Engine) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        engine.dispose()
-
-
-def _connect(path: Path, mode: str, pragmas: tuple[str, ...]) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"file:{quote(str(path))}?mode={mode}",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    try:
-        for pragma in pragmas:
-            connection.execute(pragma)
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-def _check_revision(path: Path, connection: Connection) -> None:
-    """Raises HostNotReady unless the schema is the one that this release works with."""
-    try:
-        with connection.begin():
-            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-    except exc.DatabaseError as error:
-        raise HostNotReady(
-            f"{path} has no schema of ours ({error.orig}): run `sandboxd migrate`"
-        ) from error
-    if found != REVISION:
-        raise HostNotReady(
-            f"the schema of {path} is {found}, and this release works with {REVISION}: "
-            "run `sandboxd migrate`"
-        )
-
-
-def _same_file(path: Path) -> Callable[[], None]:
-    """A check that raises OSError once the database is no longer the file at `path`.
-
-    SQLite goes on writing into a file that was removed or replaced, and would have us promise what nobody can read.
-    """
-    opened = os.stat(path)
-
-    def check() -> None:
-        now = os.stat(path)
-        if (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino):
-            raise FileNotFoundError(2, f"{path} was replaced")
-
-    return check
 
 
 def _give_back_space(connection: Connection) -> None:

@@ -238,7 +238,7 @@ parts = st.lists(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 @given(
     parts=parts,
     limit_bytes=st.integers(0, 300),

@@ -40,6 +40,12 @@ def test_a_new_database_gets_the_newest_schema(database: Path) -> None:
     assert migrate.current(url) == migrate.head() == REVISION
 
 
+def test_a_new_database_is_for_its_owner_only(database: Path) -> None:
+    migrate.upgrade(migrate.sqlite_url(database))
+
+    assert database.stat().st_mode & 0o777 == 0o600
+
+
 def test_the_migrations_and_the_tables_agree(database: Path) -> None:
     url = migrate.sqlite_url(database)
     migrate.upgrade(url)

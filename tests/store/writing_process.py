@@ -16,7 +16,7 @@ from sandboxd.errors import Unavailable
 async def main(path: Path, limit_bytes: int | None) -> None:
     async with opened(path) as store:
         if limit_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, resource.RLIM_INFINITY))
 
         async def submit_for_ever() -> None:
             while True:
@@ -24,9 +24,13 @@ async def main(path: Path, limit_bytes: int | None) -> None:
                 print(submitted.job.id, flush=True)
 
         try:
-            await asyncio.gather(*(submit_for_ever() for _ in range(20)))
-        except Unavailable as error:
-            print("unavailable", error.code, flush=True)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(20):
+                    group.create_task(submit_for_ever())
+        except* Unavailable as errors:
+            print("unavailable", *{error.code for error in errors.exceptions}, flush=True)  # type: ignore[attr-defined]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        print((await store.submit(a_job())).job.id, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""How records go: one by one on request, or when their time is over. What belongs to a job's row goes with it."""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, and_, delete, select
+
+from sandboxd.errors import Conflict, NotFound
+from sandboxd.jobs import TERMINAL, State
+from sandboxd.store import tables
+from sandboxd.store.writes import IDEMPOTENCY_SECONDS
+
+_job = tables.job
+_idempotency = tables.idempotency
+
+
+def delete_job(connection: Connection, tenant: str, job_id: str, log_base: Path) -> Path | None:
+    """Forget a job that has ended; the path of its log, if that is a file.
+
+    Raises NotFound, and Conflict if the job has not ended.
+    """
+    mine = and_(_job.c.id == job_id, _job.c.tenant == tenant)
+    with_path = select(_job.c.state, tables.job_log.c.path).outerjoin(tables.job_log).where(mine)
+    row = connection.execute(with_path).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no job {job_id}")
+    if State(row.state) not in TERMINAL:
+        raise Conflict(f"job {job_id} is {row.state}: only a job that has ended can be deleted")
+    connection.execute(delete(_job).where(mine))
+    return None if row.path is None else log_base / row.path
+
+
+def delete_expired(
+    connection: Connection, now: float, limit: int, log_base: Path
+) -> tuple[int, list[Path]]:
+    """Forget up to `limit` jobs whose time is over: how many, and the paths of their logs."""
+    over = (
+        select(_job.c.id, tables.job_log.c.path)
+        .outerjoin(tables.job_log)
+        .where(_job.c.expires_at <= now)
+        .order_by(_job.c.expires_at)
+        .limit(limit)
+    )
+    rows = connection.execute(over).all()
+    connection.execute(delete(_job).where(_job.c.id.in_([row.id for row in rows])))
+    old = _idempotency.c.created_at <= now - IDEMPOTENCY_SECONDS
+    connection.execute(delete(_idempotency).where(old))
+    return len(rows), [log_base / row.path for row in rows if row.path is not None]
