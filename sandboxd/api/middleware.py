@@ -95,7 +95,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status = int(message["status"])
             headers = message["headers"] = list(message.get("headers", []))
             present = {name for name, _ in headers}
             headers += [header for header in _DEFAULT_HEADERS if header[0] not in present]

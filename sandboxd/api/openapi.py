@@ -74,7 +74,8 @@ def _types_of(routes: Iterable[Route]) -> Iterable[Any]:
     for route in routes:
         if route.request is not None:
             yield route.request
-        yield from (reply.body for reply in route.replies if reply.body is not None)
+        for reply in route.replies:
+            yield from (body for body in (reply.body, reply.or_body) if body is not None)
 
 
 def _operation(route: Route, schema_of: dict[Any, dict[str, Any]]) -> dict[str, Any]:
@@ -122,6 +123,8 @@ def _reply(reply: Reply, schema_of: dict[Any, dict[str, Any]]) -> dict[str, Any]
     answer: dict[str, Any] = {"description": reply.description}
     if reply.body is not None:
         schema = schema_of[reply.body]
+        if reply.or_body is not None:
+            schema = {"anyOf": [schema, schema_of[reply.or_body]]}
         answer["content"] = {media_type: {"schema": schema} for media_type in reply.media_types}
     elif reply.media_types != ("application/json",):
         answer["content"] = {

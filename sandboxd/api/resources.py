@@ -1,6 +1,5 @@
 """From a route's row in the table to what runs: methods, authentication, scopes, parameters; then the handler."""
 
-import types
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -37,7 +36,9 @@ class Reply:
 
     status: int
     description: str
-    body: type | types.UnionType | None = None
+    body: type | None = None
+    or_body: type | None = None
+    """Another shape that the body may have."""
     media_types: tuple[str, ...] = ("application/json",)
 
 

@@ -52,7 +52,8 @@ _ACCEPTED = Reply(
 _ENDED = Reply(
     status=HTTPStatus.OK,
     description="With `Prefer: wait`: the job has ended, well or not. With `?dry_run=true`: it would be accepted.",
-    body=JobView | DryRunView,
+    body=JobView,
+    or_body=DryRunView,
 )
 _TIME_RANGE = (
     Parameter(name="since", description="Made at this time or later.", schema=_TIME),

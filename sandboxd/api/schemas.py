@@ -117,9 +117,9 @@ class CancelRequest(Request, frozen=True, kw_only=True):
     grace_seconds: Annotated[
         float, Meta(ge=0, le=300, description="Time between SIGTERM and SIGKILL.")
     ] = 5.0
-    reason: Annotated[str | None, Meta(max_length=500, description="Kept in the job's events.")] = (
-        None
-    )
+    reason: Annotated[
+        Annotated[str, Meta(max_length=500)] | None, Meta(description="Kept in the job's events.")
+    ] = None
 
 
 class EmptyRequest(Request, frozen=True, kw_only=True):
@@ -134,7 +134,10 @@ class KeyRequest(Request, frozen=True, kw_only=True):
     scopes: Annotated[
         list[str], Meta(min_length=1, max_length=8, description="jobs:read, jobs:write, admin")
     ] = msgspec.field(default_factory=lambda: ["jobs:read", "jobs:write"])
-    ttl_seconds: Annotated[float | None, Meta(gt=0, le=10 * 366 * 86400)] = None
+    ttl_seconds: Annotated[
+        Annotated[float, Meta(gt=0, le=10 * 366 * 86400)] | None,
+        Meta(description="How long it is valid; left out: until it is revoked."),
+    ] = None
 
 
 # What we send
