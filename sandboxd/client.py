@@ -14,7 +14,7 @@ once whatever happens on the way.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
@@ -199,9 +199,9 @@ class Client:
         """Make an API key (scope `admin`)."""
         return self._hold(protocol.create_key(name, **options))
 
-    def keys(self) -> Sequence[Key]:
+    def list_keys(self) -> Sequence[Key]:
         """All API keys, without their secrets (scope `admin`)."""
-        return self._hold(protocol.keys())
+        return self._hold(protocol.list_keys())
 
     def revoke_key(self, key_id: str) -> None:
         """Make a key worthless (scope `admin`)."""
@@ -306,7 +306,7 @@ class AsyncClient:
         stream: Stream | str | None = None,
         follow: bool = False,
         after_bytes: int = 0,
-    ) -> AsyncIterator[LogChunk]:
+    ) -> AsyncGenerator[LogChunk]:
         """The output in pieces, in order of arrival, from `after_bytes` on. With `follow` until the job has ended.
 
         A broken connection is taken up again where it broke: no byte is missing and none comes twice.
@@ -346,9 +346,9 @@ class AsyncClient:
         """Make an API key (scope `admin`)."""
         return await self._hold(protocol.create_key(name, **options))
 
-    async def keys(self) -> Sequence[Key]:
+    async def list_keys(self) -> Sequence[Key]:
         """All API keys, without their secrets (scope `admin`)."""
-        return await self._hold(protocol.keys())
+        return await self._hold(protocol.list_keys())
 
     async def revoke_key(self, key_id: str) -> None:
         """Make a key worthless (scope `admin`)."""

@@ -226,7 +226,7 @@ def create_key(name: str, **options: Unpack[KeyOptions]) -> Conversation[NewKey]
     return (yield from _ask(Request("POST", "/v1/keys", headers=_JSON, body=body), NewKey))
 
 
-def keys() -> Conversation[list[Key]]:
+def list_keys() -> Conversation[list[Key]]:
     """All API keys, without their secrets."""
     page = yield from _ask(_get("/v1/keys"), _KeyList)
     return page.data

@@ -92,7 +92,9 @@ def show(job_id: str, url: str | None, config_file: str | None, as_json: bool) -
 @jobs.command()
 @click.argument("job_id", metavar="JOB")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended.")
-@click.option("--stream", type=click.Choice(list(Stream)), help="Only this stream.")
+@click.option(
+    "--stream", type=click.Choice([stream.value for stream in Stream]), help="Only this stream."
+)
 @url_option
 @config_option
 @json_option

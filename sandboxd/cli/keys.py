@@ -103,7 +103,7 @@ def list_keys(
     settings = _settings(url, data_dir, config_file)
     if settings.client.url and data_dir is None:
         with _client(settings) as client:
-            found = client.keys()
+            found = client.list_keys()
     else:
         found = asyncio.run(_list(settings.store))
     if as_json:

@@ -1,6 +1,7 @@
 """`sandboxd run` on a service: hand in the job, copy its output as it comes, wait for its end."""
 
 import asyncio
+import contextlib
 import os
 import sys
 from typing import Any
@@ -57,13 +58,20 @@ class _Output:
         self._client = client
         self._job_id = job_id
         self._copied_bytes = 0
+        self._writing: asyncio.Task[None] | None = None
 
     async def copy(self) -> None:
-        pieces = self._client.logs(self._job_id, follow=True, after_bytes=self._copied_bytes)
-        async for piece in pieces:
-            # In a thread: a reader that is slow must not keep Ctrl-C from being heard.
-            await asyncio.to_thread(_write_all, _DESCRIPTORS[piece.stream], piece.data)
-            self._copied_bytes = piece.offset + len(piece.data)
+        if self._writing is not None:
+            await self._writing
+        logs = self._client.logs(self._job_id, follow=True, after_bytes=self._copied_bytes)
+        async with contextlib.aclosing(logs) as pieces:
+            async for piece in pieces:
+                # In a thread: a reader that is slow must not keep Ctrl-C from being heard. Shielded: a thread
+                # cannot be stopped, so what it began to write counts as copied.
+                write = asyncio.to_thread(_write_all, _DESCRIPTORS[piece.stream], piece.data)
+                self._writing = asyncio.create_task(write)
+                self._copied_bytes = piece.offset + len(piece.data)
+                await asyncio.shield(self._writing)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
