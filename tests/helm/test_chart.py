@@ -194,6 +194,14 @@ def test_the_pod_is_no_root_of_the_node_and_none_of_its_own(case: str) -> None:
         }
 
 
+def test_the_first_key_is_made_before_the_service_runs_and_only_if_wanted() -> None:
+    made = pod_of({})["spec"]["initContainers"]
+    not_made = pod_of({"firstKey": False})["spec"]["initContainers"]
+
+    assert [container["name"] for container in made] == ["check-host", "first-key"]
+    assert [container["name"] for container in not_made] == ["check-host"]
+
+
 def test_two_pods_never_hold_the_same_database() -> None:
     deployment = only(render({}), "Deployment")
 

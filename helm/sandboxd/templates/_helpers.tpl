@@ -60,23 +60,31 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ end -}}
 {{- end -}}
 
-{{/* The walls around the service itself. It runs as an ordinary user of the pod's own user namespace. newuidmap gets
-its two capabilities from its file; the service has none, and without privilege escalation newuidmap would not either. */}}
-{{- define "sandboxd.securityContext" -}}
-allowPrivilegeEscalation: true
-readOnlyRootFilesystem: true
-procMount: Unmasked
-capabilities:
-  drop: [ALL]
-  add: [SETUID, SETGID]
-{{- end -}}
-
-{{- define "sandboxd.volumeMounts" -}}
-- name: config
-  mountPath: /etc/sandboxd
-  readOnly: true
-- name: data
-  mountPath: /var/lib/sandboxd
-- name: tmp
-  mountPath: /tmp
+{{/* What all containers of the pod have alike. The service runs as an ordinary user of the pod's own user namespace.
+newuidmap gets its two capabilities from being set-uid; the service has none, and without privilege escalation newuidmap
+would not either. */}}
+{{- define "sandboxd.container" -}}
+image: {{ include "sandboxd.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- with .Values.extraEnv }}
+env:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+resources:
+  {{- toYaml .Values.resources | nindent 2 }}
+securityContext:
+  allowPrivilegeEscalation: true
+  readOnlyRootFilesystem: true
+  procMount: Unmasked
+  capabilities:
+    drop: [ALL]
+    add: [SETUID, SETGID]
+volumeMounts:
+  - name: config
+    mountPath: /etc/sandboxd
+    readOnly: true
+  - name: data
+    mountPath: /var/lib/sandboxd
+  - name: tmp
+    mountPath: /tmp
 {{- end -}}
