@@ -38,30 +38,39 @@ def pointer_to(parent: str, key: str | int) -> str:
 
 
 def _walk(value: object, expected: Any, pointer: str, faults: list[Fault]) -> Any:
-    """The value as the type `expected`; a fault and an empty value where it cannot be."""
+    """The value as the type `expected`; faults, and what could not be read left empty, where it cannot be."""
+    before = len(faults)
     for option in _options(expected):
-        kind = get_origin(option) or option
-        if isinstance(value, dict) and _is_struct(kind):
-            return _walk_struct(value, kind, pointer, faults)
-        if isinstance(value, list) and kind is list:
-            (item_type,) = get_args(option)
-            return [
-                _walk(item, item_type, pointer_to(pointer, index), faults)
-                for index, item in enumerate(value)
-                if len(faults) < MAX_FAULTS
-            ]
-        if isinstance(value, dict) and kind is dict:
-            _, item_type = get_args(option)
-            return {
-                key: _walk(item, item_type, pointer_to(pointer, key), faults)
-                for key, item in value.items()
-                if len(faults) < MAX_FAULTS
-            }
+        walked = _walk_inside(value, option, pointer, faults)
+        if len(faults) > before:
+            return walked
     try:
         return msgspec.convert(value, expected)
-    except msgspec.ValidationError as error:
+    except msgspec.ValidationError as error:  # with every part right, it is about the value itself
         faults.append(Fault(pointer, _PATH_IN_MESSAGE.sub("", str(error))))
         return _empty(expected)
+
+
+def _walk_inside(value: object, option: Any, pointer: str, faults: list[Fault]) -> Any:
+    """Look at the parts of a value that has any."""
+    kind = get_origin(option) or option
+    if isinstance(value, dict) and _is_struct(kind):
+        return _walk_struct(value, kind, pointer, faults)
+    if isinstance(value, list) and kind is list:
+        (item_type,) = get_args(option)
+        return [
+            _walk(item, item_type, pointer_to(pointer, index), faults)
+            for index, item in enumerate(value)
+            if len(faults) < MAX_FAULTS
+        ]
+    if isinstance(value, dict) and kind is dict:
+        _, item_type = get_args(option)
+        return {
+            key: _walk(item, item_type, pointer_to(pointer, key), faults)
+            for key, item in value.items()
+            if len(faults) < MAX_FAULTS
+        }
+    return None
 
 
 def _walk_struct(

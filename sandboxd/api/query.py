@@ -47,7 +47,9 @@ def parse_query(query_string: bytes, known: Collection[str]) -> dict[str, list[s
 
 def _is_known(name: str, known: Collection[str]) -> bool:
     prefix, dot, rest = name.partition(".")
-    return name in known or bool(dot and rest and prefix + dot in known)
+    if dot and prefix + dot in known:
+        return bool(rest)
+    return name in known
 
 
 class QueryReader:
