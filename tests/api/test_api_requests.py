@@ -236,7 +236,9 @@ def test_json_may_say_its_charset(client: httpx2.Client) -> None:
 def test_a_compressed_body_is_415(client: httpx2.Client) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
 
-    _problem(client.post("/v1/jobs", content=b"x", headers=headers), 415, "unsupported_content_encoding")
+    _problem(
+        client.post("/v1/jobs", content=b"x", headers=headers), 415, "unsupported_content_encoding"
+    )
 
 
 def test_a_body_that_says_it_is_too_long_is_413_before_it_is_sent(service: Service) -> None:
@@ -336,7 +338,9 @@ def test_other_bodies_are_checked_in_the_same_way(
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+    ),
     max_leaves=10,
 )
 FIELDS = ["image", "command", "args", "stdin", "env", "workdir", "user", "limits", "network"]
@@ -344,7 +348,9 @@ FIELDS += ["require", "priority", "labels", "retry", "ttl_seconds"]
 LIMIT_NAMES = ["cpus", "memory", "pids", "disk", "wall_seconds", "output_bytes", "queue_seconds"]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(
     st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), JSON_VALUES, max_size=8),
     st.dictionaries(st.sampled_from(LIMIT_NAMES), JSON_VALUES),
@@ -360,7 +366,9 @@ def test_no_json_value_is_ever_answered_with_a_500(
     assert answer.status_code == 200 or answer.json()["detail"]
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(st.binary(max_size=200))
 def test_no_bytes_are_ever_answered_with_a_500(client: httpx2.Client, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
