@@ -50,6 +50,7 @@ from sandboxd.store.sqlite import SqliteStore
 logger = structlog.get_logger(__name__)
 
 _SNAPSHOT_SECONDS = 5.0
+_SWITCH_SECONDS = 0.0005
 
 
 class Isolation:
@@ -290,6 +291,7 @@ class Embedded:
         except asyncio.CancelledError:
             stop(Reason.CANCELLED_BY_CLIENT, grace_seconds=2.0, message="interrupted")
         result = await attempt
+        await stop.gone()
         return Job(
             id=job.id,
             tenant=job.tenant,
@@ -362,6 +364,8 @@ def ceilings_of(ceilings: Limits, host: Host) -> Limits:
 
 def serve(loaded: Loaded) -> None:
     """Run the service until SIGINT or SIGTERM."""
+    # The store's thread waits for the interpreter lock after each commit: at most so long, not for the usual 5 ms.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     configure_logging(loaded.settings.log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(loaded.settings))

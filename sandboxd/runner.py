@@ -63,6 +63,17 @@ class Stop:
         elif self._taken is not None and grace_seconds == 0:
             self._taken.sandbox.kill()
 
+    async def gone(self) -> bool:
+        """Wait until no process of the sandbox is left. False: one is stuck in the kernel."""
+        if self._taken is None:
+            return True
+        try:
+            async with asyncio.timeout(_STUCK_SECONDS):
+                await self._taken.sandbox.dead()
+        except TimeoutError:
+            return False
+        return True
+
     def attach(self, taken: Taken[Cgroup]) -> None:
         """The command runs: a stop that was wished before is carried out now."""
         self._taken = taken
@@ -150,7 +161,8 @@ class Runner:
         """Run the command of a job to its end.
 
         `sink` gets the output as it comes, `on_start` the Unix time at which the command started. With `stdin_fd` that
-        descriptor is passed through instead of the job's own input.
+        descriptor is passed through instead of the job's own input. The last of the sandbox may still be going when this
+        returns: `stop.gone()` waits for it.
         """
         outcome = Outcome(
             job=job,
@@ -220,8 +232,8 @@ class Runner:
             try:
                 outcome.exit = await taken.sandbox.exited()
                 outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
+                # With init everything in the sandbox dies, so both streams end: the log is complete before init is gone.
                 async with asyncio.timeout(_STUCK_SECONDS):
-                    await taken.sandbox.dead()
                     await streams.ended()
             except TimeoutError:
                 raise SandboxFailed("end", "a process is stuck in the kernel") from None

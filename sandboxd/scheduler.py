@@ -126,19 +126,22 @@ class Scheduler:
             raise Unavailable(
                 f"{self._queued} jobs wait already", code="queue_full", retry_after_seconds=1
             )
+        # Shielded: a client that goes away while its job is stored must not leave one that is claimed and never run.
+        return await asyncio.shield(self._accept(job, idempotency, at_once))
+
+    async def _accept(self, job: Job, idempotency: Idempotency | None, at_once: bool) -> Submitted:
         self._claiming += at_once
         self._queued += not at_once
+        waits = False
         try:
             submitted = await self._store.submit(
                 job, idempotency=idempotency, claim_owner=self._owner if at_once else None
             )
-        except BaseException:
-            self._queued -= not at_once
-            raise
+            waits = not at_once and not submitted.replayed
         finally:
             self._claiming -= at_once
+            self._queued -= not at_once and not waits
         if submitted.replayed:
-            self._queued -= not at_once
             return submitted
         self._metrics.submitted()
         if at_once:
@@ -309,6 +312,8 @@ class Scheduler:
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
             return
+        if not await active.stop.gone():
+            logger.error("a process is stuck in the kernel", job_id=job.id)
         self._metrics.finished(result)
         for stream in Stream:
             self._metrics.logged(stream, log.size(stream), truncated=log.truncated(stream))

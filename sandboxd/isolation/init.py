@@ -21,6 +21,8 @@ UNPACKING = frozenset({"chown", "dac_override", "fowner", "fsetid"})
 
 _CHANNEL, _MAPPER = 3, 4
 _LOWEST_OTHER = 5
+_SIGNALS_CHANGED = (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
+"""What Python and the launcher have set to other than the default. (posix_spawn resets all for the command.)"""
 _COMMAND_OOM_SCORE = b"1000"
 _OWN_OOM_SCORE = b"0"
 _USER_NAMESPACE_SYSCTLS = {
@@ -39,6 +41,8 @@ class Order(NamedTuple):
     join_files: tuple[str, ...]
     show_cgroup: bool
     seccomp_program: bytes
+    title: tuple[int, int]
+    """Where the command line lies that the launcher was started with."""
 
 
 def main(order: Order, channel: socket.socket, mapper: socket.socket) -> NoReturn:
@@ -106,10 +110,10 @@ class Init:
             os.dup2(null, stream)
         os.close(null)
         privileges.die_with_parent(0)
-        syscalls.set_title("sandboxd: init")
+        syscalls.set_title(self.order.title, "sandboxd: init")
         syscalls.join_new_session_keyring()
         os.setsid()
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        for number in _SIGNALS_CHANGED:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
         os.umask(0o022)

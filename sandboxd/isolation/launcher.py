@@ -72,7 +72,8 @@ class Launcher:
         if self.id_count:
             os.setgroups([])
         privileges.die_with_parent(self.parent_pid)
-        syscalls.set_title("sandboxd: launcher")
+        self.title = syscalls.find_title()
+        syscalls.set_title(self.title, "sandboxd: launcher")
 
     def prepare(self, stage: str) -> None:
         """Everything that can be done once for all sandboxes."""
@@ -122,6 +123,7 @@ class Launcher:
                 request.join_files,
                 request.show_cgroup,
                 self.seccomp_program,
+                self.title,
             )
             init.main(order, channel, mapper)
         created = protocol.Created(number=request.number, pid=pid)

@@ -89,6 +89,8 @@ class Templates(NamedTuple):
     sys: str
     empty: str
     """An empty read-only tmpfs to hide directories with."""
+    null: str
+    """A read-only bind of /dev/null to hide files with."""
     proc_masks: tuple[tuple[str, bool], ...]
     """(path below /proc, is a directory), of those that this kernel has."""
 
@@ -107,13 +109,16 @@ def make_templates(stage: str) -> Templates:
         f"{stage}/empty",
     )
     _make_dev(f"{stage}/dev")
-    _make_sys(f"{stage}/sys", f"{stage}/empty")
+    _make_null(f"{stage}/null")
+    _make_sys(f"{stage}/sys", f"{stage}/empty", f"{stage}/null")
     masks = tuple(
         (name, os.path.isdir(f"/proc/{name}"))
         for name in MASKED_IN_PROC
         if os.path.lexists(f"/proc/{name}")
     )
-    return Templates(stage, f"{stage}/dev", f"{stage}/sys", f"{stage}/empty", masks)
+    return Templates(
+        stage, f"{stage}/dev", f"{stage}/sys", f"{stage}/empty", f"{stage}/null", masks
+    )
 
 
 def _make_dev(path: str) -> None:
@@ -145,11 +150,24 @@ def _check_device(descriptor: int, name: str, numbers: tuple[int, int]) -> None:
         raise OSError(0, f"/dev/{name} is not character device {numbers[0]}:{numbers[1]}")
 
 
-def _make_sys(path: str, empty: str) -> None:
+def _make_null(path: str) -> None:
+    """The host's /dev/null, checked once; never looked up again, least of all in a sandbox (CVE-2025-31133)."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444))
+    tree = syscalls.open_tree(syscalls.AT_FDCWD, "/dev/null", syscalls.OPEN_TREE_CLONE)
+    try:
+        _check_device(tree, "null", DEVICES["null"])
+        syscalls.mount_setattr(tree, _RO | _NOSUID | _NOEXEC, recursive=False)
+    except BaseException:
+        os.close(tree)
+        raise
+    _attach(tree, path)
+
+
+def _make_sys(path: str, empty: str, null: str) -> None:
     _attach(_new_mount("sysfs", {}, _RO | _NOSUID | _NODEV | _NOEXEC), path)
     for pattern in MASKED_IN_SYS:
         for found in glob.glob(f"{path}/{pattern}"):
-            _hide(found, os.path.isdir(found), empty)
+            _attach_copy(empty if os.path.isdir(found) else null, found)
 
 
 def build_tree(
@@ -259,7 +277,7 @@ def mount_proc(templates: Templates) -> int:
     proc = f"{templates.stage}/root/proc"
     _attach(proc_mount, proc)
     for name, is_directory in templates.proc_masks:
-        _hide(f"{proc}/{name}", is_directory, templates.empty)
+        _attach_copy(templates.empty if is_directory else templates.null, f"{proc}/{name}")
     for name in READ_ONLY_IN_PROC:
         _bind_read_only(f"{proc}/{name}", f"{proc}/{name}", extra=_NOEXEC)
     return unmasked
@@ -274,18 +292,6 @@ def enter_root(templates: Templates) -> None:
     os.close(old_root)
     syscalls.umount2(".", syscalls.MNT_DETACH)
     os.chdir("/")
-
-
-def _hide(path: str, is_directory: bool, empty: str) -> None:
-    source = empty if is_directory else "/dev/null"
-    tree = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE)
-    try:
-        if not is_directory:
-            _check_device(tree, "null", DEVICES["null"])
-            syscalls.mount_setattr(tree, _RO | _NOSUID | _NOEXEC, recursive=False)
-        syscalls.move_mount(tree, syscalls.AT_FDCWD, path)
-    finally:
-        os.close(tree)
 
 
 def _bind_read_only(source: str, target: str, extra: int = 0) -> None:

@@ -82,7 +82,8 @@ class Pool(Generic[P]):
             taken = shape.parked.popleft()
             if taken.sandbox.alive:
                 self.hits += 1
-                self._refill(spec, shape)
+                if len(shape.parked) <= self._per_shape // 2:
+                    self._refill(spec, shape)
                 return taken
             self.discard(taken)
         self.misses += 1
@@ -98,9 +99,15 @@ class Pool(Generic[P]):
             self._refill(spec, shape)
 
     def discard(self, taken: Taken[P]) -> None:
-        """End a sandbox that is not (or no longer) needed and remove its place once it is empty."""
+        """End a sandbox that is not (or no longer) needed and remove its place once it is empty.
+
+        Now is also the time to build another: while a job ran, it had the processors for itself.
+        """
         taken.sandbox.kill()
         self._spawn(self._remove(taken))
+        shape = self._shapes.get(taken.sandbox.spec)
+        if shape is not None:
+            self._refill(taken.sandbox.spec, shape)
 
     async def settled(self) -> None:
         """Wait until everything that was begun in the background is done."""
@@ -188,8 +195,11 @@ class Pool(Generic[P]):
 
 
 async def _remove_place(place: Place) -> None:
-    """Remove a cgroup. For a moment after a process is gone the kernel may still count it (cgroup v1 sends no event)."""
+    """Remove a cgroup, in a thread: the kernel may take its time.
+
+    For a moment after a process is gone the kernel may still count it (cgroup v1 sends no event).
+    """
     for _ in range(_REMOVAL_TRIES):
-        if place.remove():
+        if await asyncio.to_thread(place.remove):
             return
         await asyncio.sleep(_REMOVAL_PAUSE_SECONDS)

@@ -42,6 +42,7 @@ class Launcher:
         self.show_cgroup = show_cgroup
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
+        self._seccomp_digest = seccomp.profile_digest(syscalls.MACHINE)
         self._control: socket.socket | None = None
         self._creations: dict[int, asyncio.Future[tuple[int, int, int]]] = {}
         self._number = 0
@@ -56,7 +57,7 @@ class Launcher:
         return Walls(
             id_map=idmap.IdMapMode.RANGE if self.ids else idmap.IdMapMode.SINGLE,
             namespaces=launcher.NAMESPACE_NAMES,
-            seccomp_digest=seccomp.profile_digest(syscalls.MACHINE),
+            seccomp_digest=self._seccomp_digest,
             no_new_privileges=True,
             capabilities=(),
             network=network,

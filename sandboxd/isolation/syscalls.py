@@ -224,14 +224,19 @@ def install_seccomp_filter(program: bytes) -> None:
     )
 
 
-def set_title(title: str) -> None:
-    """Overwrite the command line of this process, which everybody who can see the process can read.
+def find_title() -> tuple[int, int]:
+    """Where this process's command line lies in memory, from and to: the same in every clone of it.
 
-    The place is in fields 48 and 49 of proc_pid_stat(5), `arg_start` and `arg_end`.
+    Fields 48 and 49 of proc_pid_stat(5), `arg_start` and `arg_end`.
     """
     with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:
         fields = stat.read().rpartition(")")[2].split()
-    start, end = int(fields[45]), int(fields[46])
-    ctypes.memset(start, 0, end - start)
+    return int(fields[45]), int(fields[46])
+
+
+def set_title(place: tuple[int, int], title: str) -> None:
+    """Overwrite the command line of this process, which everybody who can see the process can read."""
+    start, end = place
     encoded = title.encode()[: end - start - 1]
+    ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, encoded, len(encoded))

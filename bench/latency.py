@@ -1,0 +1,117 @@
+"""How long one `/bin/true` takes through the whole service, next to bubblewrap's command line, in the same run.
+
+    python bench/latency.py [--runs 300] [--data-dir DIR]
+
+Starts a service of its own on loopback with a fresh database on disk, and takes turns: one job over HTTP (durable, walls, logs,
+usage and metrics on; one client, one connection), one `bwrap --unshare-all --ro-bind / / true`. Prints medians, the spread and the
+ratio of neighbours, which holds when the machine's speed drifts. Run it as the service's user.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+
+BWRAP = ("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
+JOB = {"image": "host", "command": ["/bin/true"]}
+WARM_UP = 20
+READY_SECONDS = 20.0
+
+
+def main() -> None:
+    """Take turns, then print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=300)
+    parser.add_argument("--data-dir", type=Path, help="where the database lies (a real disk)")
+    arguments = parser.parse_args()
+    if shutil.which(BWRAP[0]) is None:
+        sys.exit("bubblewrap is not installed")
+    with running_service(arguments.data_dir) as url, httpx2.Client(base_url=url) as client:
+        usages: list[dict[str, float]] = []
+
+        def job() -> None:
+            answer = client.post("/v1/jobs", json=JOB, headers={"Prefer": "wait=10"}).json()
+            if answer.get("state") != "succeeded":
+                sys.exit(f"the job did not succeed: {json.dumps(answer)}")
+            usages.append(answer["usage"])
+
+        for _ in range(WARM_UP):
+            job()
+            bwrap()
+        usages.clear()
+        pairs = [(timed(job), timed(bwrap)) for _ in range(arguments.runs)]
+    jobs, boxes = zip(*pairs, strict=True)
+    print(f"{'':28}{'p50':>8}{'p10':>8}{'p90':>8}{'p99':>8}")
+    row("sandboxd, HTTP, durable", jobs)
+    row("bwrap --unshare-all", boxes)
+    row("  setup (parked sandbox)", [usage["setup_seconds"] for usage in usages])
+    row("  command", [usage["wall_seconds"] for usage in usages])
+    warm = sum(bool(usage["warm"]) for usage in usages)
+    ratios = [job_seconds / box_seconds for job_seconds, box_seconds in pairs]
+    print(f"ratio of neighbours, median: {statistics.median(ratios):.2f}   parked: {warm}/{len(jobs)}")
+
+
+def bwrap() -> None:
+    """One bubblewrap sandbox."""
+    subprocess.run(BWRAP, check=True)
+
+
+def timed(action: Callable[[], None]) -> float:
+    """Seconds that an action takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def row(name: str, seconds: "tuple[float, ...] | list[float]") -> None:
+    """One line of the table, in milliseconds."""
+    tenths = statistics.quantiles(seconds, n=100)
+    figures = (statistics.median(seconds), tenths[9], tenths[89], tenths[98])
+    print(f"{name:28}" + "".join(f"{1000 * figure:8.2f}" for figure in figures) + "  ms")
+
+
+@contextlib.contextmanager
+def running_service(data_dir: Path | None) -> Iterator[str]:
+    """A service of our own; its URL."""
+    with tempfile.TemporaryDirectory(dir=data_dir) as data, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.close()
+        words = [sys.executable, "-m", "sandboxd", "serve", "--no-auth", "--listen", listen]
+        words += ["--data-dir", data, "--metrics-listen", "", "--log-format", "json"]
+        log = open(f"{data}/log", "w")  # noqa: SIM115 (closed with the service)
+        service = subprocess.Popen(words, stderr=log, env={**os.environ, "SANDBOXD_LOG_LEVEL": "warning"})
+        try:
+            wait_until_ready(service, listen)
+            yield f"http://{listen}"
+        finally:
+            service.send_signal(signal.SIGTERM)
+            service.wait()
+            log.close()
+
+
+def wait_until_ready(service: "subprocess.Popen[bytes]", listen: str) -> None:
+    """Poll /readyz until it says yes."""
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and service.poll() is None:
+        with contextlib.suppress(httpx2.HTTPError):
+            if httpx2.get(f"http://{listen}/readyz").status_code == 200:
+                return
+        time.sleep(0.05)
+    sys.exit("the service did not start")
+
+
+if __name__ == "__main__":
+    main()
