@@ -61,7 +61,7 @@ class Isolation:
     ) -> None:
         """`state` holds what lasts no longer than this process. Raises HostNotReady, SandboxFailed."""
         isolation = settings.isolation
-        run = state / "run"
+        self._run = run = state / "run"
         shutil.rmtree(run, ignore_errors=True)
         (run / "stage").mkdir(parents=True, mode=0o700)
         self.host = probe_host()
@@ -105,6 +105,7 @@ class Isolation:
         await self.launcher.close()
         self.images.close()
         self.cgroups.close()
+        shutil.rmtree(self._run, ignore_errors=True)
 
 
 class Service:
