@@ -6,12 +6,8 @@ settings ─ host ─ cgroups ─ launcher ─ pool ─ images ─ runner ─┐
 
 import asyncio
 import contextlib
-import hashlib
-import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import TimeoutError as SnapshotTimeoutError
@@ -25,24 +21,18 @@ from starlette.types import ASGIApp
 
 from sandboxd import __version__
 from sandboxd.api.app import create_api
-from sandboxd.api.validate import job_spec_of
 from sandboxd.errors import HostNotReady, SandboxdError
 from sandboxd.ids import new_id
 from sandboxd.images import host as host_image
-from sandboxd.images.catalogue import Images
-from sandboxd.isolation import idmap
+from sandboxd.isolated import Isolation
 from sandboxd.isolation.features import Feature, Status, probe_features
-from sandboxd.isolation.pool import Pool
-from sandboxd.isolation.sandbox import Launcher
 from sandboxd.isolation.spec import NetworkMode
-from sandboxd.jobs import Job, JobSpec, Reason, State, Stream
+from sandboxd.jobs import JobSpec
 from sandboxd.metrics import Metrics, Snapshot
-from sandboxd.quotas.cgroups import Cgroup, open_cgroups
-from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
-from sandboxd.runner import Runner, Stop, sandbox_spec
+from sandboxd.runner import sandbox_spec
 from sandboxd.scheduler import Scheduler
-from sandboxd.settings import IsolationSettings, LogSettings, Settings
+from sandboxd.settings import LogSettings, Settings
 from sandboxd.settings_loader import Loaded
 from sandboxd.store import migrate
 from sandboxd.store.sqlite import SqliteStore
@@ -51,61 +41,6 @@ logger = structlog.get_logger(__name__)
 
 _SNAPSHOT_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
-
-
-class Isolation:
-    """The parts that run commands: launcher, cgroups, pool, images, runner."""
-
-    def __init__(
-        self, settings: Settings, *, state: Path, images_directory: Path, parked: int
-    ) -> None:
-        """`state` holds what lasts no longer than this process. Raises HostNotReady, SandboxFailed."""
-        isolation = settings.isolation
-        self._run = run = state / "run"
-        shutil.rmtree(run, ignore_errors=True)
-        (run / "stage").mkdir(parents=True, mode=0o700)
-        self.host = probe_host()
-        self.ceilings = ceilings_of(settings.ceilings, self.host)
-        instance = hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:16]
-        self.cgroups = open_cgroups(self.host, instance=instance)
-        ids = idmap.find_range()
-        mode = idmap.choose(isolation.id_map, ids)
-        memory = self.host.controllers["memory"]
-        self.launcher = Launcher(
-            stage=run / "stage",
-            ids=ids if mode is idmap.IdMapMode.RANGE else None,
-            show_cgroup=memory.version is CgroupVersion.V2,
-        )
-        self.pool = self._make_pool(isolation, parked)
-        self.images = Images(images_directory, run / "host", self.launcher, self._make_cgroup)
-        self.runner = Runner(
-            self.pool,
-            self.images,
-            walls=self.launcher.walls,
-            enforcement=self.cgroups.enforcement,
-            best_effort=isolation.best_effort,
-            cpu_count=self.host.cpus,
-        )
-
-    def _make_pool(self, isolation: IsolationSettings, parked: int) -> Pool[Cgroup]:
-        return Pool(
-            self.launcher,
-            self._make_cgroup,
-            per_shape=parked,
-            shapes=isolation.parked_shapes,
-            idle_seconds=isolation.parked_idle_seconds,
-        )
-
-    def _make_cgroup(self) -> Cgroup:
-        return self.cgroups.create(new_id("sbx"))
-
-    async def close(self) -> None:
-        """End every sandbox, then remove what they were made of."""
-        await self.pool.close()
-        await self.launcher.close()
-        self.images.close()
-        self.cgroups.close()
-        shutil.rmtree(self._run, ignore_errors=True)
 
 
 class Service:
@@ -249,118 +184,9 @@ class Service:
         )
 
 
-class Embedded:
-    """The parts of a service without its API and its record, for one command of `sandboxd run` or `sandboxd images`."""
-
-    def __init__(self, settings: Settings, isolation: Isolation) -> None:
-        self._settings = settings
-        self._isolation = isolation
-        self.images = isolation.images
-
-    async def run_once(
-        self, request: dict[str, Any], *, stdin_fd: int, stdout_fd: int, stderr_fd: int
-    ) -> Job:
-        """Run the job of a request (as for `POST /v1/jobs`) with these descriptors as its standard streams.
-
-        Cancelling the calling task cancels the job; the job comes back all the same. Raises Invalid, NotFound.
-        """
-        runner = self._isolation.runner
-        spec = job_spec_of(
-            request,
-            defaults=self._settings.limits,
-            ceilings=self._isolation.ceilings,
-            check=runner.check,
-        )
-        await self.images.resolve(spec.image)
-        now = time.time()
-        job = Job(
-            id=new_id("job"),
-            tenant="default",
-            spec=spec,
-            state=State.STARTING,
-            reason=Reason.CLAIMED,
-            attempt=1,
-            created_at=now,
-            queued_at=now,
-        )
-        targets = {Stream.STDOUT: stdout_fd, Stream.STDERR: stderr_fd}
-        passed = _Passed(targets, spec.limits.output_bytes)
-        stop = Stop()
-        attempt = asyncio.ensure_future(runner.run(job, stop, passed.write, stdin_fd=stdin_fd))
-        try:
-            await asyncio.shield(attempt)
-        except asyncio.CancelledError:
-            stop(Reason.CANCELLED_BY_CLIENT, grace_seconds=2.0, message="interrupted")
-        result = await attempt
-        await stop.gone()
-        return Job(
-            id=job.id,
-            tenant=job.tenant,
-            spec=spec,
-            state=result.state,
-            reason=result.reason,
-            attempt=1,
-            created_at=now,
-            queued_at=now,
-            started_at=result.started_at,
-            finished_at=time.time(),
-            result=result,
-        )
-
-
-class _Passed:
-    """Output that goes straight on to descriptors of this process, up to the job's limit."""
-
-    def __init__(self, targets: dict[Stream, int], limit_bytes: int) -> None:
-        self._targets = targets
-        self._left = limit_bytes
-
-    def write(self, stream: Stream, piece: bytes) -> bool:
-        """Write it on; False when the limit is reached or nobody reads any more."""
-        kept = memoryview(piece)[: self._left]
-        self._left -= len(kept)
-        rest = kept
-        try:
-            while rest:
-                rest = rest[os.write(self._targets[stream], rest) :]
-        except BrokenPipeError:
-            return False
-        return len(kept) == len(piece)
-
-
-@contextlib.asynccontextmanager
-async def embedded(settings: Settings) -> AsyncIterator[Embedded]:
-    """The parts that run a command, for the length of the block; several processes may have theirs at once.
-
-    Images are those of the data directory. Raises HostNotReady, SandboxFailed.
-    """
-    images = Path(settings.store.data_dir) / "images"
-    images.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(prefix="sandboxd-") as state:
-        isolation = Isolation(settings, state=Path(state), images_directory=images, parked=0)
-        try:
-            yield Embedded(settings, isolation)
-        finally:
-            await isolation.close()
-
-
 def default_spec(limits: Limits) -> JobSpec:
     """The job that asks for nothing special: its shape is parked from the start."""
     return JobSpec(image=host_image.NAME, command=("true",), limits=limits)
-
-
-def ceilings_of(ceilings: Limits, host: Host) -> Limits:
-    """The operator's ceilings, but never more than the host has."""
-    return Limits(
-        cpus=min(ceilings.cpus, host.cpus),
-        memory_bytes=min(ceilings.memory_bytes, host.memory_bytes),
-        pids=ceilings.pids,
-        disk_bytes=min(ceilings.disk_bytes, host.memory_bytes),
-        wall_seconds=ceilings.wall_seconds,
-        cpu_seconds=ceilings.cpu_seconds,
-        output_bytes=ceilings.output_bytes,
-        open_files=min(ceilings.open_files, host.rlimits["nofile"][1]),
-    )
 
 
 def serve(loaded: Loaded) -> None:

@@ -192,7 +192,8 @@ def _explain(outcome: Outcome, state: State, reason: Reason) -> JobError | None:
 
 
 def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa: C901 (a table)
-    kept = f"{format_bytes(outcome.output_bytes)} of output kept"
+    size = outcome.output_bytes
+    kept = f"{format_bytes(size)} of output" if size else "no output"
     used = outcome.usage
     cpu = f"{used.cpu_seconds:.2f} s of CPU time used" if used.cpu_seconds is not None else ""
     match reason:

@@ -110,7 +110,8 @@ async def _of_data_dir(settings: Settings) -> Sequence[Any]:
 
 async def _import(settings: Settings, name: str, file: Path) -> Any:
     async with _images(settings) as images:
-        return await images.import_tar(name, file)
+        with output.progress(f"reading {file.name}") as told:
+            return await images.import_tar(name, file, told)
 
 
 async def _remove(settings: Settings, name: str) -> None:
@@ -122,9 +123,9 @@ async def _remove(settings: Settings, name: str) -> None:
 async def _images(settings: Settings) -> AsyncIterator[Any]:
     """The images of the data directory. Their trees belong to ids that only a launcher can handle."""
     refuse_root()
-    from sandboxd import app
+    from sandboxd import isolated
 
-    async with app.embedded(settings) as service:
+    async with isolated.embedded(settings) as service:
         yield service.images
 
 

@@ -1,10 +1,14 @@
 """`sandboxd run` without a service: the parts of one, inside this process, for one job."""
 
+import select
 from typing import Any
 
-from sandboxd import app
+from sandboxd import isolated
+from sandboxd.api.schemas import Base64, JobView, StreamsView, StreamView
+from sandboxd.api.views import Output, job_view
 from sandboxd.cli.endings import Ending
-from sandboxd.jobs import Job
+from sandboxd.client_protocol import text_or_base64
+from sandboxd.jobs import Job, LogSummary, Stream
 from sandboxd.settings import Settings
 
 
@@ -12,7 +16,7 @@ async def run(
     settings: Settings, request: dict[str, Any], *, stdin_fd: int, stdout_fd: int, stderr_fd: int
 ) -> Job:
     """The job at its end. Cancelling this task cancels the job, and the job comes back all the same."""
-    async with app.embedded(settings) as service:
+    async with isolated.embedded(settings) as service:
         job: Job = await service.run_once(
             request, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd
         )
@@ -23,3 +27,32 @@ def ending_of(job: Job) -> Ending:
     if job.result is None:
         return Ending(job.state, job.reason, None, None)
     return Ending(job.state, job.reason, job.result.exit, job.result.error)
+
+
+def record_of(job: Job, stdout: bytes, stderr: bytes) -> JobView:
+    """The job as the API would show it."""
+    logs = job.result.logs if job.result is not None else {}
+
+    def stream_view(stream: Stream, content: bytes) -> StreamView:
+        return StreamView(
+            size_bytes=len(content),
+            inline_bytes=len(content),
+            truncated=logs.get(stream, LogSummary()).truncated,
+        )
+
+    streams = StreamsView(
+        stdout=stream_view(Stream.STDOUT, stdout), stderr=stream_view(Stream.STDERR, stderr)
+    )
+    return job_view(job, Output(_content(stdout), _content(stderr), streams))
+
+
+def nobody_reads(descriptor: int) -> bool:
+    """Whether it is a pipe whose other end is closed (poll(2): POLLERR)."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _content(content: bytes) -> str | Base64:
+    field = text_or_base64(content)
+    return field if isinstance(field, str) else Base64(**field)

@@ -26,7 +26,7 @@ _COPIED_FROM_ETC = (
     "mime.types",
     "protocols",
     "services",
-    "ssl/certs",
+    "ssl/certs/ca-certificates.crt",
     "ssl/openssl.cnf",
 )
 """What programs need to start and find each other. All of it is the same on every machine with these packages."""
