@@ -12,7 +12,7 @@ from click.exceptions import NoSuchCommand
 
 from sandboxd import __version__
 from sandboxd.cli import output
-from sandboxd.errors import SandboxdError, SettingsError
+from sandboxd.errors import Invalid, SandboxdError, SettingsError
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells say it."""
@@ -149,6 +149,8 @@ def _sentence(error: Exception) -> str:
             return f"{error.format_message()} (see: {path} --help)"
         case click.ClickException():
             return error.format_message()
+        case Invalid():
+            return "\n  ".join([str(error), *(f"{at}: {detail}" for at, detail in error.faults)])
         case SandboxdError() | OSError():
             return str(error)
         case _:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import click
@@ -64,6 +65,19 @@ def print_error(message: str) -> None:
 def print_note(message: str) -> None:
     """Something worth knowing that is not the command's result, on stderr."""
     click.echo(printable(message), err=True)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Within, what is given takes (done, in all) and shows a bar: on a terminal's stderr, nowhere else."""
+    hidden = not is_terminal(sys.stderr)
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as bar:
+
+        def tell(done: int, size: int) -> None:
+            bar.length = size
+            bar.update(done - bar.pos)
+
+        yield tell
 
 
 def printable(text: str, *, keep: str = "") -> str:

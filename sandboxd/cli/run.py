@@ -8,13 +8,19 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 import click
-import msgspec
 
 from sandboxd.cli import output
 from sandboxd.cli.accounts import refuse_root
 from sandboxd.cli.endings import SIGNAL_BASE, Ending, exit_code_of, sentence_of
 from sandboxd.cli.interrupts import interrupts_cancel_task
-from sandboxd.cli.options import config_option, json_option, load, url_option
+from sandboxd.cli.options import (
+    config_option,
+    data_dir_option,
+    json_option,
+    load,
+    url_option,
+)
+from sandboxd.jobs import State
 from sandboxd.settings import Settings
 
 EXAMPLES = """\b
@@ -56,11 +62,13 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
 @click.option("--interactive", "-i", is_flag=True, help="Read the input though it is a terminal.")
 @click.option("--detach", "-d", is_flag=True, help="Print the job's id and do not wait (--url).")
 @url_option
+@data_dir_option
 @config_option
 @json_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     url: str | None,
+    data_dir: str | None,
     config_file: str | None,
     interactive: bool,
     detach: bool,
@@ -74,7 +82,7 @@ def run(
 
     The image "host" is this machine's /usr, read-only. Nothing that the command writes is kept.
     """
-    settings = load({"client.url": url}, config_file).settings
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
     request = job_request(**options)
     if settings.client.url:
         return _run_remote(settings, request, interactive, detach, as_json)
@@ -163,11 +171,12 @@ def _run_embedded(
 
     if not as_json:
         job, interrupted_by = asyncio.run(run_interruptibly(1, 2))
+        if job.state is State.OUTPUT_LIMIT and run_embedded.nobody_reads(1):
+            raise BrokenPipeError
     else:
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             job, interrupted_by = asyncio.run(run_interruptibly(stdout.fileno(), stderr.fileno()))
-            record = msgspec.to_builtins(job)
-            output.print_json(record | {"stdout": _content(stdout), "stderr": _content(stderr)})
+            output.print_json(run_embedded.record_of(job, _content(stdout), _content(stderr)))
     return _close(run_embedded.ending_of(job), interrupted_by)
 
 
@@ -206,8 +215,6 @@ def _is_terminal_input() -> bool:
         return True  # closed: nothing to read either
 
 
-def _content(file: IO[bytes]) -> str | dict[str, str]:
-    from sandboxd.client_protocol import text_or_base64
-
+def _content(file: IO[bytes]) -> bytes:
     file.seek(0)
-    return text_or_base64(file.read())
+    return file.read()
