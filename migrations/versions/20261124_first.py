@@ -1,4 +1,4 @@
-"""The first schema: jobs with their events, labels, input and logs; keys and images."""
+"""The first schema: jobs with their events, labels, input and logs; keys."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -29,12 +29,11 @@ def upgrade() -> None:
     create_parts_of_jobs()
     create_totals()
     create_idempotency()
-    create_keys_and_images()
+    create_keys()
 
 
 def downgrade() -> None:
     for table in (
-        "image",
         "api_key",
         "idempotency",
         "job_total",
@@ -164,7 +163,7 @@ def create_idempotency() -> None:
     op.create_index("ix_idempotency_created_at", "idempotency", ["created_at"])
 
 
-def create_keys_and_images() -> None:
+def create_keys() -> None:
     op.create_table(
         "api_key",
         sa.Column("id", sa.Text(), nullable=False),
@@ -176,13 +175,4 @@ def create_keys_and_images() -> None:
         sa.Column("expires_at", sa.Float()),
         sa.Column("revoked_at", sa.Float()),
         sa.PrimaryKeyConstraint("id", name="pk_api_key"),
-    )
-    op.create_table(
-        "image",
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("digest", sa.Text(), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", sa.Float(), nullable=False),
-        sa.Column("source", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name="pk_image"),
     )

@@ -1,1 +1,1 @@
-"""The durable record: jobs, events, keys and images in SQL, and logs beside it."""
+"""The durable record: jobs, events and keys in SQL, and logs beside it."""

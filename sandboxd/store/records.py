@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Row
 
-from sandboxd.jobs import ApiKey, Image, Job, JobEvent, JobSpec, Reason, Result, State, Stream
+from sandboxd.jobs import ApiKey, Job, JobEvent, JobSpec, Reason, Result, State, Stream
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog, read_index
 
@@ -171,8 +171,3 @@ def key_values(key: ApiKey) -> dict[str, Any]:
 def key_from(row: Row[Any]) -> ApiKey:
     """The key of a row of the table `api_key`."""
     return ApiKey(**{**row._mapping, "scopes": _to_scopes(row.scopes)})
-
-
-def image_from(row: Row[Any]) -> Image:
-    """The image of a row of the table `image`."""
-    return Image(**row._mapping)

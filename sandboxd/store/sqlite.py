@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection, Engine, exc
 
 from sandboxd.errors import Unavailable
-from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, Result, State
+from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, State
 from sandboxd.store import catalog, deletions, reads, writes
 from sandboxd.store.logs import StoredLog, remove_log
 from sandboxd.store.records import Conservation, Idempotency, Page, Submitted
@@ -229,7 +229,7 @@ class SqliteStore:
         """When a retry may run or a waiting job expires next, as Unix time in seconds; None: time changes nothing."""
         return await self._read(lambda c: reads.next_due(c, now))
 
-    # Keys and images
+    # Keys
 
     async def create_key(self, key: ApiKey) -> None:
         """Store a new key."""
@@ -246,22 +246,6 @@ class SqliteStore:
     async def revoke_key(self, key_id: str, now: float) -> bool:
         """Make a key worthless; the first time counts. False: there is no such key."""
         return await self._write(lambda c: catalog.revoke_key(c, key_id, now))
-
-    async def put_image(self, image: Image) -> None:
-        """Store an image, in the place of one of the same name."""
-        await self._write(lambda c: catalog.put_image(c, image))
-
-    async def get_image(self, name: str) -> Image | None:
-        """The image of this name."""
-        return await self._read(lambda c: catalog.get_image(c, name))
-
-    async def list_images(self) -> list[Image]:
-        """Every image, by name."""
-        return await self._read(catalog.list_images)
-
-    async def delete_image(self, name: str) -> bool:
-        """Forget an image. False: there is none of this name."""
-        return await self._write(lambda c: catalog.delete_image(c, name))
 
     async def _write(self, operation: Callable[[Connection], T]) -> T:
         with _as_unavailable():

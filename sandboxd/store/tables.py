@@ -184,13 +184,3 @@ api_key = Table(
     Column("expires_at", Float),
     Column("revoked_at", Float),
 )
-
-image = Table(
-    "image",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("digest", Text, nullable=False),
-    Column("size_bytes", BigInteger, nullable=False),
-    Column("created_at", Float, nullable=False),
-    Column("source", Text, nullable=False),
-)

@@ -1,10 +1,10 @@
-"""Keys and images."""
+"""Keys."""
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 from store_examples import in_store
 
-from sandboxd.jobs import ApiKey, Image
+from sandboxd.jobs import ApiKey
 from sandboxd.store.sqlite import SqliteStore
 
 
@@ -20,10 +20,6 @@ def a_key(
         created_at=created_at,
         expires_at=expires_at,
     )
-
-
-def an_image(name: str, digest: str = "sha256:1") -> Image:
-    return Image(name=name, digest=digest, size_bytes=2**40, created_at=1.0, source="import")
 
 
 @in_store
@@ -63,23 +59,3 @@ async def test_a_key_is_never_overwritten(store: SqliteStore) -> None:
         await store.create_key(a_key(expires_at=9.0))
 
     assert await store.find_key("key_1") == a_key()
-
-
-@in_store
-async def test_an_image_replaces_the_one_of_its_name(store: SqliteStore) -> None:
-    await store.put_image(an_image("b"))
-    await store.put_image(an_image("a"))
-    await store.put_image(an_image("b", "sha256:2"))
-
-    assert await store.list_images() == [an_image("a"), an_image("b", "sha256:2")]
-    assert await store.get_image("b") == an_image("b", "sha256:2")
-    assert await store.get_image("c") is None
-
-
-@in_store
-async def test_an_image_is_deleted_once(store: SqliteStore) -> None:
-    await store.put_image(an_image("a"))
-
-    assert await store.delete_image("a")
-    assert not await store.delete_image("a")
-    assert await store.get_image("a") is None
