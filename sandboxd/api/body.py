@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope
 from sandboxd.api.problems import HttpRefused
 from sandboxd.errors import Malformed, TooLarge
 
-BODY_TIMEOUT_SECONDS = 30.0
+BODY_TIMEOUT_SECONDS = 120.0
 """A body that has not arrived by then is not waited for (a slow client must not hold a request for ever)."""
 MAX_NUMBER_DIGITS = 40
 """Longer numbers are not numbers that anybody means; Python's own limit would be 4300 digits."""
@@ -21,7 +21,13 @@ MAX_NUMBER_DIGITS = 40
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+async def read_body(
+    scope: Scope,
+    receive: Receive,
+    *,
+    max_bytes: int,
+    timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+) -> bytes:
     """The whole body, at most `max_bytes`; nothing more is read when it turns out to be longer.
 
     Raises TooLarge, HttpRefused (408, 415 for a content coding) and ClientDisconnect.
@@ -38,12 +44,12 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
             headers={"Accept-Encoding": "identity"},
         )
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+        async with asyncio.timeout(timeout_seconds):
             return await _receive_all(receive, max_bytes)
     except TimeoutError as error:
         raise HttpRefused(
             HTTPStatus.REQUEST_TIMEOUT,
-            f"The body did not arrive within {BODY_TIMEOUT_SECONDS:.0f} s.",
+            f"The body did not arrive within {timeout_seconds:g} s.",
             code="body_timeout",
             headers={"Connection": "close"},
         ) from error

@@ -155,7 +155,9 @@ def _table(title: str, rows: Iterator[tuple[str, str, str]]) -> str:
 
 def _default(field: dict[str, Any]) -> str:
     default = field.get("default")
-    if default in (None, "", [], {}):
+    if default in (None, "", []) or isinstance(
+        default, dict
+    ):  # an object's own schema has its defaults
         return ""
     return f" <small>Default: <code>{escape(json.dumps(default))}</code></small>"
 

@@ -71,7 +71,7 @@ class Envelope:
             "request",
             request_id=exchange.request_id,
             method=exchange.scope["method"],
-            path=exchange.scope["path"],
+            path=_raw_path(exchange.scope).decode("ascii", "backslashreplace"),
             route=route,
             status=exchange.status,
             seconds=round(seconds, 6),
@@ -123,12 +123,18 @@ class _BrokenOff(Exception):
 
 def _check_path(scope: Scope) -> None:
     """Raises Malformed for a path that two readers could read differently."""
-    raw_path = scope.get("raw_path") or scope["path"].encode("utf-8")
+    raw_path = _raw_path(scope)
     if _TRICKY_ESCAPE.search(raw_path) or _TRICKY_PATH.search(raw_path):
         raise Malformed(
             'The path must not have empty, "." or ".." parts, backslashes, or escapes of such.',
             code="path_malformed",
         )
+
+
+def _raw_path(scope: Scope) -> bytes:
+    """The path as it was sent: escaped, so that it can neither hide a part nor break a log line."""
+    raw_path: bytes | None = scope.get("raw_path")
+    return raw_path if raw_path is not None else scope["path"].encode("utf-8")
 
 
 def _request_id(scope: Scope) -> str:

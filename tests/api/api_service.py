@@ -14,6 +14,7 @@ from plain_scheduler import PlainImages, PlainScheduler
 
 from sandboxd.api.app import create_api
 from sandboxd.api.auth import SCOPES, new_key
+from sandboxd.api.connections import Connection
 from sandboxd.errors import Fault
 from sandboxd.jobs import JobSpec
 from sandboxd.settings import CEILINGS, DEFAULT_LIMITS, ServerSettings
@@ -40,7 +41,9 @@ class RecordedMetrics:
 class Service:
     """A running API."""
 
-    def __init__(self, *, slots: int = 4, **settings: Any) -> None:
+    def __init__(
+        self, *, slots: int = 4, connection: type[Connection] = Connection, **settings: Any
+    ) -> None:
         self.settings = ServerSettings(**{"auth": False} | settings)
         self.metrics = RecordedMetrics()
         self.images: Any = PlainImages()
@@ -49,6 +52,7 @@ class Service:
         self.scheduler: PlainScheduler
         self.port = 0
         self._slots = slots
+        self._connection = connection
         self._loop: asyncio.AbstractEventLoop
         self._server: uvicorn.Server
 
@@ -117,7 +121,7 @@ class Service:
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             _announced(api, started),
-            http="httptools",
+            http=self._connection,
             lifespan="on",
             log_config=None,
             access_log=False,

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ def run(client: httpx2.Client, script: str, **more: object) -> str:
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Path]:
+def gate(tmp_path: Path) -> Path:
     """A pipe that a job reads from, so that a test decides when it goes on."""
     path = tmp_path / "gate"
     os.mkfifo(path)
-    yield path
+    return path
 
 
 def start(client: httpx2.Client, script: str) -> str:

@@ -1,0 +1,105 @@
+"""A connection that does not bring a request in good time and size is closed."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_service import Service
+
+from sandboxd.api.body import read_body
+from sandboxd.api.connections import HEAD_BYTES, Connection
+from sandboxd.api.problems import HttpRefused
+
+PATIENCE_SECONDS = 0.5
+REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class HastyConnection(Connection):
+    head_seconds = PATIENCE_SECONDS
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    directory: Path = tmp_path_factory.mktemp("hasty")
+    with Service(connection=HastyConnection).running(directory) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def connected(service: Service) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("before", "start"),
+    [
+        (b"", b""),
+        (b"", b"GET /livez HT"),
+        (b"", b"GET /livez HTTP/1.1\r\nHost: lo"),
+        (b"", b"\r\n\r\n"),
+        (REQUEST, b"GET /livez HTTP/1.1\r\nHost: lo"),
+        (REQUEST, b"\r\n\r\n"),
+    ],
+)
+def test_a_head_that_does_not_end_closes_the_connection(
+    hasty: Service, before: bytes, start: bytes
+) -> None:
+    started = time.monotonic()
+    with connected(hasty) as connection:
+        connection.sendall(before)
+        answer = b""
+        while before and not answer.endswith(b'{"status":"ok"}'):
+            answer += connection.recv(65536)
+        connection.sendall(start)
+
+        assert connection.recv(1) == b""
+
+    assert PATIENCE_SECONDS * 0.9 < time.monotonic() - started < 10
+
+
+def test_dripping_bytes_do_not_buy_time(hasty: Service) -> None:
+    with connected(hasty) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+        connection.settimeout(0.05)
+        started = time.monotonic()
+        while time.monotonic() - started < 10:
+            connection.send(b"x")
+            with contextlib.suppress(TimeoutError):
+                assert connection.recv(1) == b""
+                break
+
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("piece", [b"x", b"x: y\r\n"])
+def test_a_head_without_bounds_is_431(hasty: Service, piece: bytes) -> None:
+    with connected(hasty) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ")
+        connection.sendall(piece * (HEAD_BYTES // len(piece)))
+
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_long_answer_is_not_cut_short(hasty: Service) -> None:
+    body = {"image": "host", "command": ["/bin/sleep", str(PATIENCE_SECONDS * 2)]}
+    with hasty.client() as client:
+        job = client.post("/v1/jobs", json=body, headers={"Prefer": "wait=20"}).json()
+        again = client.get("/livez")
+
+    assert (job["state"], again.status_code) == ("succeeded", 200)
+
+
+def test_a_body_that_does_not_come_is_408() -> None:
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    with pytest.raises(HttpRefused) as refusal:
+        asyncio.run(read_body({"headers": []}, receive, max_bytes=1, timeout_seconds=0.01))
+
+    assert (refusal.value.status, refusal.value.code) == (408, "body_timeout")
