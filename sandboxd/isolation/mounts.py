@@ -181,6 +181,9 @@ def build_tree(
         root_mount = syscalls.open_tree(syscalls.AT_FDCWD, spec.rootfs, syscalls.OPEN_TREE_CLONE)
         syscalls.mount_setattr(root_mount, _NOSUID | _NODEV | _NOEXEC, recursive=True)
         _attach(root_mount, f"{templates.stage}/root")
+        # The service made the directory, and its uid does not exist in the sandbox that is to write here.
+        root_id = inside_to_launcher(0, id_count)
+        os.chown(f"{templates.stage}/root", root_id, root_id)
         return
     _mount_layers(spec, templates.stage, id_count)
     root = f"{templates.stage}/root"
@@ -272,10 +275,10 @@ def mount_proc(templates: Templates) -> int:
 
     Returns a descriptor of a detached copy without the read-only parts, for init's own use before the command runs.
     """
-    proc_mount = _new_mount("proc", {}, _NOSUID | _NODEV | _NOEXEC)
-    unmasked = syscalls.open_tree(proc_mount, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
     proc = f"{templates.stage}/root/proc"
-    _attach(proc_mount, proc)
+    _attach(_new_mount("proc", {}, _NOSUID | _NODEV | _NOEXEC), proc)
+    # Cloned once it is attached: before Linux 6.15 a detached mount cannot be (EINVAL).
+    unmasked = syscalls.open_tree(syscalls.AT_FDCWD, proc, syscalls.OPEN_TREE_CLONE)
     for name, is_directory in templates.proc_masks:
         _attach_copy(templates.empty if is_directory else templates.null, f"{proc}/{name}")
     for name in READ_ONLY_IN_PROC:
