@@ -9,17 +9,17 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import TimeoutError as SnapshotTimeoutError
 from pathlib import Path
 from typing import Any
 
 import structlog
-import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
 from sandboxd import __version__
+from sandboxd.addresses import parse_address
 from sandboxd.api.app import create_api
 from sandboxd.errors import HostNotReady, SandboxdError
 from sandboxd.ids import new_id
@@ -28,11 +28,13 @@ from sandboxd.isolated import Isolation
 from sandboxd.isolation.features import Feature, Status, probe_features
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import JobSpec
+from sandboxd.log_format import configure_logging
 from sandboxd.metrics import Metrics, Snapshot
 from sandboxd.quotas.limits import Limits
 from sandboxd.runner import sandbox_spec
 from sandboxd.scheduler import Scheduler
-from sandboxd.settings import LogSettings, Settings
+from sandboxd.server import Server, open_listener
+from sandboxd.settings import Settings
 from sandboxd.settings_loader import Loaded
 from sandboxd.store import migrate
 from sandboxd.store.sqlite import SqliteStore
@@ -46,14 +48,32 @@ _SWITCH_SECONDS = 0.0005
 class Service:
     """The whole service, running."""
 
-    def __init__(self, settings: Settings, isolation: Isolation, store: SqliteStore) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        isolation: Isolation,
+        store: SqliteStore,
+        features: list[Feature],
+    ) -> None:
         self.settings = settings
         self.isolation = isolation
         self.store = store
-        self.images = isolation.images
-        self.features: list[Feature] = []
-        self.slots = settings.scheduler.slots or 2 * isolation.host.cpus
+        self.features = features
         self._loop = asyncio.get_running_loop()
+        self.metrics = Metrics(
+            {feature.name: feature.status is not Status.MISSING for feature in features},
+            self._snapshot,
+        )
+        self.scheduler = Scheduler(
+            store,
+            isolation.runner,
+            self.metrics,
+            owner=new_id("node"),
+            slots=settings.scheduler.slots or 2 * isolation.host.cpus,
+            max_queued=settings.scheduler.max_queued,
+            log_directory=Path(settings.store.data_dir) / "logs",
+            inline_log_bytes=settings.store.inline_log_bytes,
+        )
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -64,11 +84,12 @@ class Service:
         """
         data = Path(settings.store.data_dir)
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await asyncio.to_thread(migrate.upgrade, migrate.sqlite_url(settings.store.database))
-        store = await SqliteStore.open(
-            settings.store.database, inline_log_bytes=settings.store.inline_log_bytes
-        )
-        try:
+        database = settings.store.database
+        await asyncio.to_thread(migrate.upgrade, migrate.sqlite_url(database))
+        async with contextlib.AsyncExitStack() as parts:
+            inline_log_bytes = settings.store.inline_log_bytes
+            store = await SqliteStore.open(database, inline_log_bytes=inline_log_bytes)
+            parts.push_async_callback(store.close)
             # Only now: the store's lock says that no other service uses this directory.
             isolation = Isolation(
                 settings,
@@ -76,41 +97,21 @@ class Service:
                 images_directory=data / "images",
                 parked=settings.isolation.parked_sandboxes,
             )
-            service = cls(settings, isolation, store)
-            try:
-                await service._begin(data)
-                yield service
-            finally:
-                await service._end()
-        finally:
-            await store.close()
+            parts.push_async_callback(isolation.close)
+            service = cls(settings, isolation, store, await asyncio.to_thread(probe_features))
+            await service._begin()
+            parts.push_async_callback(
+                service.scheduler.close, settings.server.shutdown_grace_seconds
+            )
+            yield service
 
-    async def _begin(self, data: Path) -> None:
-        self.features = await asyncio.to_thread(probe_features)
-        self.metrics = Metrics(
-            {feature.name: feature.status is not Status.MISSING for feature in self.features},
-            self._snapshot,
-        )
+    async def _begin(self) -> None:
+        images = self.isolation.images
         await self.isolation.launcher.start()
-        self.scheduler = Scheduler(
-            self.store,
-            self.isolation.runner,
-            self.metrics,
-            owner=new_id("node"),
-            slots=self.slots,
-            max_queued=self.settings.scheduler.max_queued,
-            log_directory=data / "logs",
-            inline_log_bytes=self.settings.store.inline_log_bytes,
-        )
-        await self.images.sweep()
+        await images.sweep()
         await self.scheduler.start()
-        image = await self.images.resolve(host_image.NAME)
+        image = await images.resolve(host_image.NAME)
         self.isolation.pool.prepare(sandbox_spec(image, default_spec(self.settings.limits)))
-
-    async def _end(self) -> None:
-        if hasattr(self, "scheduler"):
-            await self.scheduler.close(self.settings.server.shutdown_grace_seconds)
-        await self.isolation.close()
 
     def api(self) -> ASGIApp:
         """The HTTP API of this service."""
@@ -118,7 +119,7 @@ class Service:
         return create_api(
             scheduler=self.scheduler,
             store=self.store,
-            images=self.images,
+            images=self.isolation.images,
             system=self.system,
             metrics=self.metrics,
             settings=settings.server,
@@ -190,7 +191,7 @@ def default_spec(limits: Limits) -> JobSpec:
 
 
 def serve(loaded: Loaded) -> None:
-    """Run the service until SIGINT or SIGTERM."""
+    """Run the service until SIGINT or SIGTERM. Raises HostNotReady, SandboxFailed."""
     # The store's thread waits for the interpreter lock after each commit: at most so long, not for the usual 5 ms.
     sys.setswitchinterval(_SWITCH_SECONDS)
     configure_logging(loaded.settings.log)
@@ -199,62 +200,27 @@ def serve(loaded: Loaded) -> None:
 
 
 async def _serve(settings: Settings) -> None:
+    listener = open_listener(settings.server.listen)
     async with Service.start(settings) as service:
         close_metrics = _serve_metrics(service.metrics, settings.server.metrics_listen)
-        server = _Server(_uvicorn_config(service.api(), settings))
+        server = Server(service.api(), settings.server)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)
         _announce(service)
         try:
-            await server.serve()
+            await server.serve(sockets=[listener])
         finally:
             await asyncio.to_thread(close_metrics)
-        if not server.started:
-            raise HostNotReady(f"cannot listen on {settings.server.listen}")
     logger.info("stopped")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which would end the process before the jobs are settled."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def stop(self) -> None:
-        """Take no more requests and end; the second time without waiting for those under way."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
-
-
-def _uvicorn_config(api: ASGIApp, settings: Settings) -> uvicorn.Config:
-    listen = settings.server.listen
-    where: dict[str, Any] = {}
-    if listen.startswith("unix:"):
-        where["uds"] = listen.removeprefix("unix:")
-    else:
-        host, _, port = listen.rpartition(":")
-        where["host"], where["port"] = host.strip("[]"), int(port)
-    return uvicorn.Config(
-        api,
-        **where,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.server.shutdown_grace_seconds) or 1,
-    )
-
-
-def _serve_metrics(metrics: Metrics, listen: str) -> Any:
+def _serve_metrics(metrics: Metrics, listen: str) -> Callable[[], None]:
     if not listen:
         return lambda: None
-    host, _, port = listen.rpartition(":")
+    address = parse_address(listen)
     try:
-        return metrics.serve(host.strip("[]"), int(port))
+        return metrics.serve(address.host, address.port)
     except OSError as error:
         raise HostNotReady(f"cannot serve metrics on {listen}: {error.strerror}") from error
 
@@ -275,25 +241,5 @@ def _announce(service: Service) -> None:
         metrics=settings.server.metrics_listen or None,
         data_dir=settings.store.data_dir,
         id_map=service.isolation.launcher.walls(NetworkMode.NONE).id_map,
-        slots=service.slots,
-    )
-
-
-def configure_logging(settings: LogSettings) -> None:
-    """One line per event on standard error: for people on a terminal, JSON elsewhere."""
-    as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    if as_json:
-        renderer = structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info if as_json else structlog.dev.set_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(settings.level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        slots=service.scheduler.capacity()["slots"],
     )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -9,13 +10,35 @@ _LENGTH = 26
 _PATTERN = re.compile(rf"[a-z]{{2,8}}_[{_ALPHABET}]{{{_LENGTH}}}")
 
 
+class _Clock:
+    """Milliseconds and 74 bits below them that never go back: ids made in one millisecond sort in order, too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = (0, 0)
+
+    def next(self) -> tuple[int, int]:
+        """(milliseconds, the bits below)."""
+        with self._lock:
+            now = max(time.time_ns() // 1_000_000, self._last[0])
+            if now == self._last[0]:
+                # RFC 9562, 6.2, method 2: a random step upwards within the same millisecond.
+                below = self._last[1] + 1 + int.from_bytes(os.urandom(4))
+            else:
+                below = int.from_bytes(os.urandom(9))
+            self._last = (now, below)
+        return now, below & ((1 << 74) - 1)
+
+
+_clock = _Clock()
+
+
 def new_id(prefix: str) -> str:
     """A new identifier, such as `job_06f8k0…`: 48 bits of milliseconds, then 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10))
-    number = (milliseconds << 80) | random
-    number = (number & ~(0xF << 76)) | (0x7 << 76)
-    number = (number & ~(0x3 << 62)) | (0x2 << 62)
+    milliseconds, below = _clock.next()
+    version, variant = 0x7, 0x2
+    number = milliseconds << 80 | version << 76 | (below >> 62) << 64 | variant << 62
+    number |= below & ((1 << 62) - 1)
     digits = [_ALPHABET[(number >> shift) & 31] for shift in range(5 * (_LENGTH - 1), -1, -5)]
     return f"{prefix}_{''.join(digits)}"
 
