@@ -20,7 +20,10 @@ class Interrupts:
 
 @contextmanager
 def interrupts_cancel_task() -> Iterator[Interrupts]:
-    """Within, each SIGINT, SIGTERM and SIGHUP cancels the current task instead of ending the process."""
+    """Within, each SIGINT, SIGTERM and SIGHUP cancels the current task instead of ending the process.
+
+    Signals that are ignored already stay so.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs us
     interrupts = Interrupts()
@@ -29,7 +32,12 @@ def interrupts_cancel_task() -> Iterator[Interrupts]:
         interrupts.received.append(number)
         task.cancel()
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # What is ignored stays ignored: nohup(1), and commands that a script starts in the background.
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
     for number in numbers:
         loop.add_signal_handler(number, interrupt, number)
     try:

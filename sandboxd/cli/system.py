@@ -28,6 +28,10 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
     for name, part in value.items():
         if isinstance(part, dict):
             yield from _flatten(part, f"{prefix}{name}.")
+        elif isinstance(part, list) and part and isinstance(part[0], dict):
+            for item in part:
+                first, *rest = (str(word) for word in item.values())
+                yield f"{prefix}{name}.{first}", ": ".join(rest)
         elif isinstance(part, list):
             yield f"{prefix}{name}", ", ".join(str(item) for item in part)
         else:

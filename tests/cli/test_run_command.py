@@ -132,6 +132,23 @@ def test_a_signal_cancels_the_job_and_waits_for_its_end(
     assert b"Traceback" not in errors
 
 
+def test_a_signal_that_was_ignored_stays_ignored(service: Service, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    script = f"echo up; while [ ! -e {gate} ]; do sleep 0.01; done"
+    ours = [sys.executable, "-m", "sandboxd", "run", "--url", service.url, "sh", "-c", script]
+    with subprocess.Popen(
+        ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *ours],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    ) as job:
+        assert read_line(job) == b"up\n"
+        job.send_signal(signal.SIGHUP)
+        gate.touch()
+
+        assert job.wait(30) == 0
+
+
 def test_output_comes_while_the_job_runs(service: Service, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     script = f"echo first; while [ ! -e {gate} ]; do sleep 0.01; done; echo second"
