@@ -4,6 +4,7 @@ It starts as a clone of the launcher (root in U1) and ends up with the rights of
 afterwards is more than the command itself can do. It imports nothing once the root has changed.
 """
 
+import fcntl
 import os
 import resource
 import select
@@ -65,10 +66,11 @@ class Init:
     def __init__(self, order: Order, channel: socket.socket, mapper: socket.socket) -> None:
         self.order = order
         self.spec = order.spec
-        os.dup2(channel.fileno(), _CHANNEL + 10, inheritable=False)
-        os.dup2(mapper.fileno(), _MAPPER + 10, inheritable=False)
-        os.dup2(_CHANNEL + 10, _CHANNEL, inheritable=False)
-        os.dup2(_MAPPER + 10, _MAPPER, inheritable=False)
+        # First out of the way: each may have the number that the other is to get.
+        channel_copy = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, _LOWEST_OTHER)
+        mapper_copy = fcntl.fcntl(mapper, fcntl.F_DUPFD_CLOEXEC, _LOWEST_OTHER)
+        os.dup2(channel_copy, _CHANNEL, inheritable=False)
+        os.dup2(mapper_copy, _MAPPER, inheritable=False)
         self.channel = socket.socket(fileno=_CHANNEL)
         self.mapper = socket.socket(fileno=_MAPPER)
         self.oom_score: int | None = None

@@ -1,0 +1,174 @@
+"""Sandboxes without the service around them: a launcher of the test's own, and commands run in what it makes."""
+
+import asyncio
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from host_tests import host_required
+
+from sandboxd.images import host
+from sandboxd.images.resolved import ResolvedImage
+from sandboxd.isolation import idmap, sandbox
+from sandboxd.isolation.command import Unusable
+from sandboxd.isolation.sandbox import Launcher, Sandbox
+from sandboxd.isolation.spec import Command, Exit, SandboxSpec
+from sandboxd.isolation.streams import Drain, Feed
+
+Result = TypeVar("Result")
+
+DEADLINE_SECONDS = 60.0
+
+
+class Ran(NamedTuple):
+    """How a command ended and what it wrote."""
+
+    exit: Exit | None
+    out: bytes
+    err: bytes
+
+    def json(self) -> Any:
+        assert self.exit is not None, "killed"
+        assert self.exit.code == 0, self
+        return json.loads(self.out)
+
+
+class Bench:
+    """One launcher with the host image, on an event loop of its own."""
+
+    def __init__(self, mode: str, directory: Path) -> None:
+        self.mode = mode
+        self.ids = idmap.find_range() if mode == "range" else None
+        if mode == "range" and self.ids is None:
+            host_required("no subordinate ids (sandboxd setup)")
+        self.directory = directory
+        (directory / "stage").mkdir()
+        self.image: ResolvedImage = host.build(directory / "host")
+        self.launcher = Launcher(stage=directory / "stage", ids=self.ids)
+        self.runner = asyncio.Runner()
+
+    def do(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self.runner.run(asyncio.wait_for(work, DEADLINE_SECONDS))
+
+    def close(self) -> None:
+        self.do(self.launcher.close())
+        self.runner.close()
+
+    def spec(self, **changes: Any) -> SandboxSpec:
+        plain = SandboxSpec(
+            rootfs=self.image.rootfs,
+            binds=self.image.binds,
+            writable=self.image.writable,
+            scratch_bytes=32 * 2**20,
+            scratch_inodes=1024,
+            uid=1000,
+            gid=1000,
+        )
+        return msgspec.structs.replace(plain, **changes)
+
+    @contextlib.asynccontextmanager
+    async def sandbox(self, **changes: Any) -> AsyncIterator[Sandbox]:
+        """A sandbox that stands, for the length of the block."""
+        made = await self.launcher.create(self.spec(**changes))
+        try:
+            yield made
+        finally:
+            made.kill()
+            await made.dead()
+
+    def run(self, *argv: str, stdin: bytes = b"", **changes: Any) -> Ran:
+        """Run one command in a sandbox of its own."""
+
+        async def alone() -> Ran:
+            async with self.sandbox(**changes) as made:
+                return await run_in(made, *argv, stdin=stdin)
+
+        return self.do(alone())
+
+    def python(self, source: str, **changes: Any) -> Any:
+        """What a Python program prints as JSON inside."""
+        return self.run("python3", "-c", source, **changes).json()
+
+
+async def start_in(
+    made: Sandbox, *argv: str, descriptors: list[int], **changes: Any
+) -> float | Unusable:
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    plain = Command(argv=argv, env={"PATH": path}, workdir="/work", rlimits={"nofile": 1024})
+    return await made.run(msgspec.structs.replace(plain, **changes), descriptors)
+
+
+async def run_in(made: Sandbox, *argv: str, stdin: bytes = b"", **changes: Any) -> Ran:
+    """Run the command of this sandbox to its end."""
+    out, err = bytearray(), bytearray()
+    command_in, feed_end = os.pipe()
+    out_end, command_out = os.pipe()
+    err_end, command_err = os.pipe()
+    feed = Feed(feed_end, stdin)
+    drains = Drain(out_end, out.extend), Drain(err_end, err.extend)
+    theirs = [command_in, command_out, command_err]
+    try:
+        started = await start_in(made, *argv, descriptors=theirs, **changes)
+    finally:
+        for descriptor in theirs:
+            os.close(descriptor)
+    try:
+        assert not isinstance(started, Unusable), started
+        ended = await made.exited()
+        await made.dead()
+        for drain in drains:
+            await drain.ended()
+    finally:
+        for stream in (feed, *drains):
+            stream.close()
+    return Ran(ended, bytes(out), bytes(err))
+
+
+@contextlib.contextmanager
+def a_bench(mode: str = "range") -> Iterator[Bench]:
+    if os.geteuid() == 0:
+        host_required("run as root: sandboxes are made by an ordinary user")
+    with tempfile.TemporaryDirectory(prefix="sandboxd-test-") as directory:
+        bench = Bench(mode, Path(directory))
+        try:
+            yield bench
+        finally:
+            bench.close()
+
+
+@contextlib.contextmanager
+def without(statements: str) -> Iterator[Bench]:
+    """A launcher in which `statements` have taken one wall away, so that the wall behind it is seen alone.
+
+    They may use the modules `launcher`, `init` and `seccomp`.
+    """
+    plain = sandbox._BOOTSTRAP
+    changed = f"from sandboxd.isolation import init, launcher, seccomp; {statements}; "
+    sandbox._BOOTSTRAP = plain.replace("from sandboxd", changed + "from sandboxd", 1)
+    try:
+        with a_bench() as bench:
+            yield bench
+    finally:
+        sandbox._BOOTSTRAP = plain
+
+
+ALLOW_ALL_CALLS = "seccomp.build = lambda machine: [seccomp.Instruction(6, 0, 0, 0x7FFF0000)]"
+
+
+def children_of(pid: int) -> set[int]:
+    """Every process below this one, as the host counts them."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                stat = Path("/proc", name, "stat").read_text(errors="replace")
+                parents[int(name)] = int(stat.rpartition(")")[2].split()[1])
+    below = {pid}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    return below - {pid}
