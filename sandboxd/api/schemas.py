@@ -239,9 +239,11 @@ class LinksView(Answer, frozen=True, kw_only=True):
     retry: str
 
 
-class SpecView(Answer, frozen=True, kw_only=True):
-    """What was asked for, with every default filled in. `args` is part of `command`; `stdin` is not shown."""
+class DryRunView(Answer, frozen=True, kw_only=True):
+    """The answer to `?dry_run=true`: the job would be accepted, as this."""
 
+    dry_run: bool
+    image_digest: str
     image: str
     command: tuple[str, ...]
     env: dict[str, str]
@@ -256,39 +258,49 @@ class SpecView(Answer, frozen=True, kw_only=True):
     ttl_seconds: float | None
 
 
-class DryRunView(SpecView, frozen=True, kw_only=True):
-    """The answer to `?dry_run=true`: the job would be accepted, as this."""
+class JobView(Answer, frozen=True, kw_only=True):
+    """One job: how it stands, then what was asked for, with every default filled in.
 
-    dry_run: bool
-    image_digest: str
+    `args` is part of `command`; the input is not shown.
+    """
 
-
-class JobView(SpecView, frozen=True, kw_only=True):
-    """One job."""
-
+    # What a DryRunView has is repeated here, not inherited: inherited members would come first, and who reads an answer
+    # on a terminal looks for these.
     id: str
     state: State
     reason: Reason
+    exit: ExitView | UnsetType = UNSET
+    stdout: str | Base64 | UnsetType = UNSET
+    stderr: str | Base64 | UnsetType = UNSET
+    streams: StreamsView | UnsetType = UNSET
+    error: ErrorView | UnsetType = UNSET
+    waiting: WaitingView | UnsetType = UNSET
+    cancel_requested: bool | UnsetType = UNSET
     attempt: int
+    usage: UsageView | UnsetType = UNSET
     created_at: str
     queued_at: str
-    links: LinksView
     started_at: str | None = None
     finished_at: str | None = None
     expires_at: str | None = None
     image_digest: str | UnsetType = UNSET
-    exit: ExitView | UnsetType = UNSET
-    usage: UsageView | UnsetType = UNSET
-    stdout: str | Base64 | UnsetType = UNSET
-    stderr: str | Base64 | UnsetType = UNSET
-    streams: StreamsView | UnsetType = UNSET
+    image: str
+    command: tuple[str, ...]
+    env: dict[str, str]
+    workdir: str | None
+    user: str | None
+    limits: LimitsView
+    network: NetworkView
+    require: dict[str, str]
+    priority: int
+    labels: dict[str, str]
+    retry: RetryView
+    ttl_seconds: float | None
     enforcement: dict[str, Any] | UnsetType = UNSET
-    error: ErrorView | UnsetType = UNSET
-    waiting: WaitingView | UnsetType = UNSET
-    cancel_requested: bool | UnsetType = UNSET
     retried_from: str | UnsetType = UNSET
     request_id: str | UnsetType = UNSET
     trace_id: str | UnsetType = UNSET
+    links: LinksView
 
 
 class JobList(Answer, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """Values as the API shows them: a Job, its limits, its output, an image, a key."""
 
 import base64
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
@@ -104,18 +104,7 @@ def job_view(job: Job, output: Output | None = None, *, position: int | None = N
         request_id=_known(job.request_id),
         trace_id=trace_id_of(job.traceparent) if job.traceparent else UNSET,
         links=_links_view(job.id),
-        image=spec.image,
-        command=spec.command,
-        env=spec.env,
-        workdir=spec.workdir,
-        user=_user(spec),
-        limits=_limits_view(spec),
-        network=NetworkView(mode=NetworkMode.NONE),
-        require=spec.require,
-        priority=spec.priority,
-        labels=spec.labels,
-        retry=RetryView(max_attempts=spec.retry.max_attempts),
-        ttl_seconds=spec.ttl_seconds,
+        **_asked_for(spec),
     )
 
 
@@ -124,19 +113,25 @@ def dry_run_view(spec: JobSpec, image_digest: str) -> DryRunView:
     return DryRunView(
         dry_run=True,
         image_digest=image_digest,
-        image=spec.image,
-        command=spec.command,
-        env=spec.env,
-        workdir=spec.workdir,
-        user=_user(spec),
-        limits=_limits_view(spec),
-        network=NetworkView(mode=NetworkMode.NONE),
-        require=spec.require,
-        priority=spec.priority,
-        labels=spec.labels,
-        retry=RetryView(max_attempts=spec.retry.max_attempts),
-        ttl_seconds=spec.ttl_seconds,
+        **_asked_for(spec),
     )
+
+
+def _asked_for(spec: JobSpec) -> dict[str, Any]:
+    return {
+        "image": spec.image,
+        "command": spec.command,
+        "env": spec.env,
+        "workdir": spec.workdir,
+        "user": None if spec.user is None else f"{spec.user[0]}:{spec.user[1]}",
+        "limits": _limits_view(spec),
+        "network": NetworkView(mode=NetworkMode.NONE),
+        "require": spec.require,
+        "priority": spec.priority,
+        "labels": spec.labels,
+        "retry": RetryView(max_attempts=spec.retry.max_attempts),
+        "ttl_seconds": spec.ttl_seconds,
+    }
 
 
 def event_view(event: JobEvent) -> EventView:
@@ -178,10 +173,6 @@ def _time(unix_seconds: float | None) -> str | None:
 
 def _known(text: str | None) -> str | UnsetType:
     return UNSET if text is None else text
-
-
-def _user(spec: JobSpec) -> str | None:
-    return None if spec.user is None else f"{spec.user[0]}:{spec.user[1]}"
 
 
 def _limits_view(spec: JobSpec) -> LimitsView:
