@@ -4,20 +4,20 @@
 """
 
 import asyncio
+import contextlib
 import errno
 import math
 import os
 import signal
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 from sandboxd.errors import Fault, Refused, SandboxdError, SandboxFailed
 from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.command import Unusable
 from sandboxd.isolation.pool import Pool, Taken
-from sandboxd.isolation.spec import Command, NetworkMode, SandboxSpec, Walls
+from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Walls
 from sandboxd.isolation.streams import Drain, Feed, PassThrough
 from sandboxd.jobs import (
     Component,
@@ -47,6 +47,8 @@ class Stop:
     def __init__(self) -> None:
         self.reason: Reason | None = None
         self.message: str | None = None
+        self.at = math.inf
+        """time.monotonic() of the first stop."""
         self._taken: Taken[Cgroup] | None = None
         self._grace_seconds = 0.0
 
@@ -57,6 +59,7 @@ class Stop:
         if self.reason is None:
             self.reason = reason
             self.message = message
+            self.at = time.monotonic()
             self._grace_seconds = grace_seconds
             if self._taken is not None:
                 self._carry_out(self._taken)
@@ -88,22 +91,6 @@ class Stop:
         else:
             taken.sandbox.kill()
         loop.call_later(self._grace_seconds + _STUCK_SECONDS, taken.sandbox.abandon)
-
-
-class _Streams(NamedTuple):
-    """The service's ends of the three pipes."""
-
-    feed: Feed | PassThrough
-    out: Drain
-    err: Drain
-
-    async def ended(self) -> None:
-        await self.out.ended()
-        await self.err.ended()
-
-    def close(self) -> None:
-        for stream in self:
-            stream.close()
 
 
 class Runner:
@@ -177,7 +164,8 @@ class Runner:
             outcome.warm = taken.warm
             if stop.reason is None:
                 taken.place.apply(job.spec.limits)
-                await self._run_in(taken, image, outcome, stop, sink, on_start, stdin_fd)
+                with _open_streams(outcome, stop, sink, stdin_fd) as streams:
+                    await self._run_in(taken, image, outcome, stop, streams, on_start)
         except Refused as error:
             outcome.failure = JobError(
                 component=Component.IMAGE, code=error.code, message=error.detail
@@ -189,7 +177,8 @@ class Runner:
                 outcome.oom_kills = taken.place.oom_kills()
                 outcome.usage = taken.place.read()
                 self._pool.discard(taken)
-        outcome.stopped_by, outcome.stop_message = stop.reason, stop.message
+        if stop.reason is not None and not _came_too_late(stop, outcome.exit):
+            outcome.stopped_by, outcome.stop_message = stop.reason, stop.message
         outcome.enforcement = self._record()
         return result_of(outcome)
 
@@ -199,50 +188,39 @@ class Runner:
         image: ResolvedImage,
         outcome: Outcome,
         stop: Stop,
-        sink: Sink,
+        streams: "_Streams",
         on_start: Callable[[float], None],
-        stdin_fd: int | None,
     ) -> None:
-        """The command's own time: from its start until no process of the sandbox is left."""
-        spec = outcome.job.spec
+        """The command's own time: from its start until its output is complete."""
+        limits = outcome.job.spec.limits
+        command = self._command(outcome.job.spec, image)
+        started = await taken.sandbox.run(command, streams.theirs)
+        streams.close_theirs()
+        if isinstance(started, Unusable):
+            outcome.unusable = started
+            return
+        outcome.command_started = started
+        outcome.started_at = time.time() - (time.monotonic() - started)
+        on_start(outcome.started_at)
+        stop.attach(taken)
+        with self._time_limits(taken.place, limits, stop):
+            outcome.exit = await taken.sandbox.exited()
+        outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
+        # With init everything in the sandbox dies, so both streams end: the log is complete before init is gone.
+        await streams.ended()
 
-        def receive(stream: Stream, piece: bytes) -> None:
-            outcome.output_bytes += len(piece)
-            if not sink(stream, piece):
-                outcome.output_bytes = spec.limits.output_bytes
-                stop(Reason.OUTPUT_BYTES)
-
-        streams, theirs = _open_streams(spec, receive, stdin_fd)
+    @contextlib.contextmanager
+    def _time_limits(self, cgroup: Cgroup, limits: Limits, stop: Stop) -> Iterator[None]:
+        """Stop the job when its wall time or its CPU time is used up."""
+        loop = asyncio.get_running_loop()
+        wall = loop.call_later(limits.wall_seconds, stop, Reason.WALL_SECONDS)
+        watch = self._watch_cpu(cgroup, limits, stop)
         try:
-            try:
-                started = await taken.sandbox.run(self._command(spec, image), theirs)
-            finally:
-                for descriptor in theirs:
-                    os.close(descriptor)
-            if isinstance(started, Unusable):
-                outcome.unusable = started
-                return
-            outcome.command_started = started
-            outcome.started_at = time.time() - (time.monotonic() - started)
-            on_start(outcome.started_at)
-            stop.attach(taken)
-            loop = asyncio.get_running_loop()
-            wall = loop.call_later(spec.limits.wall_seconds, stop, Reason.WALL_SECONDS)
-            watch = self._watch_cpu(taken.place, spec.limits, stop)
-            try:
-                outcome.exit = await taken.sandbox.exited()
-                outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
-                # With init everything in the sandbox dies, so both streams end: the log is complete before init is gone.
-                async with asyncio.timeout(_STUCK_SECONDS):
-                    await streams.ended()
-            except TimeoutError:
-                raise SandboxFailed("end", "a process is stuck in the kernel") from None
-            finally:
-                wall.cancel()
-                if watch is not None:
-                    watch.cancel()
+            yield
         finally:
-            streams.close()
+            wall.cancel()
+            if watch is not None:
+                watch.cancel()
 
     def _watch_cpu(self, cgroup: Cgroup, limits: Limits, stop: Stop) -> "asyncio.Task[None] | None":
         """A task that ends the job when its CPU time is used up; None where it cannot be before the wall time is."""
@@ -303,20 +281,64 @@ def sandbox_spec(image: ResolvedImage, spec: JobSpec) -> SandboxSpec:
     )
 
 
+class _Streams:
+    """The three pipes of a command: the service's ends at work, the command's ends to hand over."""
+
+    def __init__(self, feed: Feed | PassThrough, out: Drain, err: Drain, theirs: list[int]) -> None:
+        self._ours = (feed, out, err)
+        self._out, self._err = out, err
+        self.theirs = theirs
+        """Descriptors for the command's input, output and error output."""
+
+    async def ended(self) -> None:
+        """Wait for the end of both outputs. Raises SandboxFailed if it does not come."""
+        try:
+            async with asyncio.timeout(_STUCK_SECONDS):
+                await self._out.ended()
+                await self._err.ended()
+        except TimeoutError:
+            raise SandboxFailed("end", "a process is stuck in the kernel") from None
+
+    def close_theirs(self) -> None:
+        """The command has them now: only its ends keep the pipes open."""
+        while self.theirs:
+            os.close(self.theirs.pop())
+
+    def close(self) -> None:
+        """Close what is still open."""
+        self.close_theirs()
+        for stream in self._ours:
+            stream.close()
+
+
+@contextlib.contextmanager
 def _open_streams(
-    spec: JobSpec, receive: Callable[[Stream, bytes], None], stdin_fd: int | None
-) -> tuple[_Streams, list[int]]:
-    """Our ends of the pipes, and the command's (input, output, error), which the caller closes."""
+    outcome: Outcome, stop: Stop, sink: Sink, stdin_fd: int | None
+) -> Iterator[_Streams]:
+    spec = outcome.job.spec
+
+    def receive(stream: Stream, piece: bytes) -> None:
+        outcome.output_bytes += len(piece)
+        if not sink(stream, piece):
+            outcome.output_bytes = spec.limits.output_bytes
+            stop(Reason.OUTPUT_BYTES)
+
     command_in, feed_end = os.pipe()
     out_end, command_out = os.pipe()
     err_end, command_err = os.pipe()
-    feed = PassThrough(stdin_fd, feed_end) if stdin_fd is not None else Feed(feed_end, spec.stdin)
     streams = _Streams(
-        feed,
+        Feed(feed_end, spec.stdin) if stdin_fd is None else PassThrough(stdin_fd, feed_end),
         Drain(out_end, lambda piece: receive(Stream.STDOUT, piece)),
         Drain(err_end, lambda piece: receive(Stream.STDERR, piece)),
+        [command_in, command_out, command_err],
     )
-    return streams, [command_in, command_out, command_err]
+    with contextlib.closing(streams):
+        yield streams
+
+
+def _came_too_late(stop: Stop, ended: Exit | None) -> bool:
+    """Whether the command had ended by itself when it was stopped. (Its output may be over the limit all the same.)"""
+    return ended is not None and ended.at <= stop.at and stop.reason is not Reason.OUTPUT_BYTES
 
 
 def _satisfies(offered: str, least: str) -> bool:
