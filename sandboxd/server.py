@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sandboxd.addresses import parse_address
+from sandboxd.api.connections import Connection
 from sandboxd.errors import HostNotReady
 from sandboxd.settings import ServerSettings
 
@@ -24,7 +25,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 api,
-                http="httptools",
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
