@@ -1,0 +1,45 @@
+"""The real service, one for each test process: started once, and at the end it must have left nothing."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from host_tests import host_required
+from running_service import SOURCE, RunningService, running_service
+
+from sandboxd.client import Client
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="session")
+def prepared_host() -> None:
+    """This host can run jobs behind all walls, with all limits; `sandboxd doctor` says so."""
+    doctor = subprocess.run(
+        [sys.executable, "-m", "sandboxd", "doctor", "--json"],
+        cwd=SOURCE,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if doctor.returncode != 0:
+        host_required(f"this host is not prepared: {doctor.stdout}{doctor.stderr}")
+    json.loads(doctor.stdout)
+
+
+@pytest.fixture(scope="session")
+def real_service(prepared_host: None) -> Iterator[RunningService]:
+    """A service without keys, with room for large inputs."""
+    with running_service(
+        flags=("--no-auth", "--slots", "8"), server_max_body_bytes=128 * MIB
+    ) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def client(real_service: RunningService) -> Iterator[Client]:
+    with real_service.client() as connected:
+        yield connected

@@ -1,0 +1,248 @@
+"""The real service as a process of its own, started as an operator does, with what it leaves behind in plain sight."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import psutil
+from waiting import wait_for
+
+from sandboxd.client import Client
+from sandboxd.quotas.host import probe_host
+
+SOURCE = Path(__file__).parent.parent
+START_SECONDS = 30.0
+STOP_SECONDS = 30.0
+SECRET_OF_THE_SERVICE = "canary-in-the-environment-of-the-service"
+"""In the service's environment; no job may ever see it."""
+
+
+class Leftovers(NamedTuple):
+    """What is there besides parked sandboxes. Empty (false) when all is well."""
+
+    busy: int = 0
+    queued: int = 0
+    processes: tuple[str, ...] = ()
+    cgroups: tuple[str, ...] = ()
+
+
+class RunningService:
+    """`sandboxd serve` on loopback, on ports and a data directory of its own."""
+
+    def __init__(
+        self, data_dir: Path, *, flags: Sequence[str] = ("--no-auth",), **settings: str | int
+    ) -> None:
+        """`settings`: `server_max_body_bytes=…` for SANDBOXD_SERVER_MAX_BODY_BYTES and so on."""
+        self.data_dir = data_dir
+        self.log_file = data_dir.with_name(f"{data_dir.name}.log")
+        self.port, self.metrics_port = _free_ports(2)
+        self._flags = flags
+        self._settings = settings
+        self.process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the service, and of other commands that are to use its data directory."""
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        named = {f"SANDBOXD_{name.upper()}": str(value) for name, value in self._settings.items()}
+        fixed = {
+            "SANDBOXD_CONFIG": "",
+            "SANDBOXD_STORE_DATA_DIR": str(self.data_dir),
+            "PYTHONPATH": str(SOURCE),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "SECRET": SECRET_OF_THE_SERVICE,
+        }
+        return kept | named | fixed
+
+    def start(self) -> "RunningService":
+        """Start it and wait until it would take a job."""
+        words = ["serve", "--listen", f"127.0.0.1:{self.port}", *self._flags]
+        words += ["--metrics-listen", f"127.0.0.1:{self.metrics_port}", "--log-format", "json"]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sandboxd", *words],
+                env=self.environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(self._is_ready, "the service is ready", seconds=START_SECONDS)
+        return self
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, f"the service ended:\n{self.log_file.read_text()}"
+        try:
+            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """`sandboxd WORDS…` with the same settings."""
+        return subprocess.run(
+            [sys.executable, "-m", "sandboxd", *words],
+            env=self.environment,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def client(self, key: str | None = None) -> Client:
+        return Client(self.url, key=key)
+
+    def http(self, key: str | None = None) -> httpx2.Client:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60)
+
+    # Its ends
+
+    def terminate(self) -> None:
+        """SIGTERM, without waiting."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """SIGTERM; assert that it ended in good order and left nothing but its record."""
+        everything = self.processes()
+        self.terminate()
+        code = self.process.wait(STOP_SECONDS)
+        log = self.log_file.read_text()
+        assert code == 0, log
+        assert self.events()[-1]["event"] == "stopped"
+        assert "Traceback" not in log, log
+        _, alive = psutil.wait_procs(everything, timeout=5)
+        assert alive == []
+        assert self.instance_cgroups() == []
+        assert not (self.data_dir / "run").exists()
+        assert str(self.data_dir) not in Path("/proc/self/mountinfo").read_text()
+
+    def remove_images(self) -> None:
+        """Remove all imported images, with the service stopped: their files are of subordinate ids."""
+        for name in sorted((self.data_dir / "images" / "names").glob("*.json")):
+            removed = self.command("images", "remove", name.stem)
+            assert removed.returncode == 0, removed.stderr
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash: nothing of it can clean up. Returns when all its processes are gone."""
+        everything = self.processes()
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(everything, timeout=10)
+        assert alive == []
+
+    # What there is of it
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process below the service: the launcher, each init, what jobs run."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def launcher(self) -> psutil.Process:
+        (launcher,) = psutil.Process(self.process.pid).children()
+        return launcher
+
+    def inits(self) -> list[psutil.Process]:
+        """One for each sandbox, parked ones too."""
+        return self.launcher().children()
+
+    def processes_of_jobs(self) -> list[psutil.Process]:
+        inits = {init.pid for init in self.inits()}
+        return [each for each in self.processes() if each.ppid() in inits]
+
+    def instance_cgroups(self) -> list[Path]:
+        """The directories of this instance, one for each hierarchy, as far as they exist."""
+        name = hashlib.sha256(os.fsencode(self.data_dir.absolute())).hexdigest()[:16]
+        found = {
+            Path(os.path.realpath(controller.directory), name)
+            for controller in probe_host().controllers.values()
+            if controller.directory is not None
+        }
+        return sorted(path for path in found if path.exists())
+
+    def job_cgroups(self) -> list[Path]:
+        """A directory for each sandbox in each hierarchy, parked ones too."""
+        return [
+            path
+            for instance in self.instance_cgroups()
+            for path in instance.iterdir()
+            if path.is_dir()
+        ]
+
+    def leftovers(self, client: Client) -> Leftovers:
+        """What is there beyond parked sandboxes; figures of one moment, so look again if there is any."""
+        capacity = client.system()["capacity"]
+        parked, hierarchies = capacity["parked"], len(self.instance_cgroups())
+        processes = [f"{each.pid} {each.cmdline()}" for each in self.processes()]
+        cgroups = [str(path) for path in self.job_cgroups()]
+        return Leftovers(
+            capacity["busy"],
+            capacity["queued"],
+            tuple(processes) if len(processes) != 1 + parked else (),
+            tuple(cgroups) if len(cgroups) != hierarchies * parked else (),
+        )
+
+    def assert_nothing_left(self, client: Client) -> None:
+        """Wait until there is nothing but parked sandboxes."""
+
+        def nothing() -> bool:
+            try:
+                return self.leftovers(client) == Leftovers()
+            except psutil.NoSuchProcess:
+                return False  # it ended while we looked
+
+        wait_for(nothing, f"nothing is left ({self.leftovers(client)})")
+
+    def events(self) -> list[dict[str, Any]]:
+        """The service's own log. Lines that are not JSON are not its own: they fail here."""
+        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+
+
+@contextmanager
+def data_directory() -> Iterator[Path]:
+    """A place for a data directory that is on a disk, as in real life: /tmp is often memory."""
+    path = Path(tempfile.mkdtemp(prefix="sandboxd-test-", dir="/var/tmp"))
+    try:
+        yield path / "data"
+        shutil.rmtree(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def running_service(
+    *, flags: Sequence[str] = ("--no-auth",), **settings: str | int
+) -> Iterator[RunningService]:
+    """A service for the length of the block. At the end it must stop in good order, and leave nothing."""
+    with data_directory() as data_dir:
+        service = RunningService(data_dir, flags=flags, **settings)
+        try:
+            yield service.start()
+            service.stop()
+            service.remove_images()
+        finally:
+            if service.process.poll() is None:
+                service.kill()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
