@@ -6,6 +6,7 @@ It makes the first job work without any registry. Nothing else of the host is vi
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from sandboxd.images.resolved import ResolvedImage
@@ -55,6 +56,7 @@ def build(directory: Path) -> ResolvedImage:
             binds.append((str(source), str(source)))
     _make_etc(directory / "etc")
     (directory / "root").mkdir()
+    _let_everybody_read(directory)
     return ResolvedImage(
         name=NAME,
         digest=_digest(),
@@ -82,25 +84,48 @@ def _make_etc(etc: Path) -> None:
     for name, content in (("passwd", _PASSWD), ("group", _GROUP), ("nsswitch.conf", _NSSWITCH)):
         (etc / name).write_text(content, encoding="ascii")
     for name in _COPIED_FROM_ETC:
-        _copy_readable(Path("/etc", name), etc / name)
+        source = Path("/etc", name)
+        if source.exists():
+            (etc / name).parent.mkdir(parents=True, exist_ok=True)
+            copy_public(source, etc / name)
 
 
-def _copy_readable(source: Path, target: Path) -> None:
-    """Copy a file or a directory as far as this user may read it; links stay links."""
-    if source.is_symlink() and not source.is_dir() and source.exists():
-        content = source.resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A link that leads out of /etc and /usr would dangle inside: take the file itself.
-        if str(content).startswith(("/usr/", "/etc/")):
-            target.symlink_to(os.readlink(source))
-        else:
-            shutil.copyfile(content, target)
+def copy_public(source: Path, target: Path) -> None:
+    """Copy a file, or a directory with all below it, as far as everybody on this host may read it.
+
+    What only some may read (a key beside its certificate), this service's user among them, is not for jobs. A link stays
+    a link, but one to a file outside /etc and /usr would dangle inside: the file is copied.
+    """
+    is_link = source.is_symlink()
+    if is_link and os.path.realpath(source).startswith(("/usr/", "/etc/")):
+        target.symlink_to(os.readlink(source))
+    elif not _is_public(source) or (is_link and source.is_dir()):
+        return
     elif source.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target, symlinks=True)
-    elif source.is_file() and os.access(source, os.R_OK):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.mkdir()
+        for entry in source.iterdir():
+            copy_public(entry, target / entry.name)
+    else:
         shutil.copyfile(source, target)
+
+
+def _is_public(path: Path) -> bool:
+    """Whether everybody may read the file or directory. False for devices, FIFOs and links to nothing."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    everybody = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+    return (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and mode & everybody == everybody
+
+
+def _let_everybody_read(directory: Path) -> None:
+    """Jobs have other ids than this service, whose umask may leave them nothing."""
+    for path, _, names in os.walk(directory):
+        os.chmod(path, 0o755)  # noqa: S103 (that is the purpose)
+        for name in names:
+            if not os.path.islink(f"{path}/{name}"):
+                os.chmod(f"{path}/{name}", 0o644)
 
 
 def _digest() -> str:

@@ -1,0 +1,33 @@
+"""Images of a test's own, unpacked by a real sandbox."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from image_bench import ImageBench, an_image_bench
+from sandbox_bench import Bench, a_bench
+
+
+@pytest.fixture(scope="session")
+def bench() -> Iterator[Bench]:
+    with a_bench() as made:
+        yield made
+
+
+@pytest.fixture(scope="session", params=["range", "single"])
+def either(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Sandboxes with subordinate ids, and with a single id."""
+    with a_bench(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def images(bench: Bench, tmp_path: Path) -> Iterator[ImageBench]:
+    with an_image_bench(bench, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def images_of_either(either: Bench, tmp_path: Path) -> Iterator[ImageBench]:
+    with an_image_bench(either, tmp_path) as made:
+        yield made
