@@ -7,10 +7,13 @@ is complete; so a crash leaves nothing half-done under a name, and what it leave
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +24,7 @@ from sandboxd.errors import Conflict, Fault, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images import host
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.isolation.pool import Place
+from sandboxd.isolation.pool import Place, remove_place
 from sandboxd.isolation.protocol import Empty, Unpack
 from sandboxd.isolation.sandbox import Launcher, Sandbox
 from sandboxd.isolation.spec import SandboxSpec
@@ -33,6 +36,8 @@ NAME_LENGTH = 128
 ImageList = list[Image]
 
 _MOST_BYTES = 64 * 2**30
+_MOST_OF_FREE_SPACE = 0.9
+"""An archive of a few kilobytes can hold any size: the service's own files need what is left."""
 _MOST_ENTRIES = 2_000_000
 _UNPACK_SECONDS = 1800.0
 _CHUNK_BYTES = 2**20
@@ -55,8 +60,14 @@ class Images:
         host_tree: Path,
         launcher: Launcher,
         make_place: Callable[[], Place],
+        *,
+        most_bytes: int = _MOST_BYTES,
+        most_entries: int = _MOST_ENTRIES,
     ) -> None:
-        """Make the directories and the tree of image `host`, at `host_tree`, which must not exist."""
+        """Make the directories and the tree of image `host`, at `host_tree`, which must not exist.
+
+        An imported image has at most `most_bytes` of files and `most_entries` of them.
+        """
         for name in ("names", "trees", "incoming"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         self._names = directory / "names"
@@ -64,6 +75,8 @@ class Images:
         self._incoming = directory / "incoming"
         self._launcher = launcher
         self._make_place = make_place
+        self._most_bytes = most_bytes
+        self._most_entries = most_entries
         self._host = host.build(host_tree)
         self._host_created_at = time.time()
         self._held: dict[str, int] = {}
@@ -77,8 +90,14 @@ class Images:
     async def sweep(self) -> None:
         """Remove what imports and removals that were cut short have left."""
         for leftover in list(self._incoming.iterdir()):
-            with contextlib.suppress(Conflict, FileNotFoundError), _locked_alone(leftover / "lock"):
-                await self._remove_tree(leftover)
+            try:
+                with _locked_alone(leftover / "lock"):
+                    await self._remove_tree(leftover)
+            except Conflict:
+                pass  # Somebody is at work on it.
+            except FileNotFoundError:
+                with contextlib.suppress(OSError):
+                    leftover.rmdir()  # Cut short before the lock was made, or after it was removed.
 
     async def resolve(self, name: str) -> ResolvedImage:
         """The image, held so that nobody removes its tree while this process lives. Raises NotFound."""
@@ -114,14 +133,11 @@ class Images:
         """Make an image of a root file system in a tar archive (plain, gzip, bzip2 or xz).
 
         `progress` is told (bytes read, bytes in all) while the archive is checked. An image of that name is replaced.
-        Raises Invalid (bad name, not an archive), NotFound (no such file), SandboxFailed.
+        Raises Invalid (bad name, not an archive), NotFound (no such file), Conflict, SandboxFailed.
         """
         if check_name(name) == host.NAME:
             raise Conflict(f"the name {host.NAME} is taken by the machine's own image")
-        try:
-            descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise NotFound(f"no file {archive}") from None
+        descriptor = _open_archive(archive)
         try:
             digest = await asyncio.to_thread(_digest_file, descriptor, progress)
             size = await self._unpack(digest, descriptor)
@@ -134,7 +150,11 @@ class Images:
             created_at=time.time(),
             source="import",
         )
-        _replace(self._names / f"{name}.json", msgspec.json.encode(image))
+        try:
+            with _locked(self._tree(digest) / "lock", fcntl.LOCK_SH):
+                _replace(self._names / f"{name}.json", msgspec.json.encode(image))
+        except FileNotFoundError:
+            raise Conflict("the same image was removed meanwhile; import it again") from None
         return image
 
     async def remove(self, name: str) -> None:
@@ -145,17 +165,25 @@ class Images:
         if name == host.NAME:
             raise Conflict("the machine's own image cannot be removed")
         image = self._read(name)
-        shared = [other for other in self._all() if other.digest == image.digest]
-        if len(shared) == 1:
-            if image.digest in self._held:
-                raise Conflict("the image is in use by this service")
-            with _locked_alone(self._tree(image.digest) / "lock"):
-                (self._names / f"{name}.json").unlink()
-                trash = self._incoming / new_id("trash")
-                self._tree(image.digest).rename(trash)
+        name_file = self._names / f"{name}.json"
+        if self._has_other_name(image):
+            name_file.unlink()
+            return
+        if image.digest in self._held:
+            raise Conflict("the image is in use by this service")
+        with _locked_alone(self._tree(image.digest) / "lock"):
+            name_file.unlink()
+            # Under the lock, which an import shares while it names a tree: nobody can name this one any more.
+            if self._has_other_name(image):
+                return
+            trash = self._incoming / new_id("trash")
+            self._tree(image.digest).rename(trash)
             await self._remove_tree(trash)
-        else:
-            (self._names / f"{name}.json").unlink()
+
+    def _has_other_name(self, image: Image) -> bool:
+        return any(
+            other.digest == image.digest and other.name != image.name for other in self._all()
+        )
 
     async def _unpack(self, digest: str, archive_fd: int) -> int:
         """Unpack into a tree of that digest. Returns the bytes of all files."""
@@ -173,14 +201,16 @@ class Images:
         try:
             os.lseek(archive_fd, 0, os.SEEK_SET)
             request = Unpack(
-                most_bytes=_MOST_BYTES,
-                most_entries=_MOST_ENTRIES,
+                most_bytes=min(
+                    self._most_bytes,
+                    int(shutil.disk_usage(incoming).free * _MOST_OF_FREE_SPACE),
+                ),
+                most_entries=self._most_entries,
                 keep_owners=self._launcher.ids is not None,
             )
             size = await self._work_inside(incoming / "rootfs", request, [archive_fd])
             (incoming / "size").write_text(str(size), encoding="ascii")
-            with contextlib.suppress(FileExistsError):
-                incoming.rename(tree)
+            _rename_unless_there(incoming, tree)
         except SandboxFailed as error:
             if error.step != "unpack":
                 raise
@@ -214,11 +244,13 @@ class Images:
             )
             async with asyncio.timeout(_UNPACK_SECONDS):
                 done = await sandbox.work(request, descriptors)
+        except TimeoutError:
+            raise SandboxFailed("unpack images", f"not done in {_UNPACK_SECONDS:.0f} s") from None
         finally:
             if sandbox is not None:
                 sandbox.kill()
                 await sandbox.dead()
-            place.remove()
+            await remove_place(place)
         return done.size_bytes
 
     def _read(self, name: str) -> Image:
@@ -233,24 +265,69 @@ class Images:
         return self._trees / digest.removeprefix("sha256:")
 
     def _hold(self, digest: str) -> None:
-        """Share the tree's lock for as long as this process lives."""
+        """Share the tree's lock for as long as this process lives. Raises NotFound, Conflict: it is being removed."""
         if digest not in self._held:
-            descriptor = os.open(self._tree(digest) / "lock", os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            self._held[digest] = descriptor
+            try:
+                self._held[digest] = _lock(self._tree(digest) / "lock", fcntl.LOCK_SH)
+            except FileNotFoundError:
+                raise NotFound("the image has been removed", code="image_not_found") from None
 
 
 @contextlib.contextmanager
 def _locked_alone(lock: Path) -> Iterator[None]:
     """Nobody else uses what the lock file stands for. Raises Conflict, FileNotFoundError."""
-    descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with _locked(lock, fcntl.LOCK_EX):
         yield
-    except BlockingIOError:
-        raise Conflict("the image is in use by a running service") from None
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, kind: int) -> Iterator[None]:
+    descriptor = _lock(lock, kind)
+    try:
+        yield
     finally:
         os.close(descriptor)
+
+
+def _lock(lock: Path, kind: int) -> int:
+    """A descriptor that holds the lock: LOCK_SH or LOCK_EX of flock(2). Raises Conflict, FileNotFoundError."""
+    descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        # Removed or replaced between the two calls: what is locked is no longer what is there.
+        if not os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+            raise FileNotFoundError(errno.ENOENT, "replaced", str(lock))
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Conflict("the image is in use by another process") from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _open_archive(path: Path) -> int:
+    """Raises NotFound, Invalid."""
+    try:
+        # Non-blocking: opening a FIFO would wait for who writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"no file {path}") from None
+    except OSError as error:
+        raise Invalid(f"cannot read {path}: {error.strerror}", code="bad_archive") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Invalid(f"{path} is not a file", code="bad_archive")
+    return descriptor
+
+
+def _rename_unless_there(incoming: Path, tree: Path) -> None:
+    """Another import of the same archive may have been first: its tree is as good as ours."""
+    try:
+        incoming.rename(tree)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
 
 
 def _digest_file(descriptor: int, progress: Callable[[int, int], None] | None) -> str:

@@ -180,13 +180,13 @@ class Pool(Generic[P]):
                 spec, join_files=place.join_files(), cgroup_fd=place.directory_fd()
             )
         except BaseException:
-            self._spawn(_remove_place(place))
+            self._spawn(remove_place(place))
             raise
         return sandbox, place
 
     async def _remove(self, taken: Taken[P]) -> None:
         await taken.sandbox.dead()
-        await _remove_place(taken.place)
+        await remove_place(taken.place)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -194,7 +194,7 @@ class Pool(Generic[P]):
         task.add_done_callback(self._tasks.discard)
 
 
-async def _remove_place(place: Place) -> None:
+async def remove_place(place: Place) -> None:
     """Remove a cgroup, in a thread: the kernel may take its time.
 
     For a moment after a process is gone the kernel may still count it (cgroup v1 sends no event).
