@@ -24,6 +24,7 @@ _CHANNEL, _MAPPER = 3, 4
 _LOWEST_OTHER = 5
 _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 """What Python and the launcher have set to other than the default. (posix_spawn resets all for the command.)"""
+_LONGEST_REASON = 500
 _COMMAND_OOM_SCORE = b"1000"
 _OWN_OOM_SCORE = b"0"
 _USER_NAMESPACE_SYSCTLS = {
@@ -211,8 +212,10 @@ class Init:
     def answer(self, work: "unpack.Work") -> None:
         try:
             entries, size = work()
-        except (OSError, ValueError, unpack.BadArchive) as error:
-            protocol.send(self.channel, protocol.Failed(step="unpack", reason=str(error)))
+        except unpack.BadArchive as error:
+            protocol.send(self.channel, protocol.Failed(step="unpack", reason=printable(error)))
+        except OSError as error:
+            protocol.send(self.channel, protocol.Failed(step="use disk", reason=printable(error)))
         else:
             protocol.send(self.channel, protocol.Done(entries=entries, size_bytes=size))
 
@@ -276,6 +279,11 @@ def reap(command_pid: int) -> protocol.Exited | None:
                 cpu_system_seconds=usage.ru_stime,
                 max_rss_bytes=usage.ru_maxrss * 1024,
             )
+
+
+def printable(error: Exception) -> str:
+    """Its text for a message: short, and without the bytes of names that are no text."""
+    return str(error).encode("utf-8", "backslashreplace").decode()[:_LONGEST_REASON]
 
 
 def limit(kind: int, wish: int) -> None:

@@ -197,6 +197,11 @@ def close_range(first: int, last: int = 0x7FFFFFFF, flags: int = 0) -> None:
     _call(_NR_CLOSE_RANGE, first, last, flags)
 
 
+def syncfs(descriptor: int) -> None:
+    """syncfs(2): write out the file system that the descriptor is on."""
+    _check(_libc.syncfs(ctypes.c_int(descriptor)))
+
+
 def join_new_session_keyring() -> None:
     """keyctl(KEYCTL_JOIN_SESSION_KEYRING, NULL): leave the keyring that was inherited."""
     _call(_NR_KEYCTL[MACHINE], KEYCTL_JOIN_SESSION_KEYRING, None)

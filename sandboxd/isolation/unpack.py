@@ -9,7 +9,9 @@ import bz2  # noqa: F401  (tarfile imports the decompressors when it needs them:
 import errno
 import lzma
 import os
+import resource
 import stat
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -22,6 +24,24 @@ Work = Callable[[], tuple[int, int]]
 _CHUNK_BYTES = 256 * 2**10
 _MOST_ID = 65_535
 _LONGEST_PATH = 4096
+_ADDRESS_SPACE_BYTES = 512 * 2**20
+"""The headers of an archive are read whole, and an xz dictionary is as large as its header says."""
+_HOST_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM})
+"""What is wrong with the disk, not with the archive."""
+_READING_ERRORS = (
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    # What tarfile lets out when the numbers in a header make no sense.
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    # A chain of extension headers is read by recursion.
+    RecursionError,
+)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -32,8 +52,9 @@ class BadArchive(Exception):
 def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
     """Unpack a (possibly compressed) tar archive below `root`. Returns (entries, bytes of file content).
 
-    Raises BadArchive and OSError.
+    Raises BadArchive, and OSError for what is wrong with the disk.
     """
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES))
     unpacker = Unpacker(os.open(root, _DIRECTORY), request)
     try:
         with (
@@ -43,10 +64,18 @@ def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
             for member in archive:
                 unpacker.add(archive, member)
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise.
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        # The tree gets its name only when it would outlast a power cut.
+        syscalls.syncfs(unpacker.root_fd)
+    except MemoryError as error:
+        raise BadArchive("a header or a dictionary of the archive is too large") from error
+    except _READING_ERRORS as error:
         raise BadArchive(f"not a tar archive that can be read: {error}") from error
-    except (OverflowError, UnicodeError) as error:
+    except (OverflowError, ValueError) as error:
         raise BadArchive(f"an entry has absurd numbers or names: {error}") from error
+    except OSError as error:
+        if error.errno in _HOST_ERRORS:
+            raise
+        raise BadArchive(f"an entry cannot be made: {error}") from error
     if not unpacker.entries:
         raise BadArchive("the archive is empty")
     return unpacker.entries, unpacker.written_bytes
@@ -141,7 +170,7 @@ class Unpacker:
         file = os.open(name, flags, 0o600, dir_fd=parent)
         try:
             while chunk := content.read(_CHUNK_BYTES):
-                os.write(file, chunk)
+                write_all(file, chunk)
             self.set_owner_and_mode(file, member)
         finally:
             os.close(file)
@@ -151,8 +180,9 @@ class Unpacker:
         parts = split_name(member.linkname)
         if not parts:
             raise BadArchive(f"a hard link to nothing: {member.name[:100]}")
-        directory = self.open_in_root("/".join(parts[:-1]) or ".")
+        directory = -1
         try:
+            directory = self.open_in_root("/".join(parts[:-1]) or ".")
             status = os.stat(parts[-1], dir_fd=directory, follow_symlinks=False)
             if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
                 os.link(
@@ -161,7 +191,8 @@ class Unpacker:
         except FileNotFoundError:
             raise BadArchive(f"a hard link to a missing file: {member.name[:100]}") from None
         finally:
-            os.close(directory)
+            if directory != -1:
+                os.close(directory)
 
     def set_owner_and_mode(self, descriptor: int, member: tarfile.TarInfo) -> None:
         if self.keep_owners:
@@ -172,6 +203,13 @@ class Unpacker:
     def set_link_owner(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
         if self.keep_owners:
             os.chown(name, *owner_of(member), dir_fd=parent, follow_symlinks=False)
+
+
+def write_all(file: int, content: bytes) -> None:
+    """A disk that is nearly full takes only a part, and says so at the next write."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(file, rest) :]
 
 
 def split_name(name: str) -> list[str]:
