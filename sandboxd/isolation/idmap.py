@@ -1,4 +1,4 @@
-"""Which ids exist in a sandbox: the maps of U1 (the launcher's user namespace) and U2 (the command's).
+"""Subordinate ids: which ones this user has, and the maps of U1, the launcher's user namespace.
 
 See user_namespaces(7), newuidmap(1), subuid(5).
 """
@@ -11,6 +11,7 @@ import subprocess
 from typing import NamedTuple
 
 from sandboxd.errors import HostNotReady, SandboxFailed
+from sandboxd.isolation.sandbox_ids import write_map
 
 LEAST_IDS = 65_536
 _CAP_SETUID, _CAP_SETGID = 7, 6
@@ -66,44 +67,15 @@ def map_launcher(pid: int, ids: IdRange | None) -> None:
     """
     uid, gid = os.geteuid(), os.getegid()
     if ids is None:
-        _write(f"/proc/{pid}/setgroups", "deny")
-        _write(f"/proc/{pid}/uid_map", f"0 {uid} 1")
-        _write(f"/proc/{pid}/gid_map", f"0 {gid} 1")
+        write_map(f"/proc/{pid}/setgroups", "deny")
+        write_map(f"/proc/{pid}/uid_map", f"0 {uid} 1")
+        write_map(f"/proc/{pid}/gid_map", f"0 {gid} 1")
     elif _may_map_directly():
-        _write(f"/proc/{pid}/uid_map", f"0 {uid} 1\n1 {ids.first_uid} {ids.size}")
-        _write(f"/proc/{pid}/gid_map", f"0 {gid} 1\n1 {ids.first_gid} {ids.size}")
+        write_map(f"/proc/{pid}/uid_map", f"0 {uid} 1\n1 {ids.first_uid} {ids.size}")
+        write_map(f"/proc/{pid}/gid_map", f"0 {gid} 1\n1 {ids.first_gid} {ids.size}")
     else:
         _run_helper("newuidmap", pid, uid, ids.first_uid, ids.size)
         _run_helper("newgidmap", pid, gid, ids.first_gid, ids.size)
-
-
-def map_sandbox(pid: int, *, id_count: int, uid: int, gid: int) -> None:
-    """Write the maps of U2 for one init: never U1's 0, but in single-id mode, where there is nothing else.
-
-    Called by the launcher, in U1. Raises SandboxFailed.
-    """
-    if id_count:
-        uid_map = gid_map = f"0 1 {id_count}"
-    else:
-        uid_map, gid_map = f"{uid} 0 1", f"{gid} 0 1"
-    _write(f"/proc/{pid}/uid_map", uid_map)
-    _write(f"/proc/{pid}/gid_map", gid_map)
-
-
-def inside_to_launcher(id_inside: int, id_count: int) -> int:
-    """The id in U1 that a command's id is; in single-id mode all are U1's 0."""
-    return id_inside + 1 if id_count else 0
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise SandboxFailed(f"write {os.path.basename(path)}", str(error)) from error
 
 
 def _run_helper(helper: str, pid: int, own: int, first: int, count: int) -> None:

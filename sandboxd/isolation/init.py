@@ -11,10 +11,11 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from sandboxd.errors import SandboxdError
-from sandboxd.isolation import command, mounts, network, privileges, protocol, syscalls, unpack
+from sandboxd.isolation import command, mounts, network, privileges, protocol, syscalls
 from sandboxd.isolation.spec import SandboxSpec
 
 UNPACKING = frozenset({"chown", "dac_override", "fowner", "fsetid"})
@@ -24,7 +25,6 @@ _CHANNEL, _MAPPER = 3, 4
 _LOWEST_OTHER = 5
 _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 """What Python and the launcher have set to other than the default. (posix_spawn resets all for the command.)"""
-_LONGEST_REASON = 500
 _COMMAND_OOM_SCORE = b"1000"
 _OWN_OOM_SCORE = b"0"
 _USER_NAMESPACE_SYSCTLS = {
@@ -32,6 +32,9 @@ _USER_NAMESPACE_SYSCTLS = {
     "max_inotify_instances": b"64",
     "max_inotify_watches": b"65536",
 }
+
+
+CarryOut = Callable[[protocol.Unpack | protocol.Empty, list[int]], protocol.Message]
 
 
 class Order(NamedTuple):
@@ -76,11 +79,13 @@ class Init:
         self.mapper = socket.socket(fileno=_MAPPER)
         self.oom_score: int | None = None
         self.unmasked_proc: int | None = None
+        self.carry_out: CarryOut = refuse
 
     def build(self) -> bool:
         """Build the walls, one named step after the other. A step that fails is reported and ends the sandbox."""
         steps = [
             self.leave_launcher,
+            self.load_tools,
             self.join_cgroups,
             self.mount_file_system,
             self.bring_up_network,
@@ -124,6 +129,13 @@ class Init:
         limit(resource.RLIMIT_MEMLOCK, 2**16)
         limit(resource.RLIMIT_MSGQUEUE, 819_200)
         limit(resource.RLIMIT_RTPRIO, 0)
+
+    def load_tools(self) -> None:
+        """Import what only this sandbox needs, while that is possible: every other one would carry its pages."""
+        if self.spec.writable_root:
+            from sandboxd.isolation import unpack
+
+            self.carry_out = unpack.carry_out
 
     def join_cgroups(self) -> None:
         """Before anything expensive: what is built from here on is charged to the sandbox (cgroup v1)."""
@@ -202,22 +214,10 @@ class Init:
         match request:
             case protocol.Run():
                 self.run(request, descriptors)
-            case protocol.Unpack():
-                self.answer(lambda: unpack.unpack(descriptors[0], "/", request))
-            case protocol.Empty():
-                self.answer(lambda: unpack.empty("/"))
+            case protocol.Unpack() | protocol.Empty():
+                protocol.send(self.channel, self.carry_out(request, descriptors))
             case protocol.Signal():
                 pass  # It came before there was anything to signal: the sandbox ends.
-
-    def answer(self, work: "unpack.Work") -> None:
-        try:
-            entries, size = work()
-        except unpack.BadArchive as error:
-            protocol.send(self.channel, protocol.Failed(step="unpack", reason=printable(error)))
-        except OSError as error:
-            protocol.send(self.channel, protocol.Failed(step="use disk", reason=printable(error)))
-        else:
-            protocol.send(self.channel, protocol.Done(entries=entries, size_bytes=size))
 
     def run(self, request: protocol.Run, descriptors: list[int]) -> None:
         """Start the command, reap whatever dies, report how the command ended; then leave, and everything with us."""
@@ -281,9 +281,9 @@ def reap(command_pid: int) -> protocol.Exited | None:
             )
 
 
-def printable(error: Exception) -> str:
-    """Its text for a message: short, and without the bytes of names that are no text."""
-    return str(error).encode("utf-8", "backslashreplace").decode()[:_LONGEST_REASON]
+def refuse(_: protocol.Unpack | protocol.Empty, __: list[int]) -> protocol.Message:
+    """A sandbox for commands does not touch images."""
+    return protocol.Failed(step="work", reason="this sandbox has no writable root")
 
 
 def limit(kind: int, wish: int) -> None:

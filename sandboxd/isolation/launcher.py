@@ -15,11 +15,11 @@ from typing import NoReturn
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import (
-    idmap,
     init,
     mounts,
     privileges,
     protocol,
+    sandbox_ids,
     seccomp,
     syscalls,
 )
@@ -137,7 +137,7 @@ class Launcher:
         spec, id_count = request.spec, self.id_count
 
         def write_maps() -> None:
-            idmap.map_sandbox(pid, id_count=id_count, uid=spec.uid, gid=spec.gid)
+            sandbox_ids.map_sandbox(pid, id_count=id_count, uid=spec.uid, gid=spec.gid)
 
         self.waiting_for_maps[mapper_end.fileno()] = (mapper_end, write_maps)
         self.poll.register(mapper_end, select.POLLIN)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from sandboxd.isolation import syscalls
-from sandboxd.isolation.idmap import inside_to_launcher
+from sandboxd.isolation.sandbox_ids import inside_to_launcher
 from sandboxd.isolation.spec import SandboxSpec
 
 _RO = syscalls.MOUNT_ATTR_RDONLY

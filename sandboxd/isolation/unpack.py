@@ -14,14 +14,12 @@ import stat
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
 
 from sandboxd.isolation import syscalls
-from sandboxd.isolation.protocol import Unpack
-
-Work = Callable[[], tuple[int, int]]
+from sandboxd.isolation.protocol import Done, Empty, Failed, Message, Unpack
 
 _CHUNK_BYTES = 256 * 2**10
+_LONGEST_REASON = 500
 _MOST_ID = 65_535
 _LONGEST_PATH = 4096
 _ADDRESS_SPACE_BYTES = 512 * 2**20
@@ -47,6 +45,20 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 class BadArchive(Exception):
     """The archive is not one, or more than was allowed; the message is for the user."""
+
+
+def carry_out(request: Unpack | Empty, descriptors: list[int]) -> Message:
+    """Do what the service asks for at `/`, and tell how it went."""
+    try:
+        if isinstance(request, Unpack):
+            entries, size = unpack(descriptors[0], "/", request)
+        else:
+            entries, size = empty("/")
+    except BadArchive as error:
+        return Failed(step="unpack", reason=printable(error))
+    except OSError as error:
+        return Failed(step="use disk", reason=printable(error))
+    return Done(entries=entries, size_bytes=size)
 
 
 def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
@@ -281,3 +293,8 @@ def empty(root: str) -> tuple[int, int]:
 
 def _is_directory(name: str, directory: int) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+
+
+def printable(error: Exception) -> str:
+    """Its text for a message: short, and without the bytes of names that are no text."""
+    return str(error).encode("utf-8", "backslashreplace").decode()[:_LONGEST_REASON]
