@@ -154,9 +154,12 @@ class Scheduler:
         self, tenant: str, job_id: str, *, grace_seconds: float, message: str | None
     ) -> Job:
         """End a job: at once if it waits, after TERM and the grace if it runs. Any number of calls is fine."""
-        job = await self._store.request_cancel(tenant, job_id, time.time(), message)
+        now = time.time()
+        job = await self._store.request_cancel(tenant, job_id, now, message)
         active = self._active.get(job_id)
         if job.state in TERMINAL:
+            if job.finished_at == now:  # It was this call that ended it, while it waited.
+                self._count_ended_waiting(job)
             self._tell(job)
         elif active is not None and active.job.tenant == tenant:
             active.stop(
@@ -351,6 +354,11 @@ class Scheduler:
         await self._store.finish(job.id, job.lease_token, result, log, time.time())
         self._metrics.finished(result)
 
+    def _count_ended_waiting(self, job: Job) -> None:
+        self._queued = max(0, self._queued - 1)
+        if job.result is not None:
+            self._metrics.finished(job.result)
+
     def _tell(self, job: Job) -> None:
         for future in self._watchers.pop(job.id, set()):
             if not future.done():
@@ -376,7 +384,7 @@ class Scheduler:
             try:
                 now = time.time()
                 for job in await self._store.expire_waiting(now):
-                    self._queued = max(0, self._queued - 1)
+                    self._count_ended_waiting(job)
                     self._tell(job)
                 for path in await self._store.delete_expired(now, _EXPIRE_BATCH):
                     remove_log(path)
