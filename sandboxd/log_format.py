@@ -1,5 +1,6 @@
 """How the service's own log looks: one line per event on standard error."""
 
+import logging
 import sys
 
 import structlog
@@ -26,3 +27,13 @@ def configure_logging(settings: LogSettings) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(handlers=[_Library()], level=logging.WARNING, force=True)
+
+
+class _Library(logging.Handler):
+    """What libraries have to say goes the same way: every line of the log has one form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(
+            record.levelno, record.getMessage(), library=record.name, exc_info=record.exc_info
+        )
