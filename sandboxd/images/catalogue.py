@@ -45,10 +45,14 @@ _CHUNK_BYTES = 2**20
 
 def check_name(name: str) -> str:
     """The name itself. Raises Invalid for one that no image can have."""
-    if len(name) > NAME_LENGTH or not NAME_PATTERN.fullmatch(name):
+    if not _is_name(name):
         detail = "lower-case letters and digits, with single . _ - between them, at most 128"
         raise Invalid(f"{name[:80]!r} is not an image name: {detail}", (Fault("/image", detail),))
     return name
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= NAME_LENGTH and NAME_PATTERN.fullmatch(name) is not None
 
 
 class Images:
@@ -254,7 +258,8 @@ class Images:
         return done.size_bytes
 
     def _read(self, name: str) -> Image:
-        check_name(name)
+        if not _is_name(name):  # such as a reference to a registry: it is just not here
+            raise NotFound(f'no image "{name[:256]}"', code="image_not_found")
         try:
             content = (self._names / f"{name}.json").read_bytes()
         except FileNotFoundError:
