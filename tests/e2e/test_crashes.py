@@ -1,0 +1,254 @@
+"""Whatever dies and whenever: no accepted job is lost, none runs twice, and no process outlives its job."""
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import psutil
+import pytest
+from running_service import RunningService, data_directory, running_service
+from waiting import wait_for
+
+from sandboxd.client import Client, Job
+
+ENDLESS = ["sh", "-c", "echo started; exec sleep 600"]
+
+
+@pytest.fixture
+def own_service(prepared_host: None) -> Iterator[RunningService]:
+    """A service with two slots that the test may kill."""
+    flags = ("--no-auth", "--slots", "2")
+    with running_service(flags=flags, server_shutdown_grace_seconds=10) as service:
+        yield service
+
+
+def start(client: Client, command: list[str], **options: object) -> Job:
+    """Hand in a job and wait for its first output."""
+    job = client.submit(command, **options)
+    next(client.logs(job.id, follow=True))
+    return job
+
+
+def states(client: Client, job: Job) -> list[str]:
+    return [event.state for event in client.events(job.id)]
+
+
+# The service
+
+
+def test_after_a_crash_what_ran_is_lost_or_repeated_and_what_waited_runs(
+    own_service: RunningService,
+) -> None:
+    with own_service.client() as client:
+        lost = start(client, ENDLESS)
+        repeated = start(client, ["sh", "-c", "echo once; sleep 1"], retry={"max_attempts": 2})
+        waiting = [client.submit(["echo", str(number)]) for number in range(20)]
+        # A job that runs longer than a second has its log on the disk.
+        log_file = own_service.data_dir / "logs"
+        wait_for(lambda: any(lost.id in path.name for path in log_file.rglob("*")), "a log file")
+        parked = own_service.inits()
+
+        own_service.kill()
+        assert not any(process.is_running() for process in parked)
+        own_service.start()
+
+        lost, repeated = client.wait(lost.id), client.wait(repeated.id)
+        waiting = [client.wait(job.id) for job in waiting]
+        own_service.assert_nothing_left(client)
+        lost_states, repeated_states = states(client, lost), states(client, repeated)
+        in_all = list(client.list_all())
+
+    assert (lost.state, lost.reason) == ("error", "service_lost")
+    assert lost.text == "started\n"
+    assert lost.error is not None
+    assert lost.error.component == "queue"
+    assert lost_states.count("starting") == lost_states.count("error") == 1
+    assert (repeated.state, repeated.attempt, repeated.text) == ("succeeded", 2, "once\n")
+    assert repeated_states.count("starting") == 2
+    assert repeated_states.count("retrying") == repeated_states.count("succeeded") == 1
+    assert [job.text for job in waiting] == [f"{number}\n" for number in range(20)]
+    assert {job.attempt for job in waiting} == {1}
+    assert len(in_all) == len({job.id for job in in_all}) == 22
+
+
+def test_crashes_at_any_moment_lose_and_double_nothing(prepared_host: None) -> None:
+    """Attack 57: five crashes, each while jobs come in, run and end."""
+    accepted: list[str] = []
+    chance = random.Random(57)
+
+    def submit_until_it_dies(service: RunningService) -> None:
+        with httpx2.Client(base_url=service.url, timeout=30) as http:
+            request = {"image": "host", "command": ["sh", "-c", "echo begin; echo end"]}
+            while True:
+                try:
+                    accepted.append(http.post("/v1/jobs", json=request).json()["id"])
+                except httpx2.TransportError:
+                    return
+
+    with data_directory() as data_dir:
+        service = RunningService(data_dir)
+        for _ in range(5):
+            service.start()
+            before, wished = len(accepted), chance.randrange(1, 30)
+            with ThreadPoolExecutor(3) as pool:
+                for _ in range(3):
+                    pool.submit(submit_until_it_dies, service)
+                wait_for(lambda: len(accepted) - before >= wished, "jobs are accepted")  # noqa: B023
+                service.kill()
+        service.start()
+        with service.client() as client:
+            ended = [client.wait(job_id) for job_id in accepted]
+            attempts = [states(client, job).count("starting") for job in ended]
+            on_record = {job.id for job in client.list_all()}
+            service.assert_nothing_left(client)
+        service.stop()
+
+    assert set(accepted) <= on_record
+    assert {(job.state, job.reason) for job in ended} <= {
+        ("succeeded", "exited"),
+        ("error", "service_lost"),
+    }
+    assert {job.text for job in ended if job.state == "succeeded"} == {"begin\nend\n"}
+    assert set(attempts) == {1}
+
+
+def test_a_second_service_on_the_same_directory_is_refused_and_harms_nothing(
+    own_service: RunningService,
+) -> None:
+    with own_service.client() as client:
+        running = start(client, ENDLESS)
+
+        second = own_service.command("serve", "--no-auth", "--listen", "127.0.0.1:0")
+
+        assert second.returncode != 0
+        assert "another process owns" in second.stderr
+        assert "Traceback" not in second.stderr
+        assert client.get(running.id).state in ("starting", "running")
+        client.cancel(running.id, grace_seconds=0)
+        client.wait(running.id)
+
+
+# The launcher and init
+
+
+def test_a_killed_launcher_ends_running_jobs_as_errors_and_is_replaced(
+    own_service: RunningService,
+) -> None:
+    with own_service.client() as client:
+        running = start(client, ENDLESS)
+        launcher, everything = own_service.launcher(), own_service.processes()
+
+        launcher.kill()
+        ended = client.wait(running.id)
+        gone, alive = psutil.wait_procs(everything, timeout=5)
+        following = client.run(["echo", "alive"])
+
+        assert (ended.state, ended.reason) == ("error", "sandbox_failed")
+        assert ended.error is not None
+        assert ended.error.component == "isolation"
+        assert ended.text == "started\n"
+        assert len(gone) == len(everything)
+        assert alive == []
+        assert (following.state, following.text) == ("succeeded", "alive\n")
+        assert own_service.launcher().pid != launcher.pid
+        own_service.assert_nothing_left(client)
+
+
+def test_jobs_that_come_while_the_launcher_dies_succeed_or_say_that_it_was_us(
+    own_service: RunningService,
+) -> None:
+    with own_service.client() as client, ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(client.run, ["echo", "alive"]) for _ in range(100)]
+        for _ in range(3):
+            own_service.launcher().kill()
+            client.run(["true"])
+        ended = [job.result() for job in jobs]
+        own_service.assert_nothing_left(client)
+
+    for job in ended:
+        if job.state == "succeeded":
+            assert job.text == "alive\n"
+        else:
+            assert job.state == "error"
+            assert job.error is not None
+            assert job.error.component == "isolation"
+
+
+def test_a_killed_init_ends_its_job_as_an_error_and_no_other(own_service: RunningService) -> None:
+    with own_service.client() as client:
+        running = start(client, ENDLESS)
+        (process,) = own_service.processes_of_jobs()
+        other = start(client, ENDLESS)
+
+        os.kill(process.ppid(), signal.SIGKILL)
+        ended = client.wait(running.id)
+
+        assert (ended.state, ended.reason) == ("error", "sandbox_failed")
+        assert ended.error is not None
+        assert ended.error.component == "isolation"
+        assert ended.error.message == "the sandbox ended without telling how the command ended"
+        assert client.get(other.id).state in ("starting", "running")
+        client.cancel(other.id, grace_seconds=0)
+        client.wait(other.id)
+        own_service.assert_nothing_left(client)
+
+
+def test_killed_parked_sandboxes_are_noticed_by_nobody(own_service: RunningService) -> None:
+    with own_service.client() as client:
+        parked = own_service.inits()
+        for init in parked:
+            init.kill()
+        psutil.wait_procs(parked, timeout=5)
+        ended = [client.run(["true"]) for _ in range(5)]
+        own_service.assert_nothing_left(client)
+
+    assert {job.state for job in ended} == {"succeeded"}
+
+
+# Stopping in good order
+
+
+def test_sigterm_lets_running_jobs_finish_and_refuses_new_ones(own_service: RunningService) -> None:
+    with own_service.client() as client:
+        finishing = start(client, ["sh", "-c", "echo started; sleep 1; echo finished"])
+        filling = start(client, ["sh", "-c", "echo started; sleep 1"])
+        waiting = client.submit(["echo", "later"])
+
+        own_service.terminate()
+        refused = wait_for(lambda: refusal(own_service), "new jobs are refused", seconds=5)
+        assert own_service.process.wait(20) == 0
+        own_service.start()
+        finishing, filling = client.wait(finishing.id), client.wait(filling.id)
+        waiting = client.wait(waiting.id)
+
+    assert refused in ("ConnectError", "503")
+    assert (finishing.state, finishing.text) == ("succeeded", "started\nfinished\n")
+    assert filling.state == "succeeded"
+    assert (waiting.state, waiting.text, waiting.attempt) == ("succeeded", "later\n", 1)
+
+
+def refusal(service: RunningService) -> str:
+    """How a new job is refused; nothing if it is not (yet)."""
+    try:
+        request = {"image": "host", "command": ["true"], "labels": {"late": "yes"}}
+        status = httpx2.post(f"{service.url}/v1/jobs", json=request, timeout=5).status_code
+    except httpx2.TransportError as error:
+        return type(error).__name__
+    return str(status) if status >= 400 else ""
+
+
+def test_a_job_that_outlives_the_grace_is_ended_and_told_so(prepared_host: None) -> None:
+    with running_service(server_shutdown_grace_seconds=1) as service, service.client() as client:
+        running = start(client, ENDLESS)
+        service.terminate()
+        assert service.process.wait(20) == 0
+        service.start()
+        ended = client.wait(running.id)
+
+    assert (ended.state, ended.reason) == ("error", "shutdown")
+    assert ended.text == "started\n"
+    assert ended.error is not None
+    assert ended.error.message.startswith("the service was shut down while it ran; ")
