@@ -78,6 +78,8 @@ MASKED_IN_SYS = [
 SHM_BYTES = 64 * 2**20
 _MOUNT_POINTS = ("/proc", "/sys", "/dev", "/etc", "/tmp")  # noqa: S108 (inside the sandbox)
 _DEV_BYTES = 64 * 2**10
+_MOST_TERMINALS = 64
+"""All sandboxes together can have 3,072 (kernel.pty.max less pty.reserve): one must not take them all."""
 
 
 class Templates(NamedTuple):
@@ -179,7 +181,12 @@ def build_tree(
     """
     if spec.writable_root:
         root_mount = syscalls.open_tree(syscalls.AT_FDCWD, spec.rootfs, syscalls.OPEN_TREE_CLONE)
-        syscalls.mount_setattr(root_mount, _NOSUID | _NODEV | _NOEXEC, recursive=True)
+        syscalls.mount_setattr(
+            root_mount,
+            _NOSUID | _NODEV | _NOEXEC,
+            recursive=True,
+            propagation=syscalls.MS_PRIVATE,
+        )
         _attach(root_mount, f"{templates.stage}/root")
         # The service made the directory, and its uid does not exist in the sandbox that is to write here.
         root_id = inside_to_launcher(0, id_count)
@@ -261,7 +268,12 @@ def _etc_files(spec: SandboxSpec) -> dict[str, str]:
 
 def _mount_dev_parts(dev: str, id_count: int) -> None:
     """The parts of /dev that a sandbox must not share with another."""
-    terminals: dict[str, str | None] = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
+    terminals: dict[str, str | None] = {
+        "newinstance": None,
+        "ptmxmode": "0666",
+        "mode": "0620",
+        "max": str(_MOST_TERMINALS),
+    }
     if id_count:
         terminals["gid"] = str(inside_to_launcher(5, id_count))
     _attach(_new_mount("devpts", terminals, _NOSUID | _NOEXEC), f"{dev}/pts")
@@ -301,7 +313,13 @@ def _bind_read_only(source: str, target: str, extra: int = 0) -> None:
     flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
     tree = syscalls.open_tree(syscalls.AT_FDCWD, source, flags)
     try:
-        syscalls.mount_setattr(tree, _RO | _NOSUID | _NODEV | extra, recursive=True)
+        # Private: what the host mounts below later must not appear here, neither read-only nor nosuid.
+        syscalls.mount_setattr(
+            tree,
+            _RO | _NOSUID | _NODEV | extra,
+            recursive=True,
+            propagation=syscalls.MS_PRIVATE,
+        )
         syscalls.move_mount(tree, syscalls.AT_FDCWD, target)
     finally:
         os.close(tree)

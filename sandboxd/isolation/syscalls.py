@@ -179,9 +179,9 @@ def fsmount(filesystem_fd: int, attributes: int) -> int:
     return _call(_NR_FSMOUNT, filesystem_fd, FSMOUNT_CLOEXEC, attributes)
 
 
-def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool) -> None:
-    """mount_setattr(2): set MOUNT_ATTR_* on the mount (and all below it)."""
-    request = struct.pack("=4Q", attributes, 0, 0, 0)
+def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool, propagation: int = 0) -> None:
+    """mount_setattr(2): set MOUNT_ATTR_*, and MS_PRIVATE or MS_SLAVE, on the mount (and all below it)."""
+    request = struct.pack("=4Q", attributes, 0, propagation, 0)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _call(_NR_MOUNT_SETATTR, mount_fd, b"", flags, request, len(request))
 
