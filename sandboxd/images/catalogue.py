@@ -92,7 +92,7 @@ class Images:
         self._held.clear()
 
     async def sweep(self) -> None:
-        """Remove what imports and removals that were cut short have left."""
+        """Remove what imports and removals that were cut short have left, and trees that no name means any more."""
         for leftover in list(self._incoming.iterdir()):
             try:
                 with _locked_alone(leftover / "lock"):
@@ -102,6 +102,8 @@ class Images:
             except FileNotFoundError:
                 with contextlib.suppress(OSError):
                     leftover.rmdir()  # Cut short before the lock was made, or after it was removed.
+        for tree in list(self._trees.iterdir()):
+            await self._remove_unnamed(f"sha256:{tree.name}")
 
     async def resolve(self, name: str) -> ResolvedImage:
         """The image, held so that nobody removes its tree while this process lives. Raises NotFound."""
@@ -154,11 +156,16 @@ class Images:
             created_at=time.time(),
             source="import",
         )
+        former: Image | None = None
+        with contextlib.suppress(NotFound):
+            former = self._read(name)
         try:
             with _locked(self._tree(digest) / "lock", fcntl.LOCK_SH):
                 _replace(self._names / f"{name}.json", msgspec.json.encode(image))
         except FileNotFoundError:
             raise Conflict("the same image was removed meanwhile; import it again") from None
+        if former is not None:
+            await self._remove_unnamed(former.digest)
         return image
 
     async def remove(self, name: str) -> None:
@@ -180,9 +187,22 @@ class Images:
             # Under the lock, which an import shares while it names a tree: nobody can name this one any more.
             if self._has_other_name(image):
                 return
-            trash = self._incoming / new_id("trash")
-            self._tree(image.digest).rename(trash)
-            await self._remove_tree(trash)
+            await self._throw_away(image.digest)
+
+    async def _remove_unnamed(self, digest: str) -> None:
+        """Remove a tree that no name means any more. One that is in use stays until the next start of a service."""
+        with (
+            contextlib.suppress(Conflict, FileNotFoundError),
+            _locked_alone(self._tree(digest) / "lock"),
+        ):
+            if all(image.digest != digest for image in self._all()):
+                await self._throw_away(digest)
+
+    async def _throw_away(self, digest: str) -> None:
+        """Remove a tree whose lock the caller holds alone."""
+        trash = self._incoming / new_id("trash")
+        self._tree(digest).rename(trash)
+        await self._remove_tree(trash)
 
     def _has_other_name(self, image: Image) -> bool:
         return any(

@@ -224,3 +224,16 @@ def test_progress_is_told_up_to_the_whole_size(images: ImageBench) -> None:
 
     assert told[-1] == (path.stat().st_size, path.stat().st_size)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_a_replaced_tree_is_removed_with_its_last_name(images: ImageBench) -> None:
+    images.load(packed(entry("first")), "one")
+    images.load(packed(entry("first")), "two")
+
+    images.load(packed(entry("second")), "one")
+    shared = len(list((images.store / "trees").iterdir()))
+    images.load(packed(entry("second")), "two")
+
+    assert shared == 2
+    assert len(list((images.store / "trees").iterdir())) == 1
+    assert images.left_over() == []
