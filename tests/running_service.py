@@ -135,9 +135,16 @@ class RunningService:
 
     def remove_images(self) -> None:
         """Remove all imported images, with the service stopped: their files are of subordinate ids."""
+        trees = self.data_dir / "images" / "trees"
+        if not any(trees.iterdir()):
+            return
+        # What was replaced while a service used it goes at the next start.
+        self.start()
+        self.stop()
         for name in sorted((self.data_dir / "images" / "names").glob("*.json")):
             removed = self.command("images", "remove", name.stem)
             assert removed.returncode == 0, removed.stderr
+        assert list(trees.iterdir()) == []
 
     def kill(self) -> None:
         """SIGKILL, as a crash: nothing of it can clean up. Returns when all its processes are gone."""

@@ -244,11 +244,9 @@ def test_what_tells_too_much_of_the_kernel_is_hidden(client: Client, path: str) 
 
 
 def test_dev_has_only_what_every_program_needs(client: Client) -> None:
-    names = client.run(["ls", "/dev"]).text.split()
+    names = " ".join(client.run(["ls", "/dev"]).text.split())
 
-    assert names == sorted(
-        "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero".split()
-    )
+    assert names == "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
 
 
 # Canaries
