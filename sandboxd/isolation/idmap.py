@@ -14,6 +14,7 @@ from sandboxd.errors import HostNotReady, SandboxFailed
 from sandboxd.isolation.sandbox_ids import write_map
 
 LEAST_IDS = 65_536
+_ID_LIMIT = 2**32 - 1
 _CAP_SETUID, _CAP_SETGID = 7, 6
 
 
@@ -36,8 +37,8 @@ def find_range() -> IdRange | None:
     """The subordinate ids that this process may map, None if there are none or no way to map them."""
     if not _may_map_directly() and not (shutil.which("newuidmap") and shutil.which("newgidmap")):
         return None
-    uids = _largest("/etc/subuid")
-    gids = _largest("/etc/subgid")
+    uids = _largest("/etc/subuid", os.geteuid())
+    gids = _largest("/etc/subgid", os.getegid())
     if uids is None or gids is None:
         return None
     count = min(uids[1], gids[1], LEAST_IDS)
@@ -92,8 +93,11 @@ def _may_map_directly() -> bool:
     return bool(effective >> _CAP_SETUID & 1 and effective >> _CAP_SETGID & 1)
 
 
-def _largest(path: str) -> tuple[int, int] | None:
-    """The largest (first, count) that the file grants to this user, by name or number."""
+def _largest(path: str, own_id: int) -> tuple[int, int] | None:
+    """The largest (first, count) that the file grants to this user, by name or number.
+
+    Lines that make no sense are passed over, and so are ranges that would map host root or `own_id` into sandboxes.
+    """
     uid = os.geteuid()
     try:
         names = {str(uid), pwd.getpwuid(uid).pw_name}
@@ -104,5 +108,14 @@ def _largest(path: str) -> tuple[int, int] | None:
             fields = [line.strip().split(":") for line in lines]
     except FileNotFoundError:
         return None
-    ranges = [(int(f[1]), int(f[2])) for f in fields if len(f) == 3 and f[0] in names]
-    return max(ranges, key=lambda found: found[1], default=None)
+    ranges = [
+        (int(field[1]), int(field[2]))
+        for field in fields
+        if len(field) == 3 and field[0] in names and field[1].isdecimal() and field[2].isdecimal()
+    ]
+    usable = [
+        (first, count)
+        for first, count in ranges
+        if 0 < first and first + count <= _ID_LIMIT and not first <= own_id < first + count
+    ]
+    return max(usable, key=lambda found: found[1], default=None)
