@@ -9,7 +9,7 @@ import mmap
 import os
 import socket
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -19,6 +19,12 @@ INLINE_BYTES = 64 * 2**10
 """A larger message travels in a memfd: a datagram has to fit the socket's buffer."""
 MESSAGE_BYTES = 8 * 2**20
 MOST_DESCRIPTORS = 8
+
+
+# Bounds of what init says: numbers that the record of a job can hold, words that a log can hold.
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+_Words = Annotated[str, msgspec.Meta(max_length=1000)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 class Message(msgspec.Struct, tag=True, array_like=True):
@@ -81,39 +87,39 @@ class Ready(Message):
 class Failed(Message):
     """A wall or a request could not be done: step and reason."""
 
-    step: str
-    reason: str
+    step: _Words
+    reason: _Words
 
 
 class Started(Message):
     """The command runs."""
 
-    at: float
+    at: _Seconds
     """time.monotonic(), which is one clock for all processes of the host."""
 
 
 class NotStarted(Message):
     """The command cannot be executed: the user's fault, as exec(3) tells it."""
 
-    what: str
+    what: _Words
     """`command` or `workdir`."""
-    errno: int
+    errno: Annotated[int, msgspec.Meta(ge=0, le=4095)]
 
 
 class Exited(Message):
-    at: float
-    code: int | None
-    signal: int | None
-    cpu_user_seconds: float
-    cpu_system_seconds: float
-    max_rss_bytes: int
+    at: _Seconds
+    code: Annotated[int, msgspec.Meta(ge=0, le=255)] | None
+    signal: Annotated[int, msgspec.Meta(ge=1, le=64)] | None
+    cpu_user_seconds: _Seconds
+    cpu_system_seconds: _Seconds
+    max_rss_bytes: _Count
 
 
 class Done(Message):
     """A request other than a command is finished."""
 
-    entries: int
-    size_bytes: int
+    entries: _Count
+    size_bytes: _Count
 
 
 # service to init
@@ -187,11 +193,15 @@ def receive(channel: socket.socket, decoder: msgspec.msgpack.Decoder[M]) -> tupl
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise msgspec.DecodeError("message too long")
         if packet[:1] == b"m":
+            if not descriptors or not 0 < os.fstat(descriptors[0]).st_size <= MESSAGE_BYTES:
+                raise msgspec.DecodeError("no message in the descriptor that came")
             with (
                 os.fdopen(descriptors.pop(0), "rb") as memory,
                 mmap.mmap(memory.fileno(), 0, prot=mmap.PROT_READ) as encoded,
             ):
                 return decoder.decode(encoded), descriptors
+        if packet[:1] != b"i":
+            raise msgspec.DecodeError("neither in the message nor in a descriptor")
         return decoder.decode(memoryview(packet)[1:]), descriptors
     except BaseException:
         for descriptor in descriptors:

@@ -24,6 +24,8 @@ from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Wal
 
 _BUILD_SECONDS = 30.0
 """A sandbox that is not ready by then never will be: the host is stuck."""
+_MOST_UNREAD_MESSAGES = 8
+"""init says one thing at a time; who says more wants to fill the service's memory."""
 _BOOTSTRAP = (
     "import sys, json; control, parent, stage, sys.path[:] = json.loads(sys.argv[1]); "
     "from sandboxd.isolation.launcher import main; main(control, parent, stage)"
@@ -317,16 +319,22 @@ class Sandbox:
             self._loop.remove_reader(self._channel.fileno())
             return
         except msgspec.DecodeError:
-            # init does not speak like this: the sandbox has been broken into. End it.
-            self._loop.remove_reader(self._channel.fileno())
-            self.kill()
+            self._end_broken()
             return
-        self._messages.put_nowait(message)
+        if self._messages.qsize() < _MOST_UNREAD_MESSAGES:
+            self._messages.put_nowait(message)
+        else:
+            self._end_broken()
+
+    def _end_broken(self) -> None:
+        """init does not speak like this: the sandbox has been broken into."""
+        self._loop.remove_reader(self._channel.fileno())
+        self.kill()
 
     def _died(self) -> None:
         """The pidfd is readable: no process is left. What init said last is read first."""
         self._loop.remove_reader(self._pidfd)
-        while True:
+        while self._messages.qsize() < _MOST_UNREAD_MESSAGES:
             try:
                 self._messages.put_nowait(protocol.receive_from_init(self._channel))
             except (EOFError, OSError, msgspec.DecodeError):

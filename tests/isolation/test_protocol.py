@@ -1,0 +1,300 @@
+"""Messages between the processes: what goes in comes out, and nothing that a sandbox sends can hurt the service."""
+
+import array
+import asyncio
+import math
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sandbox_bench import Bench
+
+from sandboxd.isolation import protocol
+from sandboxd.isolation.sandbox import Sandbox
+from sandboxd.isolation.spec import Command, SandboxSpec
+
+SPEC = SandboxSpec(rootfs="/images/a", scratch_bytes=2**20, scratch_inodes=100)
+EXITED: dict[str, Any] = {
+    "at": 1.5,
+    "code": 0,
+    "signal": None,
+    "cpu_user_seconds": 0.1,
+    "cpu_system_seconds": 0.2,
+    "max_rss_bytes": 2**20,
+}
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    ("message", "decoder"),
+    [
+        (protocol.MapYourself(id_count=65536), protocol.to_launcher),
+        (
+            protocol.Create(
+                number=7, spec=SPEC, join_files=("/a", "/b"), into_cgroup=False, show_cgroup=True
+            ),
+            protocol.to_launcher,
+        ),
+        (protocol.Unshared(), protocol.from_launcher),
+        (protocol.LauncherReady(), protocol.from_launcher),
+        (protocol.Created(number=1, pid=4711), protocol.from_launcher),
+        (protocol.CreateFailed(number=1, step="clone3", reason="no"), protocol.from_launcher),
+        (protocol.Signal(number=15), protocol.to_init),
+        (protocol.Unpack(most_bytes=1, most_entries=2, keep_owners=True), protocol.to_init),
+        (protocol.Empty(), protocol.to_init),
+        (protocol.Ready(), protocol.from_init),
+        (protocol.Failed(step="pivot_root", reason="EPERM"), protocol.from_init),
+        (protocol.Started(at=3.25), protocol.from_init),
+        (protocol.NotStarted(what="command", errno=2), protocol.from_init),
+        (protocol.Exited(**EXITED), protocol.from_init),
+        (protocol.Done(entries=3, size_bytes=2**40), protocol.from_init),
+    ],
+)
+def test_every_message_arrives_as_it_was_sent(
+    message: protocol.Message, decoder: Any, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = ends
+    protocol.send(ours, message)
+
+    assert protocol.receive(theirs, decoder) == (message, [])
+
+
+@pytest.mark.parametrize("size", [0, 100, 2**16 - 200, 2**16, 2**20, 7 * 2**20])
+def test_a_command_with_any_environment_arrives_with_its_descriptors(
+    size: int, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    """What does not fit a datagram goes by a memfd, and the descriptors come after it in their order."""
+    ours, theirs = ends
+    command = Command(argv=("a",), env={"E": "x" * size}, workdir="/", rlimits={"nofile": 1})
+    pipes = [os.pipe() for _ in range(2)]
+    sent = [end for pipe in pipes for end in pipe][:3]
+    before = open_descriptors()
+
+    protocol.send(ours, protocol.Run(command=command), sent)
+    message, received = protocol.receive(theirs, protocol.to_init)
+
+    assert message == protocol.Run(command=command)
+    for original, copy in zip(sent, received, strict=True):
+        assert os.path.sameopenfile(original, copy)
+        assert not os.get_inheritable(copy)
+        os.close(copy)
+    assert open_descriptors() == before
+    for pipe in pipes:
+        for end in pipe:
+            os.close(end)
+
+
+def test_the_end_of_the_peer_is_the_end_of_the_file(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = ends
+    ours.close()
+
+    with pytest.raises(EOFError):
+        protocol.receive(theirs, protocol.to_init)
+    with pytest.raises(EOFError):
+        protocol.receive_from_init(theirs)
+
+
+def send_raw(channel: socket.socket, content: bytes, descriptors: list[int]) -> None:
+    rights = array.array("i", descriptors)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
+    channel.sendmsg([content], ancillary)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 8, 9, 100, 253])
+@pytest.mark.parametrize(
+    "content", [b"", b"m", b"i", b"i\x91\xa5Ready", b"x", b"i" + b"y" * 70_000]
+)
+def test_descriptors_that_nobody_asked_for_are_closed(
+    count: int, content: bytes, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = ends
+    null = os.open("/dev/null", os.O_RDONLY)
+    before = open_descriptors()
+
+    send_raw(ours, content, [null] * count)
+    try:
+        protocol.receive_from_init(theirs)
+    except (EOFError, OSError, msgspec.DecodeError):
+        pass
+    send_raw(ours, content, [null] * count)
+    try:
+        _, received = protocol.receive(theirs, protocol.from_launcher)
+    except (EOFError, OSError, msgspec.DecodeError):
+        received = []
+
+    for descriptor in received:
+        os.close(descriptor)
+    assert open_descriptors() == before
+    os.close(null)
+
+
+@pytest.mark.parametrize("size", [0, protocol.MESSAGE_BYTES + 1, 2**40])
+def test_a_memfd_of_no_or_absurd_size_is_refused(
+    size: int, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = ends
+    before = open_descriptors()
+    memory = os.memfd_create("message")
+    os.truncate(memory, size)
+    send_raw(ours, b"m", [memory])
+    os.close(memory)
+
+    with pytest.raises(msgspec.DecodeError):
+        protocol.receive(theirs, protocol.to_init)
+    assert open_descriptors() == before
+
+
+def test_init_may_not_send_a_memfd(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    protocol.send(ours, protocol.Failed(step="s", reason="r" * 2**17))
+
+    with pytest.raises(msgspec.DecodeError):
+        protocol.receive_from_init(theirs)
+
+
+json_like = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=20)
+    | st.sampled_from(["Ready", "Failed", "Started", "NotStarted", "Exited", "Done", "Run"]),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=12,
+)
+packets = st.binary(max_size=200) | st.builds(
+    lambda start, body: start + msgspec.msgpack.encode(body),
+    st.sampled_from([b"i", b"m", b""]),
+    json_like,
+)
+
+
+@settings(max_examples=500, deadline=None, database=None)
+@given(packets)
+def test_whatever_init_sends_is_a_message_or_one_of_the_documented_errors(packet: bytes) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.setblocking(False)
+        ours.send(packet)
+        try:
+            message = protocol.receive_from_init(theirs)
+        except (EOFError, OSError, msgspec.DecodeError):
+            return
+        assert isinstance(message, protocol.Message)
+        # It can be written down in any store and any JSON.
+        assert msgspec.json.decode(msgspec.json.encode(msgspec.structs.asdict(message))) is not None
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(packets, st.integers(0, 3))
+def test_whatever_the_launcher_sends_is_a_message_or_one_of_the_documented_errors(
+    packet: bytes, count: int
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = open_descriptors()
+    with ours, theirs:
+        theirs.setblocking(False)
+        send_raw(ours, packet, [0] * count)
+        received: list[int] = []
+        try:
+            _, received = protocol.receive(theirs, protocol.from_launcher)
+        except (EOFError, OSError, msgspec.DecodeError):
+            pass
+        for descriptor in received:
+            os.close(descriptor)
+        assert open_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"at": math.nan},
+        {"at": math.inf},
+        {"at": -1.0},
+        {"code": 256},
+        {"code": -1},
+        {"code": 2**64 - 1},
+        {"signal": 0},
+        {"signal": 65},
+        {"cpu_user_seconds": math.nan},
+        {"cpu_system_seconds": math.inf},
+        {"max_rss_bytes": -1},
+        {"max_rss_bytes": 2**64 - 1},
+    ],
+)
+def test_an_end_in_impossible_figures_is_no_message(
+    change: dict[str, Any], ends: tuple[socket.socket, socket.socket]
+) -> None:
+    """They would end up in the job's record, which a store may refuse: the job would never end."""
+    ours, theirs = ends
+    protocol.send(ours, protocol.Exited(**{**EXITED, **change}))
+
+    with pytest.raises(msgspec.DecodeError):
+        protocol.receive_from_init(theirs)
+
+
+class Impostor:
+    """A process of the test in the place of init: the service's side of one sandbox, and init's end of its socket."""
+
+    def __init__(self) -> None:
+        service_end, self.channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reading, self.life = os.pipe()
+        self.pid = os.posix_spawn(
+            "/bin/cat", ["cat"], {}, file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)]
+        )
+        os.close(reading)
+        self.sandbox = Sandbox(SPEC, self.pid, service_end, os.pidfd_open(self.pid))
+
+    async def ended(self) -> None:
+        await self.sandbox.dead()
+        os.waitpid(self.pid, 0)  # noqa: ASYNC222 (it is dead)
+        os.close(self.life)
+        self.channel.close()
+
+
+def test_an_init_that_floods_the_service_is_killed(bench: Bench) -> None:
+    async def flood() -> int:
+        impostor = Impostor()
+        sent = 0
+        impostor.channel.settimeout(0)
+        while impostor.sandbox.alive and sent < 100_000:
+            try:
+                protocol.send(impostor.channel, protocol.Failed(step="s", reason="r" * 900))
+                sent += 1
+            except OSError:
+                pass
+            await asyncio.sleep(0)
+        await impostor.ended()
+        return impostor.sandbox._messages.qsize()
+
+    assert bench.do(flood()) <= 10
+
+
+@pytest.mark.parametrize("packet", [b"nonsense", b"i\xc1", b"m", b"i" + b"x" * 70_000])
+def test_an_init_that_speaks_nonsense_is_killed(packet: bytes, bench: Bench) -> None:
+    async def speak() -> Any:
+        impostor = Impostor()
+        impostor.channel.send(packet)
+        ended = await impostor.sandbox.exited()
+        await impostor.ended()
+        return ended
+
+    assert bench.do(speak()) is None
