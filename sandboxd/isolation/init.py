@@ -25,6 +25,7 @@ _CHANNEL, _MAPPER = 3, 4
 _LOWEST_OTHER = 5
 _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 """What Python and the launcher have set to other than the default. (posix_spawn resets all for the command.)"""
+_LONGEST_REASON = 500
 _COMMAND_OOM_SCORE = b"1000"
 _OWN_OOM_SCORE = b"0"
 _USER_NAMESPACE_SYSCTLS = {
@@ -102,7 +103,7 @@ class Init:
             try:
                 step()
             except (OSError, SandboxdError, ValueError) as error:
-                reason = f"{type(error).__name__}: {error}"
+                reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
                 protocol.send(self.channel, protocol.Failed(step=step.__name__, reason=reason))
                 return False
         protocol.send(self.channel, protocol.Ready())
@@ -129,6 +130,8 @@ class Init:
         limit(resource.RLIMIT_MEMLOCK, 2**16)
         limit(resource.RLIMIT_MSGQUEUE, 819_200)
         limit(resource.RLIMIT_RTPRIO, 0)
+        # Counted for all sandboxes together as well, with the service's own limit: one must not take it all.
+        limit(resource.RLIMIT_SIGPENDING, 1024)
 
     def load_tools(self) -> None:
         """Import what only this sandbox needs, while that is possible: every other one would carry its pages."""
@@ -145,6 +148,8 @@ class Init:
                 os.write(descriptor, b"0")
             finally:
                 os.close(descriptor)
+        # Its root is the cgroup that this process is in at this moment: nothing above can be seen.
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
 
     def mount_file_system(self) -> None:
         order = self.order

@@ -6,6 +6,7 @@ and imports everything that init will need, because init cannot import once its 
 
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -30,8 +31,8 @@ _SANDBOX_NAMESPACES = (
     | syscalls.CLONE_NEWNET
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
-    | syscalls.CLONE_NEWCGROUP
 )
+"""And, made by init once it is in its cgroup, a cgroup namespace."""
 NAMESPACE_NAMES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
 
 
@@ -40,6 +41,10 @@ def main(control_fd: int, parent_pid: int, stage: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the service.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel reaps: nobody asks for a status.
     privileges.die_with_parent(parent_pid)
+    # Descriptors under way in sockets are counted by uid: with a single-id map those of commands are, too. Only a higher
+    # limit than theirs lets this process go on sending.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     launcher = Launcher(socket.socket(fileno=control_fd), parent_pid)
     launcher.enter_user_namespace()
     launcher.prepare(stage)
@@ -127,7 +132,12 @@ class Launcher:
             )
             init.main(order, channel, mapper)
         created = protocol.Created(number=request.number, pid=pid)
-        protocol.send(self.control, created, [service_end.fileno(), pidfd])
+        try:
+            protocol.send(self.control, created, [service_end.fileno(), pidfd])
+        except OSError as error:
+            # Nobody has init's socket now: it sees the end of it and leaves.
+            failed = protocol.CreateFailed(number=request.number, step="send", reason=str(error))
+            protocol.send(self.control, failed)
         os.close(pidfd)
         for end in (service_end, channel, mapper):
             end.close()
