@@ -60,7 +60,9 @@ def main() -> None:
     row("  command", [usage["wall_seconds"] for usage in usages])
     warm = sum(bool(usage["warm"]) for usage in usages)
     ratios = [job_seconds / box_seconds for job_seconds, box_seconds in pairs]
-    print(f"ratio of neighbours, median: {statistics.median(ratios):.2f}   parked: {warm}/{len(jobs)}")
+    print(
+        f"ratio of neighbours, median: {statistics.median(ratios):.2f}   parked: {warm}/{len(jobs)}"
+    )
 
 
 def bwrap() -> None:
@@ -92,7 +94,9 @@ def running_service(data_dir: Path | None) -> Iterator[str]:
         words = [sys.executable, "-m", "sandboxd", "serve", "--no-auth", "--listen", listen]
         words += ["--data-dir", data, "--metrics-listen", "", "--log-format", "json"]
         log = open(f"{data}/log", "w")  # noqa: SIM115 (closed with the service)
-        service = subprocess.Popen(words, stderr=log, env={**os.environ, "SANDBOXD_LOG_LEVEL": "warning"})
+        service = subprocess.Popen(
+            words, stderr=log, env={**os.environ, "SANDBOXD_LOG_LEVEL": "warning"}
+        )
         try:
             wait_until_ready(service, listen)
             yield f"http://{listen}"

@@ -73,7 +73,9 @@ class Invalid(Refused):
 
     code = "invalid"
 
-    def __init__(self, detail: str, faults: tuple[Fault, ...] = (), *, code: str | None = None) -> None:
+    def __init__(
+        self, detail: str, faults: tuple[Fault, ...] = (), *, code: str | None = None
+    ) -> None:
         super().__init__(detail, code=code)
         self.faults = faults
 

@@ -28,7 +28,9 @@ def parse_bytes(value: int | str) -> int:
     else:
         match = _SIZE.fullmatch(value)
         if match is None:
-            raise ValueError(f'"{value[:40]}" is not a size: write bytes or a quantity like "128Mi"')
+            raise ValueError(
+                f'"{value[:40]}" is not a size: write bytes or a quantity like "128Mi"'
+            )
         size = int(Decimal(match[1]) * _FACTORS[match[2] or ""])
     if not 0 <= size < 2**63:
         raise ValueError("a size must be from 0 to 2^63 - 1 bytes")
