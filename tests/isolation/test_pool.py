@@ -1,0 +1,236 @@
+"""Sandboxes built ahead of need: bounded, never used twice, never left behind."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from sandbox_bench import Bench, a_bench, children_of, run_in
+
+from sandboxd.errors import SandboxFailed
+from sandboxd.isolation.pool import Pool, Taken
+
+
+class CountedPlace:
+    """A place without a cgroup, which is busy for a moment after its processes are gone, as a cgroup v1 is."""
+
+    def __init__(self, places: "list[CountedPlace]", busy: int) -> None:
+        self.places = places
+        self.busy = busy
+        places.append(self)
+
+    def join_files(self) -> tuple[str, ...]:
+        return ()
+
+    def directory_fd(self) -> int | None:
+        return None
+
+    def remove(self) -> bool:
+        if self.busy:
+            self.busy -= 1
+            return False
+        self.places.remove(self)
+        return True
+
+
+Work = Callable[[Pool[CountedPlace], list[CountedPlace]], Awaitable[Any]]
+
+
+def with_pool(bench: Bench, work: Work, busy: int = 1, **bounds: Any) -> Any:
+    """Run `work` with a pool, close the pool, and see that nothing is left of it."""
+
+    async def run() -> Any:
+        places: list[CountedPlace] = []
+        chosen = {"per_shape": 2, "shapes": 2, "idle_seconds": 60.0, **bounds}
+        pool = Pool(bench.launcher, lambda: CountedPlace(places, busy), **chosen)
+        try:
+            return await work(pool, places)
+        finally:
+            await pool.close()
+            assert places == []
+            assert pool.parked == 0
+
+    result = bench.do(run())
+    process = bench.launcher.process
+    assert process is not None
+    assert children_of(process.pid) == set()
+    return result
+
+
+async def use(pool: Pool[CountedPlace], taken: Taken[CountedPlace]) -> bytes:
+    ran = await run_in(taken.sandbox, "echo", "used")
+    pool.discard(taken)
+    return ran.out
+
+
+def test_a_parked_sandbox_is_taken_and_replaced(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        await pool.settled()
+        assert pool.parked == 2
+        taken = await pool.take(bench.spec())
+        assert taken.warm
+        assert await use(pool, taken) == b"used\n"
+        await pool.settled()
+        assert (pool.parked, pool.hits, pool.misses, len(places)) == (2, 1, 0, 2)
+
+    with_pool(bench, work)
+
+
+def test_a_shape_that_is_not_parked_is_built_at_once_and_then_parked(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        taken = await pool.take(bench.spec())
+        assert not taken.warm
+        assert await use(pool, taken) == b"used\n"
+        await pool.settled()
+        assert (pool.parked, pool.hits, pool.misses) == (2, 0, 1)
+        other = await pool.take(bench.spec(uid=7))
+        assert not other.warm
+        pool.discard(other)
+
+    with_pool(bench, work)
+
+
+def test_no_sandbox_is_handed_out_twice(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> list[int]:
+        taken = await asyncio.gather(*(pool.take(bench.spec()) for _ in range(12)))
+        outputs = await asyncio.gather(*(use(pool, one) for one in taken))
+        assert set(outputs) == {b"used\n"}
+        return [one.sandbox.pid for one in taken]
+
+    pids = with_pool(bench, work)
+    assert len(set(pids)) == 12
+
+
+def test_never_more_are_parked_than_allowed(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> int:
+        most = 0
+        for number in range(30):
+            pool.prepare(bench.spec(hostname=f"shape{number % 5}"))
+            await asyncio.sleep(0)
+            most = max(most, pool.parked)
+        await pool.settled()
+        return max(most, pool.parked)
+
+    assert with_pool(bench, work, per_shape=1, shapes=3) <= 3
+
+
+def test_a_parked_sandbox_that_died_is_passed_over(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        await pool.settled()
+        parked = [taken.sandbox for shape in pool._shapes.values() for taken in shape.parked]
+        for sandbox in parked:
+            sandbox.kill()
+            await sandbox.dead()
+        taken = await pool.take(bench.spec())
+        assert taken.sandbox not in parked
+        assert await use(pool, taken) == b"used\n"
+
+    with_pool(bench, work)
+
+
+def test_the_shape_that_was_not_asked_for_the_longest_is_dropped(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        for name in ("a", "b"):
+            pool.prepare(bench.spec(hostname=name))
+        await pool.settled()
+        pool.prepare(bench.spec(hostname="a"))
+        pool.prepare(bench.spec(hostname="c"))
+        await pool.settled()
+        assert {spec.hostname for spec in pool._shapes} == {"a", "c"}
+        assert pool.parked == 4
+
+    with_pool(bench, work)
+
+
+def test_a_shape_that_nobody_asks_for_is_dropped_after_a_while(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        async with asyncio.timeout(20):
+            # Each time something ends, it is looked whether that was the last.
+            while places or pool.parked or pool._shapes:
+                await pool.settled()
+                await asyncio.sleep(0.01)
+
+    with_pool(bench, work, idle_seconds=0.3)
+
+
+def test_an_image_that_goes_takes_its_sandboxes_along(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        await pool.settled()
+        pool.drop_rootfs(bench.image.rootfs)
+        await pool.settled()
+        assert (pool.parked, places) == (0, [])
+
+    with_pool(bench, work)
+
+
+def test_nothing_is_parked_where_none_are_wished_or_after_the_end(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        taken = await pool.take(bench.spec())
+        pool.discard(taken)
+        await pool.settled()
+        assert (pool.parked, places) == (0, [])
+        await pool.close()
+        late = await pool.take(bench.spec())
+        pool.discard(late)
+
+    with_pool(bench, work, per_shape=0)
+    with_pool(bench, work, per_shape=0, busy=0)
+
+
+def test_a_shape_that_cannot_be_built_fails_for_who_asks_and_leaves_no_place(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        broken = bench.spec(rootfs="/does/not/exist")
+        pool.prepare(broken)
+        for _ in range(3):
+            with pytest.raises(SandboxFailed, match="mount_file_system"):
+                await pool.take(broken)
+        await pool.settled()
+        assert (pool.parked, places) == (0, [])
+
+    with_pool(bench, work)
+
+
+def test_closing_while_sandboxes_are_built_leaves_nothing(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        for number in range(4):
+            pool.prepare(bench.spec(hostname=f"h{number}"))
+        await asyncio.sleep(0)
+
+    with_pool(bench, work, per_shape=3, shapes=4)
+
+
+def test_a_taker_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        for turns in range(4):
+            taking = asyncio.ensure_future(pool.take(bench.spec()))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            taking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await taking
+        await pool.settled()
+        assert places == []
+
+    with_pool(bench, work, per_shape=0)
+
+
+def test_what_was_parked_is_not_handed_out_when_the_launcher_died() -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        await pool.settled()
+        process = bench.launcher.process
+        assert process is not None
+        process.kill()
+        # The service hears of it by pidfds; whoever takes one before that is told that it failed.
+        parked = [taken.sandbox for shape in pool._shapes.values() for taken in shape.parked]
+        for sandbox in parked:
+            await sandbox.dead()
+        taken = await pool.take(bench.spec())
+        assert await use(pool, taken) == b"used\n"
+
+    with a_bench() as bench:
+        with_pool(bench, work)
