@@ -212,7 +212,7 @@ def test_the_service_may_come_from_the_environment(service: Service) -> None:
     assert sandboxd("run", "echo", "hello", SANDBOXD_URL=service.url).output == "hello\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+@pytest.mark.as_root
 def test_without_a_service_root_is_sent_to_another_user() -> None:
     ended = sandboxd("run", "true")
 

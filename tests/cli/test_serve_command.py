@@ -80,7 +80,7 @@ def test_root_is_no_ordinary_user() -> None:
     assert "ordinary user" in ended.errors
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+@pytest.mark.as_root
 def test_root_is_told_to_name_a_user() -> None:
     ended = sandboxd("serve")
 

@@ -59,7 +59,7 @@ def test_a_data_directory_that_cannot_be_written_fails(capsys: pytest.CaptureFix
     assert "data directory" in lacking
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root is told so")
+@pytest.mark.as_root
 def test_root_is_told_to_be_somebody_else(capsys: pytest.CaptureFixture[str]) -> None:
     code = run_command_line(["doctor"])
 

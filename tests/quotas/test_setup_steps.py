@@ -79,7 +79,7 @@ def test_a_name_that_cannot_be_the_service_user_is_refused(name: str) -> None:
     assert run_command_line(["setup", f"--user={name}", "--dry-run"]) == 2
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: changes the host")
+@pytest.mark.as_root
 def test_a_second_run_by_root_finds_nothing_to_do() -> None:
     words = [sys.executable, "-m", "sandboxd", "setup"]
     subprocess.run(words, check=True, capture_output=True)
