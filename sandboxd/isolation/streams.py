@@ -6,6 +6,8 @@ memory that the input already has.
 
 import asyncio
 import os
+import select
+import threading
 from collections.abc import Callable
 
 READ_BYTES = 256 * 2**10
@@ -79,25 +81,34 @@ class Feed:
 
 
 class PassThrough:
-    """Copies one descriptor of this process into the command's input, piece by piece."""
+    """Copies one descriptor of this process into the command's input, piece by piece.
+
+    In a thread: a file cannot be waited for (epoll refuses it), and a terminal must not become non-blocking. The thread
+    ends by itself as soon as the source ends or nobody can read any more; nobody waits for it.
+    """
 
     def __init__(self, source: int, descriptor: int) -> None:
         """Takes over `descriptor` (the writing end), not `source`."""
-        self._task = asyncio.get_running_loop().create_task(self._copy(source, descriptor))
-
-    async def _copy(self, source: int, descriptor: int) -> None:
-        try:
-            # A file cannot be waited for (epoll refuses it), and a terminal must not become non-blocking: read in a thread.
-            while piece := await asyncio.to_thread(os.read, source, READ_BYTES):
-                await asyncio.to_thread(_write_all, descriptor, piece)
-        except (BrokenPipeError, ConnectionError):
-            pass
-        finally:
-            os.close(descriptor)
+        # The thread's own: the number may be closed, and be another file's, while it still reads.
+        own_source = os.dup(source)
+        threading.Thread(target=_copy, args=(own_source, descriptor), daemon=True).start()
 
     def close(self) -> None:
-        """Stop copying."""
-        self._task.cancel()
+        """Nothing to do: that the command's end of the pipe is closed is enough."""
+
+
+def _copy(source: int, descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    poll.register(descriptor, 0)  # POLLERR comes unasked, when the last reader is gone.
+    try:
+        while descriptor not in dict(poll.poll()) and (piece := os.read(source, READ_BYTES)):
+            _write_all(descriptor, piece)
+    except OSError:
+        pass  # The command has closed its input, or the source cannot be read (a terminal that hung up).
+    finally:
+        os.close(source)
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, piece: bytes) -> None:

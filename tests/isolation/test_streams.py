@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
-from sandboxd.isolation.streams import Drain, Feed
+from sandboxd.isolation.streams import Drain, Feed, PassThrough
 
 MIB = 2**20
 
@@ -124,3 +127,71 @@ def test_a_closed_drain_is_ended_for_everybody_who_waits(runner: asyncio.Runner)
         os.close(end)
 
     runner.run(drain())
+
+
+def other_threads() -> int:
+    return threading.active_count() - 1
+
+
+def test_what_is_passed_through_arrives_and_ends(runner: asyncio.Runner, tmp_path: Path) -> None:
+    """From a file, which no event loop can wait for, and from a pipe."""
+    content = os.urandom(3 * MIB)
+    (tmp_path / "input").write_bytes(content)
+    received = bytearray()
+
+    async def from_file() -> None:
+        with open(tmp_path / "input", "rb") as file:  # noqa: ASYNC230 (it is a test)
+            output, end = os.pipe()
+            PassThrough(file.fileno(), end)
+            await Drain(output, received.extend).ended()
+
+    async def from_pipe() -> None:
+        source, writing = os.pipe()
+        output, end = os.pipe()
+        PassThrough(source, end)
+        os.close(source)
+        os.write(writing, b"first")
+        os.write(writing, b"last")
+        os.close(writing)
+        await Drain(output, received.extend).ended()
+
+    runner.run(from_file())
+    assert received == content
+    received.clear()
+    runner.run(from_pipe())
+    assert received == b"firstlast"
+
+
+def test_input_that_never_comes_keeps_nobody_waiting_once_the_command_is_gone() -> None:
+    """`sandboxd run` in a terminal: nobody types, and the command is over."""
+    source, writing = os.pipe()
+    threads, descriptors = other_threads(), open_descriptors()
+
+    async def run() -> None:
+        output, end = os.pipe()
+        passing = PassThrough(source, end)
+        await asyncio.sleep(0)
+        os.close(output)
+        passing.close()
+
+    asyncio.run(run())
+
+    wait_for(lambda: other_threads() == threads, "the thread is over")
+    assert open_descriptors() == descriptors
+    os.close(source)
+    os.close(writing)
+
+
+def test_a_command_that_does_not_read_is_let_go(runner: asyncio.Runner) -> None:
+    """The pipe is full when the command ends."""
+    threads = other_threads()
+
+    async def run() -> None:
+        with open("/dev/zero", "rb") as zeros:  # noqa: ASYNC230 (it is a test)
+            output, end = os.pipe()
+            PassThrough(zeros.fileno(), end)
+            os.read(output, 10)
+            os.close(output)
+
+    runner.run(run())
+    wait_for(lambda: other_threads() == threads, "the thread is over")
