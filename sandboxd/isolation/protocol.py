@@ -164,6 +164,14 @@ from_init: msgspec.msgpack.Decoder[FromInit] = msgspec.msgpack.Decoder(FromInit)
 M = TypeVar("M")
 
 
+class DescriptorsLost(msgspec.DecodeError):
+    """The message came, but not all of its descriptors: this process has as many open as it may."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__("no room for the descriptors that came")
+        self.message = message
+
+
 def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
     """Send one message. The descriptors stay open here.
 
@@ -184,13 +192,13 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
 def receive(channel: socket.socket, decoder: msgspec.msgpack.Decoder[M]) -> tuple[M, list[int]]:
     """Receive one message and its descriptors from a peer that is trusted as far as sizes go.
 
-    Raises EOFError when the peer has closed, OSError, msgspec.DecodeError.
+    Raises EOFError when the peer has closed, OSError, msgspec.DecodeError (DescriptorsLost).
     """
     packet, descriptors, flags = _receive_packet(channel)
     try:
         if not packet:
             raise EOFError
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & socket.MSG_TRUNC:
             raise msgspec.DecodeError("message too long")
         if packet[:1] == b"m":
             if not descriptors or not 0 < os.fstat(descriptors[0]).st_size <= MESSAGE_BYTES:
@@ -199,10 +207,16 @@ def receive(channel: socket.socket, decoder: msgspec.msgpack.Decoder[M]) -> tupl
                 os.fdopen(descriptors.pop(0), "rb") as memory,
                 mmap.mmap(memory.fileno(), 0, prot=mmap.PROT_READ) as encoded,
             ):
-                return decoder.decode(encoded), descriptors
+                message = decoder.decode(encoded)
+            if flags & socket.MSG_CTRUNC:
+                raise DescriptorsLost(message)
+            return message, descriptors
         if packet[:1] != b"i":
             raise msgspec.DecodeError("neither in the message nor in a descriptor")
-        return decoder.decode(memoryview(packet)[1:]), descriptors
+        message = decoder.decode(memoryview(packet)[1:])
+        if flags & socket.MSG_CTRUNC:
+            raise DescriptorsLost(message)
+        return message, descriptors
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class Launcher:
         self.starts = 0
         self._seccomp_digest = seccomp.profile_digest(syscalls.MACHINE)
         self._control: socket.socket | None = None
+        self._sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
         self._creations: dict[int, asyncio.Future[tuple[int, int, int]]] = {}
         self._number = 0
         self._starting = asyncio.Lock()
@@ -131,12 +133,22 @@ class Launcher:
             pid, channel_fd, pidfd = await created
         except OSError as error:
             raise SandboxFailed("ask launcher", str(error)) from error
+        except asyncio.CancelledError:
+            # In the same turn in which the answer came: nobody else knows of these descriptors.
+            if created.done() and not created.cancelled() and created.exception() is None:
+                _, channel_fd, pidfd = created.result()
+                os.close(channel_fd)
+                os.close(pidfd)
+            raise
         finally:
             self._creations.pop(number, None)
         sandbox = Sandbox(spec, pid, socket.socket(fileno=channel_fd), pidfd)
+        self._sandboxes.add(sandbox)
         try:
             async with asyncio.timeout(_BUILD_SECONDS):
                 await sandbox.ready()
+            if self._control is not control:
+                raise SandboxFailed("build", "the launcher ended")
         except BaseException as error:
             sandbox.kill()
             await sandbox.dead()
@@ -160,6 +172,11 @@ class Launcher:
             message, descriptors = protocol.receive(self._control, protocol.from_launcher)
         except BlockingIOError:
             return
+        except protocol.DescriptorsLost as lost:
+            # init sees the end of its socket. Those that run go on: they have theirs.
+            if isinstance(lost.message, protocol.Created):
+                self._failed(lost.message.number, SandboxFailed("receive sandbox", str(lost)))
+            return
         except (EOFError, OSError, msgspec.DecodeError) as error:
             self._lost(f"launcher ended ({type(error).__name__})")
             return
@@ -174,15 +191,23 @@ class Launcher:
                 else:
                     future.set_result((message.pid, descriptors[0], descriptors[1]))
             case protocol.CreateFailed():
-                future = self._creations.pop(message.number, None)
-                if future is not None and not future.cancelled():
-                    future.set_exception(SandboxFailed(message.step, message.reason))
+                self._failed(message.number, SandboxFailed(message.step, message.reason))
             case _:
                 self._lost(f"launcher sent {type(message).__name__}")
 
+    def _failed(self, number: int, error: SandboxFailed) -> None:
+        future = self._creations.pop(number, None)
+        if future is not None and not future.cancelled():
+            future.set_exception(error)
+
     def _lost(self, reason: str) -> None:
-        """The process is gone, and with it every init (parent-death signal): their pidfds tell who waits for them."""
+        """The process is gone, and with it every init (parent-death signal): their pidfds tell who waits for them.
+
+        An init that was just changing its ids had no such signal for a moment: each is killed by name, too.
+        """
         self._close_control()
+        for sandbox in list(self._sandboxes):
+            sandbox.kill()
         if self.process is not None:
             self.process.kill()
             self.process.wait()

@@ -14,6 +14,7 @@ from sandbox_bench import Bench, a_bench, children_of, run_in, start_in, without
 from waiting import wait_for
 
 from sandboxd.errors import SandboxFailed
+from sandboxd.isolation import sandbox as sandbox_module
 from sandboxd.isolation.sandbox import Launcher, Sandbox
 
 DAEMONS = """
@@ -157,6 +158,71 @@ def test_the_death_of_the_launcher_ends_every_sandbox_and_the_next_one_gets_a_ne
         assert ended is None
         assert bench.launcher.starts == 2
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all are gone")
+
+
+def test_no_sandbox_outlives_the_launcher_even_without_the_kernel_s_signal() -> None:
+    """A change of ids clears the parent-death signal: for a moment init has none."""
+
+    async def run(bench: Bench) -> None:
+        made = await bench.launcher.create(bench.spec())
+        os.kill(launcher_pid(bench.launcher), signal.SIGKILL)
+        await made.dead()
+
+    with without("init.privileges.die_with_parent = lambda pid: None") as bench:
+        bench.do(run(bench))
+
+
+def test_a_maker_cancelled_in_the_turn_of_the_answer_leaves_no_descriptor_and_no_process(
+    bench: Bench,
+) -> None:
+    async def cancel_with_the_answer() -> None:
+        launcher, loop = bench.launcher, asyncio.get_running_loop()
+        control = await launcher._ensure_started()
+        loop.remove_reader(control.fileno())
+        making = asyncio.ensure_future(launcher.create(bench.spec()))
+        await sandbox_module._readable(control.fileno())
+        launcher._read_control()
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        loop.add_reader(control.fileno(), launcher._read_control)
+
+    bench.run("true")
+    descriptors = len(os.listdir("/proc/self/fd"))
+    bench.do(cancel_with_the_answer())
+
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    wait_for(lambda: children_of(launcher_pid(bench.launcher)) == set(), "init is gone")
+
+
+def test_a_service_without_room_for_descriptors_keeps_the_sandboxes_that_it_has(
+    bench: Bench,
+) -> None:
+    """Many idle connections must not end everybody's commands (ATTACKS 40)."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def run() -> bytes:
+        async with bench.sandbox() as made:
+            room = max(int(name) for name in os.listdir("/proc/self/fd")) + 2
+            resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
+            taken = []
+            try:
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                os.close(taken.pop())
+            try:
+                with pytest.raises(SandboxFailed, match="receive sandbox"):
+                    await bench.launcher.create(bench.spec())
+            finally:
+                for descriptor in taken:
+                    os.close(descriptor)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            return (await run_in(made, "echo", "alive")).out
+
+    starts = bench.launcher.starts
+    assert bench.do(run()) == b"alive\n"
+    assert bench.launcher.starts == starts
 
 
 SERVICE = """
