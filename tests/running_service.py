@@ -195,7 +195,7 @@ class RunningService:
         """What is there beyond parked sandboxes; figures of one moment, so look again if there is any."""
         capacity = client.system()["capacity"]
         parked, hierarchies = capacity["parked"], len(self.instance_cgroups())
-        processes = [f"{each.pid} {each.cmdline()}" for each in self.processes()]
+        processes = [f"{each.pid} {' '.join(each.cmdline()).strip()}" for each in self.processes()]
         cgroups = [str(path) for path in self.job_cgroups()]
         return Leftovers(
             capacity["busy"],
@@ -206,14 +206,20 @@ class RunningService:
 
     def assert_nothing_left(self, client: Client) -> None:
         """Wait until there is nothing but parked sandboxes."""
+        seen: Leftovers | None = None
 
         def nothing() -> bool:
+            nonlocal seen
             try:
-                return self.leftovers(client) == Leftovers()
+                seen = self.leftovers(client)
             except psutil.NoSuchProcess:
                 return False  # it ended while we looked
+            return seen == Leftovers()
 
-        wait_for(nothing, f"nothing is left ({self.leftovers(client)})")
+        try:
+            wait_for(nothing, "nothing is left")
+        except AssertionError as error:
+            raise AssertionError(f"left behind: {seen}") from error
 
     def events(self) -> list[dict[str, Any]]:
         """The service's own log. Lines that are not JSON are not its own: they fail here."""

@@ -238,6 +238,7 @@ HOGS = {
     "/dev/shm": "with open('/dev/shm/f', 'wb') as f:\n  while True: f.write(b'x' * 2**20)",
     "memfd": "import os\nfd = os.memfd_create('m')\nwhile True: os.write(fd, b'x' * 2**20)",
     "shared": "import mmap\nm = mmap.mmap(-1, 2**30)\nfor i in range(0, 2**30, 4096): m[i] = 1",
+    "System V": "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\nat = libc.shmat(libc.shmget(0, 2**28, 0o1600), None, 0)\nctypes.memset(at, 1, 2**28)",
     "a file that is deleted": "import os\nf = open('/tmp/f', 'wb')\nos.unlink('/tmp/f')\nwhile True: f.write(b'x' * 2**20)",
 }
 

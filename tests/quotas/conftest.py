@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+from host_tests import host_required
 
 from sandboxd.quotas.cgroups import Cgroup, Cgroups, open_cgroups
 from sandboxd.quotas.host import CONTROLLERS, Host, probe_host
@@ -22,22 +23,15 @@ exec(sys.argv[2])
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
 
-def host_lacks(reason: str) -> None:
-    """Skip, or fail where the host is known to be prepared."""
-    if os.environ.get("SANDBOXD_HOST_TESTS") == "required":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def host() -> Host:
     """This host, with every controller delegated to us."""
     found = probe_host()
     lacking = [name for name in CONTROLLERS if found.controllers[name].directory is None]
     if os.geteuid() == 0:
-        host_lacks("run as root: an ordinary user's limits are tested")
+        host_required("run as root: an ordinary user's limits are tested")
     if lacking:
-        host_lacks(f"cgroup controllers not delegated: {', '.join(lacking)} (sandboxd setup)")
+        host_required(f"cgroup controllers not delegated: {', '.join(lacking)} (sandboxd setup)")
     return found
 
 
