@@ -82,6 +82,8 @@ class Scheduler:
         self._may_wait = True
         """Whether the store may hold jobs that wait: only then is it asked."""
         self._wake = asyncio.Event()
+        self._look_again = asyncio.Event()
+        """There is something new that time will change: a job that waits no longer than so long."""
         self._watchers: dict[str, set[asyncio.Future[Job]]] = {}
         self._start_watchers: dict[str, set[asyncio.Future[None]]] = {}
         self._draining = False
@@ -148,6 +150,8 @@ class Scheduler:
             self._begin(submitted.job)
         else:
             self._notice_waiting()
+            if job.spec.queue_seconds is not None:
+                self._look_again.set()
         return submitted
 
     async def cancel(
@@ -329,7 +333,7 @@ class Scheduler:
         await self._store.retry(job.id, job.lease_token, reason, message, time.time() + pause)
         self._metrics.retried(reason)
         self._queued += 1
-        asyncio.get_running_loop().call_later(pause, self._notice_waiting)
+        self._look_again.set()
 
     async def _settle_lost(self, job: Job) -> None:
         """A job that was running when a former process died: end it, or let it wait again if it may be repeated."""
@@ -382,16 +386,24 @@ class Scheduler:
         """What time does to jobs: waiting ones expire, retries come due, records get too old."""
         while True:
             try:
-                now = time.time()
-                for job in await self._store.expire_waiting(now):
-                    self._count_ended_waiting(job)
-                    self._tell(job)
-                for path in await self._store.delete_expired(now, _EXPIRE_BATCH):
+                await self._expire_waiting()
+                for path in await self._store.delete_expired(time.time(), _EXPIRE_BATCH):
                     remove_log(path)
                 self._notice_waiting()
+                due = await self._store.next_due(time.time())
             except SandboxdError as error:
                 logger.warning("maintenance failed", error=str(error))
-            await asyncio.sleep(_MAINTENANCE_SECONDS)
+                due = None
+            pause = _MAINTENANCE_SECONDS if due is None else due - time.time()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(max(pause, 0.01), _MAINTENANCE_SECONDS)):
+                    await self._look_again.wait()
+            self._look_again.clear()
+
+    async def _expire_waiting(self) -> None:
+        for job in await self._store.expire_waiting(time.time()):
+            self._count_ended_waiting(job)
+            self._tell(job)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
