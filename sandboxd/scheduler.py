@@ -7,6 +7,7 @@ awaited, and its command stopped.
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import Coroutine
 from pathlib import Path
 
@@ -35,6 +36,7 @@ _SHOW_RUNNING_SECONDS = 0.1
 """A job that runs longer is shown as running in the record; a shorter one goes from starting to its end."""
 _SPILL_SECONDS = 1.0
 """The log of a job that runs longer goes to a file, so that a crash keeps what there was."""
+_RECENT_LOGS = 64
 _MAINTENANCE_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 60.0
@@ -84,6 +86,8 @@ class Scheduler:
         self._wake = asyncio.Event()
         self._look_again = asyncio.Event()
         """There is something new that time will change: a job that waits no longer than so long."""
+        self._recent: OrderedDict[str, tuple[str, StoredLog]] = OrderedDict()
+        """Tenant and log of the jobs that ended last: who waited for a job reads its output at once."""
         self._watchers: dict[str, set[asyncio.Future[Job]]] = {}
         self._start_watchers: dict[str, set[asyncio.Future[None]]] = {}
         self._draining = False
@@ -216,6 +220,9 @@ class Scheduler:
         active = self._active.get(job_id)
         if active is not None and active.job.tenant == tenant:
             return active.log
+        owner, ended = self._recent.get(job_id, (None, None))
+        if ended is not None and owner == tenant:
+            return ended
         log = await self._store.log(tenant, job_id)
         if log is None:
             raise NotFound("the job has no log yet", code="no_log")
@@ -319,6 +326,10 @@ class Scheduler:
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
             return
+        if log.path is None:
+            self._recent[job.id] = (job.tenant, log)
+            if len(self._recent) > _RECENT_LOGS:
+                self._recent.popitem(last=False)
         if not await active.stop.gone():
             logger.error("a process is stuck in the kernel", job_id=job.id)
         self._metrics.finished(result)

@@ -99,15 +99,9 @@ class Pool(Generic[P]):
             self._refill(spec, shape)
 
     def discard(self, taken: Taken[P]) -> None:
-        """End a sandbox that is not (or no longer) needed and remove its place once it is empty.
-
-        Now is also the time to build another: while a job ran, it had the processors for itself.
-        """
+        """End a sandbox that is not (or no longer) needed and remove its place once it is empty."""
         taken.sandbox.kill()
         self._spawn(self._remove(taken))
-        shape = self._shapes.get(taken.sandbox.spec)
-        if shape is not None:
-            self._refill(taken.sandbox.spec, shape)
 
     async def settled(self) -> None:
         """Wait until everything that was begun in the background is done."""
@@ -186,6 +180,10 @@ class Pool(Generic[P]):
 
     async def _remove(self, taken: Taken[P]) -> None:
         await taken.sandbox.dead()
+        # Only now another is built: until here the job, and the answer to who waits for it, had the processors.
+        shape = self._shapes.get(taken.sandbox.spec)
+        if shape is not None:
+            self._refill(taken.sandbox.spec, shape)
         await remove_place(taken.place)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
