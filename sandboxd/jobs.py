@@ -53,6 +53,7 @@ class Reason(enum.StrEnum):
     SERVICE_LOST = "service_lost"
     SANDBOX_FAILED = "sandbox_failed"
     IMAGE_FAILED = "image_failed"
+    LOG_FAILED = "log_failed"
     INTERNAL = "internal"
 
 

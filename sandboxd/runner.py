@@ -41,6 +41,10 @@ Sink = Callable[[Stream, bytes], bool]
 """Takes output; False when no more is kept."""
 
 
+class NotAccepted(Exception):
+    """The job was not written down after all: nothing of it ran."""
+
+
 class Stop:
     """The handle by which a running job is stopped. Whoever stops it says why; the first reason counts."""
 
@@ -142,10 +146,14 @@ class Runner:
         stop: Stop,
         sink: Sink,
         *,
+        accepted: "asyncio.Future[None] | None" = None,
         on_start: Callable[[float], None] = lambda _: None,
         stdin_fd: int | None = None,
     ) -> Result:
         """Run the command of a job to its end.
+
+        With `accepted` the sandbox is made ready at once, but the command starts only when that is done; what it raises
+        (NotAccepted) is raised.
 
         `sink` gets the output as it comes, `on_start` the Unix time at which the command started. With `stdin_fd` that
         descriptor is passed through instead of the job's own input. The last of the sandbox may still be going when this
@@ -165,6 +173,8 @@ class Runner:
             if stop.reason is None:
                 taken.place.apply(job.spec.limits)
                 with _open_streams(outcome, stop, sink, stdin_fd) as streams:
+                    if accepted is not None:
+                        await accepted
                     await self._run_in(taken, image, outcome, stop, streams, on_start)
         except Refused as error:
             outcome.failure = JobError(

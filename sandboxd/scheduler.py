@@ -25,7 +25,7 @@ from sandboxd.jobs import (
     Stream,
 )
 from sandboxd.metrics import Metrics
-from sandboxd.runner import Runner, Stop
+from sandboxd.runner import NotAccepted, Runner, Stop
 from sandboxd.store.logs import JobLog, StoredLog, remove_log, reopen_log
 from sandboxd.store.records import Idempotency, Submitted
 from sandboxd.store.sqlite import SqliteStore
@@ -40,6 +40,7 @@ _RECENT_LOGS = 64
 _MAINTENANCE_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 60.0
+_LONGEST_PAUSE_SECONDS = 10.0
 _EXPIRE_BATCH = 1000
 
 
@@ -136,6 +137,8 @@ class Scheduler:
         return await asyncio.shield(self._accept(job, idempotency, at_once))
 
     async def _accept(self, job: Job, idempotency: Idempotency | None, at_once: bool) -> Submitted:
+        if at_once and idempotency is None:
+            return await self._accept_and_prepare(job)
         self._claiming += at_once
         self._queued += not at_once
         waits = False
@@ -156,6 +159,20 @@ class Scheduler:
             self._notice_waiting()
             if job.spec.queue_seconds is not None:
                 self._look_again.set()
+        return submitted
+
+    async def _accept_and_prepare(self, job: Job) -> Submitted:
+        """Write the job down while its sandbox is made ready. Its command starts when it is on the disk."""
+        accepted = asyncio.get_running_loop().create_future()
+        active = self._begin(job, accepted)
+        try:
+            submitted = await self._store.submit(job, claim_owner=self._owner)
+        except BaseException:
+            accepted.set_exception(NotAccepted)
+            raise
+        active.job = submitted.job
+        accepted.set_result(None)
+        self._metrics.submitted()
         return submitted
 
     async def cancel(
@@ -266,7 +283,7 @@ class Scheduler:
             for job in jobs:
                 self._begin(job)
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Job, accepted: "asyncio.Future[None] | None" = None) -> _Active:
         log = JobLog(
             self._log_directory,
             job.id,
@@ -276,14 +293,27 @@ class Scheduler:
         active = self._active[job.id] = _Active(job, log)
         if job.cancel_requested:
             active.stop(Reason.CANCELLED_BY_CLIENT, message="cancelled by the client")
-        active.task = asyncio.get_running_loop().create_task(self._work(active))
+        active.task = asyncio.get_running_loop().create_task(self._work(active, accepted))
         for future in self._start_watchers.get(job.id, ()):
             if not future.done():
                 future.set_result(None)
+        return active
 
-    async def _work(self, active: _Active) -> None:
+    async def _work(self, active: _Active, accepted: "asyncio.Future[None] | None") -> None:
         """One attempt, from claim to settlement. Whatever goes wrong, the slot is freed."""
-        job = active.job
+        try:
+            result = await self._attempt(active, accepted)
+            await self._settle(active, result)
+        except NotAccepted:
+            active.log.discard()  # Who sent it is told by its own call.
+        except SandboxdError as error:
+            logger.error("job not settled", job_id=active.job.id, error=str(error))
+        finally:
+            del self._active[active.job.id]
+            if self._may_wait:
+                self._wake.set()
+
+    async def _attempt(self, active: _Active, accepted: "asyncio.Future[None] | None") -> Result:
         loop = asyncio.get_running_loop()
         timers = [
             loop.call_later(_SHOW_RUNNING_SECONDS, self._show_running, active),
@@ -291,27 +321,27 @@ class Scheduler:
         ]
 
         def receive(stream: Stream, piece: bytes) -> bool:
-            return active.log.append(stream, piece, time.time())
+            try:
+                return active.log.append(stream, piece, time.time())
+            except OSError as error:
+                active.stop(Reason.LOG_FAILED, message=f"its output could not be kept: {error}")
+                return True
 
         def on_start(started_at: float) -> None:
             active.started_at = started_at
 
         try:
-            result = await self._runner.run(job, active.stop, receive, on_start=on_start)
+            return await self._runner.run(
+                active.job, active.stop, receive, accepted=accepted, on_start=on_start
+            )
+        except NotAccepted:
+            raise
         except Exception:
-            logger.exception("job failed inside the service", job_id=job.id)
-            result = _internal_error()
+            logger.exception("job failed inside the service", job_id=active.job.id)
+            return _internal_error()
         finally:
             for timer in timers:
                 timer.cancel()
-        try:
-            await self._settle(active, result)
-        except SandboxdError as error:
-            logger.error("job not settled", job_id=job.id, error=str(error))
-        finally:
-            del self._active[job.id]
-            if self._may_wait:
-                self._wake.set()
 
     async def _settle(self, active: _Active, result: Result) -> None:
         """Write down the end, or that there will be another attempt; tell who waits."""
@@ -321,7 +351,7 @@ class Scheduler:
             await self._retry(job, result)
             return
         log = active.log.close()
-        ended = await self._store.finish(job.id, job.lease_token, result, log, time.time())
+        ended = await self._write_end(job, result, log)
         if ended is None:
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
@@ -336,6 +366,19 @@ class Scheduler:
         for stream in Stream:
             self._metrics.logged(stream, log.size(stream), truncated=log.truncated(stream))
         self._tell(ended)
+
+    async def _write_end(self, job: Job, result: Result, log: StoredLog) -> Job | None:
+        """Settle in the store; while that cannot be written, hold on to the result (and to the slot) and try again."""
+        pause = _RETRY_SECONDS
+        while True:
+            try:
+                return await self._store.finish(job.id, job.lease_token, result, log, time.time())
+            except Unavailable as error:
+                if self._draining:
+                    raise
+                logger.warning("end of job not written yet", job_id=job.id, error=str(error))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _retry(self, job: Job, result: Result) -> None:
         pause = min(_RETRY_SECONDS * 2 ** (job.attempt - 1), _LONGEST_RETRY_SECONDS)

@@ -97,7 +97,7 @@ def _state_of_stop(reason: Reason) -> State:
             return State.OUTPUT_LIMIT
         case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE:
             return State.CANCELLED
-        case Reason.SHUTDOWN | Reason.SERVICE_LOST | Reason.INTERNAL:
+        case Reason.SHUTDOWN | Reason.SERVICE_LOST | Reason.INTERNAL | Reason.LOG_FAILED:
             return State.ERROR
         case (
             Reason.SUBMITTED
@@ -185,7 +185,7 @@ def _explain(outcome: Outcome, state: State, reason: Reason) -> JobError | None:
     if outcome.failure is not None and state is State.ERROR:
         return outcome.failure
     message = _sentence(outcome, reason, outcome.job.spec.limits)
-    at_fault = Component.ISOLATION if state is State.ERROR else None
+    at_fault = _COMPONENTS.get(reason, Component.ISOLATION) if state is State.ERROR else None
     return JobError(
         component=at_fault, code=reason, message=message, remediation=_REMEDIES.get(reason)
     )
@@ -219,6 +219,8 @@ def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa:
             return _unusable_sentence(outcome)
         case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE:
             return _join(outcome.stop_message or "cancelled", cpu, kept)
+        case Reason.LOG_FAILED:
+            return _join(outcome.stop_message or "its output could not be kept", kept)
         case Reason.SHUTDOWN:
             return _join("the service was shut down while it ran", kept)
         case Reason.SANDBOX_FAILED:
@@ -240,6 +242,7 @@ def _join(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 
 
+_COMPONENTS = {Reason.LOG_FAILED: Component.STORAGE, Reason.SHUTDOWN: Component.QUEUE}
 _REMEDIES: dict[Reason, str] = {
     Reason.WALL_SECONDS: "ask for more limits.wall_seconds",
     Reason.CPU_SECONDS: "ask for more limits.cpu_seconds",

@@ -6,6 +6,7 @@ init's pidfd.
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -45,7 +46,8 @@ class Launcher:
         self.show_cgroup = show_cgroup
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
-        self._seccomp_digest = seccomp.profile_digest(syscalls.MACHINE)
+        program = seccomp.assemble(seccomp.build(syscalls.MACHINE))
+        self._seccomp_digest = f"sha256:{hashlib.sha256(program).hexdigest()}"
         self._control: socket.socket | None = None
         self._sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
         self._creations: dict[int, asyncio.Future[tuple[int, int, int]]] = {}

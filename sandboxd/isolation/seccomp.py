@@ -7,7 +7,6 @@ a libc falls back to older ones. See seccomp(2) and Documentation/userspace-api/
 """
 
 import errno
-import hashlib
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -87,11 +86,6 @@ class Instruction(NamedTuple):
 
 
 Program = list[Instruction]
-
-
-def profile_digest(machine: str) -> str:
-    """`sha256:…` of the filter program, for the record of each job."""
-    return "sha256:" + hashlib.sha256(assemble(build(machine))).hexdigest()
 
 
 def assemble(program: Program) -> bytes:
