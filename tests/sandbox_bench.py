@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import msgspec
 from host_tests import host_required
 
 from sandboxd.images import host
@@ -69,7 +68,7 @@ class Bench:
             uid=1000,
             gid=1000,
         )
-        return msgspec.structs.replace(plain, **changes)
+        return plain._replace(**changes)
 
     @contextlib.asynccontextmanager
     async def sandbox(self, **changes: Any) -> AsyncIterator[Sandbox]:
@@ -100,7 +99,7 @@ async def start_in(
 ) -> float | Unusable:
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     plain = Command(argv=argv, env={"PATH": path}, workdir="/work", rlimits={"nofile": 1024})
-    return await made.run(msgspec.structs.replace(plain, **changes), descriptors)
+    return await made.run(plain._replace(**changes), descriptors)
 
 
 async def run_in(made: Sandbox, *argv: str, stdin: bytes = b"", **changes: Any) -> Ran:

@@ -230,7 +230,7 @@ class Images:
                     int(shutil.disk_usage(incoming).free * _MOST_OF_FREE_SPACE),
                 ),
                 most_entries=self._most_entries,
-                keep_owners=self._launcher.ids is not None,
+                id_count=self._launcher.ids.size if self._launcher.ids else 0,
             )
             size = await self._work_inside(incoming / "rootfs", request, [archive_fd])
             (incoming / "size").write_text(str(size), encoding="ascii")

@@ -32,12 +32,13 @@ def start(command: Command, descriptors: list[int]) -> int | Unusable:
         return Unusable("workdir", number)
     _set_limits(command.rlimits)
     number = errno.ENOENT
-    for path in _candidates(command.argv[0], command.env):
+    paths = _candidates(command.argv[0], command.env)
+    for path in paths:
         try:
             return _spawn(path, command, descriptors)
         except OSError as error:
             # As execvp(3): go on looking, but remember a file that was there and could not be executed.
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR) or len(paths) == 1:
                 number = error.errno or errno.EACCES
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                 break

@@ -13,7 +13,9 @@ from typing import NamedTuple
 from sandboxd.errors import HostNotReady, SandboxFailed
 from sandboxd.isolation.sandbox_ids import write_map
 
-LEAST_IDS = 65_536
+LEAST_IDS = 10_000
+"""With fewer, ordinary images do not fit: their users and groups have ids up to some thousands, `nobody` 65534."""
+MOST_IDS = 65_536
 _ID_LIMIT = 2**32 - 1
 _CAP_SETUID, _CAP_SETGID = 7, 6
 
@@ -41,7 +43,7 @@ def find_range() -> IdRange | None:
     gids = _largest("/etc/subgid", os.getegid())
     if uids is None or gids is None:
         return None
-    count = min(uids[1], gids[1], LEAST_IDS)
+    count = min(uids[1], gids[1], MOST_IDS)
     return IdRange(uids[0], gids[0], count) if count >= LEAST_IDS else None
 
 

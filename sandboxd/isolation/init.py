@@ -30,7 +30,7 @@ _COMMAND_OOM_SCORE = b"1000"
 _OWN_OOM_SCORE = b"0"
 _USER_NAMESPACE_SYSCTLS = {
     "max_user_namespaces": b"0",
-    "max_inotify_instances": b"64",
+    "max_inotify_instances": b"16",
     "max_inotify_watches": b"65536",
 }
 
@@ -215,7 +215,7 @@ class Init:
 
     def serve(self) -> None:
         """Wait for the one thing that this sandbox is for."""
-        request, descriptors = protocol.receive(self.channel, protocol.to_init)
+        request, descriptors = protocol.receive(self.channel, protocol.from_above)
         match request:
             case protocol.Run():
                 self.run(request, descriptors)
@@ -253,7 +253,7 @@ class Init:
                     self.pass_on_signal(started)
 
     def pass_on_signal(self, group: int) -> None:
-        request, _ = protocol.receive(self.channel, protocol.to_init)
+        request, _ = protocol.receive(self.channel, protocol.from_above)
         if isinstance(request, protocol.Signal):
             try:
                 os.killpg(group, request.number)

@@ -67,7 +67,7 @@ class Launcher:
         """U1. The service writes the maps: only it is outside."""
         syscalls.unshare(syscalls.CLONE_NEWUSER)
         protocol.send(self.control, protocol.Unshared())
-        answer, _ = protocol.receive(self.control, protocol.to_launcher)
+        answer, _ = protocol.receive(self.control, protocol.from_above)
         if not isinstance(answer, protocol.MapYourself):
             raise SandboxFailed("map launcher", "the service did not map it")
         self.id_count = answer.id_count
@@ -97,7 +97,7 @@ class Launcher:
             for descriptor, _ in self.poll.poll():
                 if descriptor == self.control.fileno():
                     try:
-                        request, descriptors = protocol.receive(self.control, protocol.to_launcher)
+                        request, descriptors = protocol.receive(self.control, protocol.from_above)
                     except EOFError:
                         return
                     if isinstance(request, protocol.Create):
@@ -121,6 +121,7 @@ class Launcher:
             for descriptor in descriptors:
                 os.close(descriptor)
         if pid == 0:
+            gc.disable()  # A collection would write to every page that is still shared with the launcher.
             order = init.Order(
                 request.spec,
                 self.templates,

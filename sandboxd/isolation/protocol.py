@@ -1,19 +1,19 @@
-"""Messages between service, launcher and init: msgpack over SOCK_SEQPACKET, descriptors by SCM_RIGHTS.
+"""Messages between service, launcher and init: JSON arrays over SOCK_SEQPACKET, descriptors by SCM_RIGHTS.
 
-Each message is typed and bounded. What comes from init may come from a sandbox that has been broken into: it is decoded
-strictly, never larger than `INLINE_BYTES`, and never followed by descriptors that were not expected.
+Launcher and init take what comes from above as it is: the service is trusted. What the service hears from below may come from
+a sandbox that has been broken into; `hearing` checks it. Only the standard library is used here, and little of it: every
+page that the launcher has is copied into each sandbox.
 """
 
 import array
+import json
 import mmap
 import os
 import socket
-from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-import msgspec
-
-from sandboxd.isolation.spec import Command, SandboxSpec
+from sandboxd.isolation.spec import Command, NetworkMode, SandboxSpec
 
 INLINE_BYTES = 64 * 2**10
 """A larger message travels in a memfd: a datagram has to fit the socket's buffer."""
@@ -21,27 +21,17 @@ MESSAGE_BYTES = 8 * 2**20
 MOST_DESCRIPTORS = 8
 
 
-# Bounds of what init says: numbers that the record of a job can hold, words that a log can hold.
-_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-_Words = Annotated[str, msgspec.Meta(max_length=1000)]
-_Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-
-
-class Message(msgspec.Struct, tag=True, array_like=True):
-    """A message: its name and its fields as an array."""
-
-
 # service to launcher
 
 
-class MapYourself(Message):
+class MapYourself(NamedTuple):
     """Answer to `Unshared`: the maps of U1 are written."""
 
     id_count: int
     """Subordinate ids mapped from 1 upwards; 0 with the single-id map."""
 
 
-class Create(Message):
+class Create(NamedTuple):
     """Clone a sandbox. With CLONE_INTO_CGROUP where a descriptor of a cgroup v2 directory comes along."""
 
     number: int
@@ -56,22 +46,22 @@ class Create(Message):
 # launcher to service
 
 
-class Unshared(Message):
+class Unshared(NamedTuple):
     """The launcher is in U1 and waits for its maps."""
 
 
-class LauncherReady(Message):
-    pass
+class LauncherReady(NamedTuple):
+    """It can clone sandboxes now."""
 
 
-class Created(Message):
+class Created(NamedTuple):
     """Comes with two descriptors: the socket to init, and a pidfd of it."""
 
     number: int
     pid: int
 
 
-class CreateFailed(Message):
+class CreateFailed(NamedTuple):
     number: int
     step: str
     reason: str
@@ -80,73 +70,76 @@ class CreateFailed(Message):
 # init to service
 
 
-class Ready(Message):
+class Ready(NamedTuple):
     """All walls stand."""
 
 
-class Failed(Message):
+class Failed(NamedTuple):
     """A wall or a request could not be done: step and reason."""
 
-    step: _Words
-    reason: _Words
+    step: str
+    reason: str
 
 
-class Started(Message):
+class Started(NamedTuple):
     """The command runs."""
 
-    at: _Seconds
+    at: float
     """time.monotonic(), which is one clock for all processes of the host."""
 
 
-class NotStarted(Message):
+class NotStarted(NamedTuple):
     """The command cannot be executed: the user's fault, as exec(3) tells it."""
 
-    what: _Words
+    what: str
     """`command` or `workdir`."""
-    errno: Annotated[int, msgspec.Meta(ge=0, le=4095)]
+    errno: int
 
 
-class Exited(Message):
-    at: _Seconds
-    code: Annotated[int, msgspec.Meta(ge=0, le=255)] | None
-    signal: Annotated[int, msgspec.Meta(ge=1, le=64)] | None
-    cpu_user_seconds: _Seconds
-    cpu_system_seconds: _Seconds
-    max_rss_bytes: _Count
+class Exited(NamedTuple):
+    """The command ended, as wait4(2) tells it."""
+
+    at: float
+    """time.monotonic()."""
+    code: int | None
+    signal: int | None
+    cpu_user_seconds: float
+    cpu_system_seconds: float
+    max_rss_bytes: int
 
 
-class Done(Message):
+class Done(NamedTuple):
     """A request other than a command is finished."""
 
-    entries: _Count
-    size_bytes: _Count
+    entries: int
+    size_bytes: int
 
 
 # service to init
 
 
-class Run(Message):
+class Run(NamedTuple):
     """Comes with three descriptors: standard input, output and error."""
 
     command: Command
 
 
-class Signal(Message):
+class Signal(NamedTuple):
     """To the command's process group."""
 
     number: int
 
 
-class Unpack(Message):
+class Unpack(NamedTuple):
     """Comes with one descriptor: a tar archive, unpacked at `/` (a sandbox with a writable root)."""
 
     most_bytes: int
     most_entries: int
-    keep_owners: bool
-    """False in single-id mode, where there is only one owner."""
+    id_count: int
+    """Ids that a file can have as owner, from 0 on; 0 in single-id mode, where there is only one owner."""
 
 
-class Empty(Message):
+class Empty(NamedTuple):
     """Remove everything below `/` (a sandbox with a writable root)."""
 
 
@@ -154,17 +147,20 @@ ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
 ToInit = Run | Signal | Unpack | Empty
 FromInit = Ready | Failed | Started | NotStarted | Exited | Done
+Message = ToLauncher | FromLauncher | ToInit | FromInit
 
-_encoder = msgspec.msgpack.Encoder()
-to_launcher: msgspec.msgpack.Decoder[ToLauncher] = msgspec.msgpack.Decoder(ToLauncher)
-from_launcher: msgspec.msgpack.Decoder[FromLauncher] = msgspec.msgpack.Decoder(FromLauncher)
-to_init: msgspec.msgpack.Decoder[ToInit] = msgspec.msgpack.Decoder(ToInit)
-from_init: msgspec.msgpack.Decoder[FromInit] = msgspec.msgpack.Decoder(FromInit)
+_FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
+    kind.__name__: kind for kind in (MapYourself, Create, Run, Signal, Unpack, Empty)
+}
 
 M = TypeVar("M")
 
 
-class DescriptorsLost(msgspec.DecodeError):
+class BadMessage(Exception):
+    """What came is no message, or not one of those that may come from there."""
+
+
+class DescriptorsLost(BadMessage):
     """The message came, but not all of its descriptors: this process has as many open as it may."""
 
     def __init__(self, message: object) -> None:
@@ -177,7 +173,7 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
 
     Raises OSError; BlockingIOError if the peer does not read.
     """
-    encoded = _encoder.encode(message)
+    encoded = json.dumps((type(message).__name__, *message), separators=(",", ":")).encode()
     if len(encoded) <= INLINE_BYTES:
         socket.send_fds(channel, [b"i", encoded], list(descriptors))
         return
@@ -189,31 +185,23 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
         os.close(memory)
 
 
-def receive(channel: socket.socket, decoder: msgspec.msgpack.Decoder[M]) -> tuple[M, list[int]]:
+def receive(channel: socket.socket, decode: Callable[[bytes], M]) -> tuple[M, list[int]]:
     """Receive one message and its descriptors from a peer that is trusted as far as sizes go.
 
-    Raises EOFError when the peer has closed, OSError, msgspec.DecodeError (DescriptorsLost).
+    Raises EOFError when the peer has closed, OSError, BadMessage (DescriptorsLost).
     """
     packet, descriptors, flags = _receive_packet(channel)
     try:
         if not packet:
             raise EOFError
         if flags & socket.MSG_TRUNC:
-            raise msgspec.DecodeError("message too long")
+            raise BadMessage("message too long")
         if packet[:1] == b"m":
-            if not descriptors or not 0 < os.fstat(descriptors[0]).st_size <= MESSAGE_BYTES:
-                raise msgspec.DecodeError("no message in the descriptor that came")
-            with (
-                os.fdopen(descriptors.pop(0), "rb") as memory,
-                mmap.mmap(memory.fileno(), 0, prot=mmap.PROT_READ) as encoded,
-            ):
-                message = decoder.decode(encoded)
-            if flags & socket.MSG_CTRUNC:
-                raise DescriptorsLost(message)
-            return message, descriptors
-        if packet[:1] != b"i":
-            raise msgspec.DecodeError("neither in the message nor in a descriptor")
-        message = decoder.decode(memoryview(packet)[1:])
+            message = decode(_read_memory(descriptors))
+        elif packet[:1] == b"i":
+            message = decode(packet[1:])
+        else:
+            raise BadMessage("neither in the message nor in a descriptor")
         if flags & socket.MSG_CTRUNC:
             raise DescriptorsLost(message)
         return message, descriptors
@@ -221,6 +209,34 @@ def receive(channel: socket.socket, decoder: msgspec.msgpack.Decoder[M]) -> tupl
         for descriptor in descriptors:
             os.close(descriptor)
         raise
+
+
+def from_above(encoded: bytes) -> Any:
+    """A message of the service, for launcher and init (ToLauncher or ToInit)."""
+    name, *fields = json.loads(encoded)
+    message = _FROM_ABOVE[name](*map(_tuples, fields))
+    if isinstance(message, Create):
+        spec = SandboxSpec(*message.spec)
+        return message._replace(spec=spec._replace(network=NetworkMode(spec.network)))
+    if isinstance(message, Run):
+        return Run(Command(*message.command))
+    return message
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, all the way down, as the tuples that were sent."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _read_memory(descriptors: list[int]) -> bytes:
+    """The content of the first descriptor, which is taken off the list and closed."""
+    if not descriptors or not 0 < os.fstat(descriptors[0]).st_size <= MESSAGE_BYTES:
+        raise BadMessage("no message in the descriptor that came")
+    with (
+        os.fdopen(descriptors.pop(0), "rb") as memory,
+        mmap.mmap(memory.fileno(), 0, prot=mmap.PROT_READ) as encoded,
+    ):
+        return encoded[:]
 
 
 def _receive_packet(channel: socket.socket) -> tuple[bytes, list[int], int]:
@@ -235,16 +251,3 @@ def _receive_packet(channel: socket.socket) -> tuple[bytes, list[int], int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
     return packet, descriptors.tolist(), flags
-
-
-def receive_from_init(channel: socket.socket) -> FromInit:
-    """Receive one message from a sandbox: inline only, no descriptors.
-
-    Raises EOFError, OSError, msgspec.DecodeError.
-    """
-    packet, _, flags, _ = channel.recvmsg(INLINE_BYTES + 1)
-    if not packet:
-        raise EOFError
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or packet[:1] != b"i":
-        raise msgspec.DecodeError("not a message of init")
-    return from_init.decode(memoryview(packet)[1:])

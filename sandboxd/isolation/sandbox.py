@@ -17,10 +17,8 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from sandboxd.errors import SandboxFailed
-from sandboxd.isolation import idmap, launcher, protocol, seccomp, syscalls
+from sandboxd.isolation import hearing, idmap, launcher, protocol, seccomp, syscalls
 from sandboxd.isolation.command import Unusable
 from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Walls
 
@@ -28,6 +26,8 @@ _BUILD_SECONDS = 30.0
 """A sandbox that is not ready by then never will be: the host is stuck."""
 _MOST_UNREAD_MESSAGES = 8
 """init says one thing at a time; who says more wants to fill the service's memory."""
+_BARE = ("-I", "-S", "-B")
+"""No environment, no site directories, no bytecode written: what it imports is in the path that it is given."""
 _BOOTSTRAP = (
     "import sys, json; control, parent, stage, sys.path[:] = json.loads(sys.argv[1]); "
     "from sandboxd.isolation.launcher import main; main(control, parent, stage)"
@@ -46,8 +46,7 @@ class Launcher:
         self.show_cgroup = show_cgroup
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
-        program = seccomp.assemble(seccomp.build(syscalls.MACHINE))
-        self._seccomp_digest = f"sha256:{hashlib.sha256(program).hexdigest()}"
+        self._seccomp_digest = filter_digest(syscalls.MACHINE)
         self._control: socket.socket | None = None
         self._sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
         self._creations: dict[int, asyncio.Future[tuple[int, int, int]]] = {}
@@ -77,7 +76,7 @@ class Launcher:
         with theirs:
             arguments = [theirs.fileno(), os.getpid(), str(self.stage), sys.path]
             self.process = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec; done once)
-                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, json.dumps(arguments)],
+                [sys.executable, *_BARE, "-c", _BOOTSTRAP, json.dumps(arguments)],
                 env={},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -101,10 +100,10 @@ class Launcher:
         self._control = control
         loop.add_reader(control.fileno(), self._read_control)
 
-    async def _expect(self, control: socket.socket, kind: type[protocol.Message]) -> None:
+    async def _expect(self, control: socket.socket, kind: type[protocol.FromLauncher]) -> None:
         await _readable(control.fileno())
         try:
-            message, _ = protocol.receive(control, protocol.from_launcher)
+            message, _ = protocol.receive(control, hearing.from_launcher)
         except (EOFError, ConnectionError):
             raise SandboxFailed("start launcher", "it ended at once; its log says why") from None
         if not isinstance(message, kind):
@@ -119,6 +118,31 @@ class Launcher:
     ) -> "Sandbox":
         """Clone a sandbox and wait until all its walls stand. Raises SandboxFailed."""
         control = await self._ensure_started()
+        sandbox = await self._clone(control, spec, join_files, cgroup_fd)
+        self._sandboxes.add(sandbox)
+        try:
+            async with asyncio.timeout(_BUILD_SECONDS):
+                await sandbox.ready()
+            if self._control is not control:
+                raise SandboxFailed("build", "the launcher ended")
+        except BaseException as error:
+            sandbox.kill()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_BUILD_SECONDS):
+                    await sandbox.dead()
+            if isinstance(error, TimeoutError):
+                raise SandboxFailed("build", f"not ready after {_BUILD_SECONDS:.0f} s") from None
+            raise
+        return sandbox
+
+    async def _clone(
+        self,
+        control: socket.socket,
+        spec: SandboxSpec,
+        join_files: tuple[str, ...],
+        cgroup_fd: int | None,
+    ) -> "Sandbox":
+        """Have the launcher clone an init, which then builds. Raises SandboxFailed."""
         self._number += 1
         number = self._number
         created = asyncio.get_running_loop().create_future()
@@ -132,7 +156,10 @@ class Launcher:
         )
         try:
             protocol.send(control, request, [] if cgroup_fd is None else [cgroup_fd])
-            pid, channel_fd, pidfd = await created
+            async with asyncio.timeout(_BUILD_SECONDS):
+                pid, channel_fd, pidfd = await created
+        except TimeoutError:
+            raise SandboxFailed("clone3", f"no answer after {_BUILD_SECONDS:.0f} s") from None
         except OSError as error:
             raise SandboxFailed("ask launcher", str(error)) from error
         except asyncio.CancelledError:
@@ -144,20 +171,7 @@ class Launcher:
             raise
         finally:
             self._creations.pop(number, None)
-        sandbox = Sandbox(spec, pid, socket.socket(fileno=channel_fd), pidfd)
-        self._sandboxes.add(sandbox)
-        try:
-            async with asyncio.timeout(_BUILD_SECONDS):
-                await sandbox.ready()
-            if self._control is not control:
-                raise SandboxFailed("build", "the launcher ended")
-        except BaseException as error:
-            sandbox.kill()
-            await sandbox.dead()
-            if isinstance(error, TimeoutError):
-                raise SandboxFailed("build", f"not ready after {_BUILD_SECONDS:.0f} s") from None
-            raise
-        return sandbox
+        return Sandbox(spec, pid, socket.socket(fileno=channel_fd), pidfd)
 
     async def _ensure_started(self) -> socket.socket:
         async with self._starting:
@@ -171,7 +185,7 @@ class Launcher:
         if self._control is None:
             return
         try:
-            message, descriptors = protocol.receive(self._control, protocol.from_launcher)
+            message, descriptors = protocol.receive(self._control, hearing.from_launcher)
         except BlockingIOError:
             return
         except protocol.DescriptorsLost as lost:
@@ -179,7 +193,7 @@ class Launcher:
             if isinstance(lost.message, protocol.Created):
                 self._failed(lost.message.number, SandboxFailed("receive sandbox", str(lost)))
             return
-        except (EOFError, OSError, msgspec.DecodeError) as error:
+        except (EOFError, OSError, protocol.BadMessage) as error:
             self._lost(f"launcher ended ({type(error).__name__})")
             return
         match message:
@@ -339,13 +353,13 @@ class Sandbox:
 
     def _read_channel(self) -> None:
         try:
-            message = protocol.receive_from_init(self._channel)
+            message = hearing.receive_from_init(self._channel)
         except BlockingIOError:
             return
         except (EOFError, OSError):
             self._loop.remove_reader(self._channel.fileno())
             return
-        except msgspec.DecodeError:
+        except protocol.BadMessage:
             self._end_broken()
             return
         if self._messages.qsize() < _MOST_UNREAD_MESSAGES:
@@ -363,14 +377,20 @@ class Sandbox:
         self._loop.remove_reader(self._pidfd)
         while self._messages.qsize() < _MOST_UNREAD_MESSAGES:
             try:
-                self._messages.put_nowait(protocol.receive_from_init(self._channel))
-            except (EOFError, OSError, msgspec.DecodeError):
+                self._messages.put_nowait(hearing.receive_from_init(self._channel))
+            except (EOFError, OSError, protocol.BadMessage):
                 break
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()
         os.close(self._pidfd)
         self._messages.put_nowait(None)
         self._dead.set_result(None)
+
+
+def filter_digest(machine: str) -> str:
+    """`sha256:…` of the filter program for an architecture, for the record of each job."""
+    program = seccomp.assemble(seccomp.build(machine))
+    return f"sha256:{hashlib.sha256(program).hexdigest()}"
 
 
 async def _readable(descriptor: int) -> None:

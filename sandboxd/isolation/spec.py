@@ -3,8 +3,6 @@
 import enum
 from typing import NamedTuple
 
-import msgspec
-
 
 class NetworkMode(enum.StrEnum):
     """What the sandbox can reach."""
@@ -13,7 +11,7 @@ class NetworkMode(enum.StrEnum):
     """Its own loopback interface and nothing else."""
 
 
-class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
+class SandboxSpec(NamedTuple):
     """The shape of a sandbox: all that is fixed before a command is known, so that it can be parked.
 
     Two sandboxes with equal specs are interchangeable; the pool is keyed by this value.
@@ -21,14 +19,14 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     rootfs: str
     """Absolute path of the image's tree on the host; it becomes the read-only lower layer."""
-    binds: tuple[tuple[str, str], ...] = ()
-    """(host path, path inside), each bound recursively and read-only. Set by an image, never by a job."""
-    writable: tuple[str, ...] = ("/work",)
-    """Directories made in the writable layer and owned by `uid` and `gid`. Set by an image, never by a job."""
     scratch_bytes: int
     """Size of the writable layer (a tmpfs)."""
     scratch_inodes: int
     """Files in the writable layer."""
+    binds: tuple[tuple[str, str], ...] = ()
+    """(host path, path inside), each bound recursively and read-only. Set by an image, never by a job."""
+    writable: tuple[str, ...] = ("/work",)
+    """Directories made in the writable layer and owned by `uid` and `gid`. Set by an image, never by a job."""
     uid: int = 0
     """User id of the command inside the sandbox."""
     gid: int = 0
@@ -39,7 +37,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Work on `rootfs` itself instead of an overlay over it: only for unpacking and removing images."""
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class Command(NamedTuple):
     """A command to run in a sandbox that stands."""
 
     argv: tuple[str, ...]
@@ -66,7 +64,7 @@ class Exit(NamedTuple):
     max_rss_bytes: int
 
 
-class Walls(msgspec.Struct, frozen=True, kw_only=True):
+class Walls(NamedTuple):
     """What stands around a sandbox, for the job's record."""
 
     id_map: str

@@ -20,7 +20,6 @@ from sandboxd.isolation.protocol import Done, Empty, Failed, Message, Unpack
 
 _CHUNK_BYTES = 256 * 2**10
 _LONGEST_REASON = 500
-_MOST_ID = 65_535
 _LONGEST_PATH = 4096
 _ADDRESS_SPACE_BYTES = 512 * 2**20
 """The headers of an archive are read whole, and an xz dictionary is as large as its header says."""
@@ -100,7 +99,7 @@ class Unpacker:
         self.root_fd = root_fd
         self.most_bytes = request.most_bytes
         self.most_entries = request.most_entries
-        self.keep_owners = request.keep_owners
+        self.id_count = request.id_count
         self.entries = 0
         self.written_bytes = 0
 
@@ -207,14 +206,22 @@ class Unpacker:
                 os.close(directory)
 
     def set_owner_and_mode(self, descriptor: int, member: tarfile.TarInfo) -> None:
-        if self.keep_owners:
-            os.chown(descriptor, *owner_of(member))
+        if self.id_count:
+            os.chown(descriptor, *self.owner_of(member))
         # No set-id bits: nothing in an image needs more rights than the command has.
         os.fchmod(descriptor, member.mode & 0o1777 if member.isdir() else member.mode & 0o777)
 
+    def owner_of(self, member: tarfile.TarInfo) -> tuple[int, int]:
+        """(uid, gid). Raises BadArchive for ids that a sandbox does not have."""
+        if not (0 <= member.uid < self.id_count and 0 <= member.gid < self.id_count):
+            raise BadArchive(
+                f"{member.name[:100]} has owner {member.uid}:{member.gid}; here are ids from 0 to {self.id_count - 1}"
+            )
+        return member.uid, member.gid
+
     def set_link_owner(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
-        if self.keep_owners:
-            os.chown(name, *owner_of(member), dir_fd=parent, follow_symlinks=False)
+        if self.id_count:
+            os.chown(name, *self.owner_of(member), dir_fd=parent, follow_symlinks=False)
 
 
 def write_all(file: int, content: bytes) -> None:
@@ -235,13 +242,6 @@ def split_name(name: str) -> list[str]:
     if ".." in parts:
         raise BadArchive(f'an entry has ".." in its name: {name[:100]}')
     return parts
-
-
-def owner_of(member: tarfile.TarInfo) -> tuple[int, int]:
-    """(uid, gid). Raises BadArchive for ids that a sandbox does not have."""
-    if not (0 <= member.uid <= _MOST_ID and 0 <= member.gid <= _MOST_ID):
-        raise BadArchive(f"an owner that is not from 0 to {_MOST_ID}: {member.name[:100]}")
-    return member.uid, member.gid
 
 
 def clear_place(parent: int, name: str) -> None:
