@@ -47,8 +47,8 @@ def test_after_a_crash_what_ran_is_lost_or_repeated_and_what_waited_runs(
         repeated = start(client, ["sh", "-c", "echo once; sleep 1"], retry={"max_attempts": 2})
         waiting = [client.submit(["echo", str(number)]) for number in range(20)]
         # A job that runs longer than a second has its log on the disk.
-        log_file = own_service.data_dir / "logs"
-        wait_for(lambda: any(lost.id in path.name for path in log_file.rglob("*")), "a log file")
+        log_file = own_service.data_dir / "logs" / f"{lost.id}.log"
+        wait_for(lambda: log_file.exists() and log_file.stat().st_size, "its output is on the disk")
         parked = own_service.inits()
 
         own_service.kill()
