@@ -27,6 +27,7 @@ def test_64_mib_go_through_stdin_to_stdout_unharmed(client: Client) -> None:
 def test_output_that_is_not_text_makes_the_round_trip(client: Client) -> None:
     job = client.run(["cat"], stdin=ALL_BYTES * 100)
 
+    assert job.state == "succeeded", job.error
     assert job.stdout == ALL_BYTES * 100
     assert client.read_log(job.id) == ALL_BYTES * 100
 
@@ -48,6 +49,7 @@ def test_10_000_lines_on_both_streams_are_in_order_in_each(client: Client) -> No
 
     job = client.run(["bash", "-c", script])
 
+    assert job.state == "succeeded", job.error
     numbers = range(1, 10_001)
     out = client.read_log(job.id, stream="stdout").decode().splitlines()
     err = client.read_log(job.id, stream="stderr").decode().splitlines()
@@ -108,6 +110,7 @@ def test_escapes_nul_and_broken_utf_8_in_output_stay_as_they_are(client: Client)
 
     job = client.run(["cat"], stdin=odd)
 
+    assert job.state == "succeeded", job.error
     assert job.stdout == odd
     assert b"".join(piece.data for piece in client.logs(job.id)) == odd
 
