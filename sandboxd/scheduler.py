@@ -176,11 +176,17 @@ class Scheduler:
         return submitted
 
     async def cancel(
-        self, tenant: str, job_id: str, *, grace_seconds: float, message: str | None
+        self,
+        tenant: str,
+        job_id: str,
+        *,
+        grace_seconds: float,
+        message: str | None,
+        reason: Reason = Reason.CANCELLED_BY_CLIENT,
     ) -> Job:
         """End a job: at once if it waits, after TERM and the grace if it runs. Any number of calls is fine."""
         now = time.time()
-        job = await self._store.request_cancel(tenant, job_id, now, message)
+        job = await self._store.request_cancel(tenant, job_id, now, message, reason)
         active = self._active.get(job_id)
         if job.state in TERMINAL:
             if job.finished_at == now:  # It was this call that ended it, while it waited.
@@ -188,7 +194,7 @@ class Scheduler:
             self._tell(job)
         elif active is not None and active.job.tenant == tenant:
             active.stop(
-                Reason.CANCELLED_BY_CLIENT,
+                reason,
                 grace_seconds=grace_seconds,
                 message=message or "cancelled by the client",
             )

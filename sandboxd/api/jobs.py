@@ -219,7 +219,11 @@ async def _wait_or_cancel(call: Call, job: Job, timeout_seconds: float, *, own: 
         keep = call.header(b"sandboxd-on-disconnect").strip().lower() == "continue"
         if own and not keep:
             await call.parts.scheduler.cancel(
-                call.tenant, job.id, grace_seconds=0, message="the client hung up"
+                call.tenant,
+                job.id,
+                grace_seconds=0,
+                message="the client hung up",
+                reason=Reason.CLIENT_GONE,
             )
         raise
 

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope
 
 from sandboxd.api.log_reader import ReadableLog
 from sandboxd.api.validate import Check
-from sandboxd.jobs import ApiKey, Image, Job, JobEvent, State
+from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, State
 from sandboxd.quotas.limits import Limits
 from sandboxd.settings import ServerSettings
 from sandboxd.store.records import Idempotency, Page, Submitted
@@ -25,7 +25,13 @@ class Scheduler(Protocol):
     async def submit(self, job: Job, *, idempotency: Idempotency | None) -> Submitted: ...
 
     async def cancel(
-        self, tenant: str, job_id: str, *, grace_seconds: float, message: str | None
+        self,
+        tenant: str,
+        job_id: str,
+        *,
+        grace_seconds: float,
+        message: str | None,
+        reason: Reason = Reason.CANCELLED_BY_CLIENT,
     ) -> Job: ...
 
     async def wait(self, tenant: str, job_id: str, timeout_seconds: float) -> Job:

@@ -132,13 +132,20 @@ class SqliteStore:
         )
 
     async def request_cancel(
-        self, tenant: str, job_id: str, now: float, message: str | None
+        self,
+        tenant: str,
+        job_id: str,
+        now: float,
+        message: str | None,
+        reason: Reason = Reason.CANCELLED_BY_CLIENT,
     ) -> Job:
         """Cancel a waiting job at once, ask for the end of an active one, leave an ended one as it is.
 
         Raises NotFound.
         """
-        return await self._write(lambda c: writes.request_cancel(c, tenant, job_id, now, message))
+        return await self._write(
+            lambda c: writes.request_cancel(c, tenant, job_id, now, message, reason)
+        )
 
     async def expire_waiting(self, now: float) -> list[Job]:
         """End the jobs that waited longer than their clients wanted."""

@@ -270,7 +270,12 @@ _REQUEST_CANCEL = (
 
 
 def request_cancel(
-    connection: Connection, tenant: str, job_id: str, now: float, message: str | None
+    connection: Connection,
+    tenant: str,
+    job_id: str,
+    now: float,
+    message: str | None,
+    reason: Reason,
 ) -> Job:
     """Cancel a waiting job at once, ask for the end of an active one, leave an ended one as it is.
 
@@ -285,12 +290,10 @@ def request_cancel(
         return job
     if job.state in WAITING:
         text = message or "cancelled before it started"
-        error = JobError(component=None, code=Reason.CANCELLED_BY_CLIENT, message=text)
-        return _end_waiting(
-            connection, job, State.CANCELLED, Reason.CANCELLED_BY_CLIENT, error, now
-        )
+        error = JobError(component=None, code=reason, message=text)
+        return _end_waiting(connection, job, State.CANCELLED, reason, error, now)
     job = job_from(connection.execute(_REQUEST_CANCEL, {"of_job": job_id}).one())
-    asked = _event_values(job, now, message) | {"reason": Reason.CANCELLED_BY_CLIENT.value}
+    asked = _event_values(job, now, message) | {"reason": reason.value}
     connection.execute(_INSERT_EVENT, asked)
     return job
 

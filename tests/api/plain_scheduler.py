@@ -42,7 +42,7 @@ class PlainScheduler:
         self._slots = slots
         self._logs: dict[str, JobLog] = {}
         self._processes: dict[str, asyncio.subprocess.Process] = {}
-        self._cancelled: set[str] = set()
+        self._cancelled: dict[str, Reason] = {}
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -52,11 +52,17 @@ class PlainScheduler:
         return submitted
 
     async def cancel(
-        self, tenant: str, job_id: str, *, grace_seconds: float, message: str | None
+        self,
+        tenant: str,
+        job_id: str,
+        *,
+        grace_seconds: float,
+        message: str | None,
+        reason: Reason = Reason.CANCELLED_BY_CLIENT,
     ) -> Job:
-        job = await self._store.request_cancel(tenant, job_id, time.time(), message)
+        job = await self._store.request_cancel(tenant, job_id, time.time(), message, reason)
         if job.state in ACTIVE:
-            self._cancelled.add(job_id)
+            self._cancelled.setdefault(job_id, reason)
             if job_id in self._processes:
                 _kill(self._processes[job_id])
         await self._tell()
@@ -150,7 +156,7 @@ class PlainScheduler:
                 _kill(process)
         code = await process.wait()
         del self._processes[job.id]
-        state, reason = _judge(code, timed_out, job.id in self._cancelled)
+        state, reason = _judge(code, timed_out, self._cancelled.get(job.id))
         return Result(
             state=state,
             reason=reason,
@@ -194,11 +200,11 @@ def _kill(process: asyncio.subprocess.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _judge(code: int, timed_out: bool, cancelled: bool) -> tuple[State, Reason]:
+def _judge(code: int, timed_out: bool, cancelled: Reason | None) -> tuple[State, Reason]:
     if timed_out:
         return State.TIMED_OUT, Reason.WALL_SECONDS
-    if cancelled:
-        return State.CANCELLED, Reason.CANCELLED_BY_CLIENT
+    if cancelled is not None:
+        return State.CANCELLED, cancelled
     if code < 0:
         return State.FAILED, Reason.SIGNALLED
     return (State.FAILED if code else State.SUCCEEDED), Reason.EXITED

@@ -142,7 +142,7 @@ def test_a_client_that_hangs_up_cancels_its_job(service: Service, client: httpx2
     job_id = _hang_up(service, client, "hangs-up", {})
 
     job = client.get(f"/v1/jobs/{job_id}?wait=20").json()
-    assert job["state"] == "cancelled"
+    assert (job["state"], job["reason"]) == ("cancelled", "client_gone")
 
 
 def test_a_client_may_hang_up_and_let_the_job_go_on(

@@ -101,7 +101,8 @@ def test_a_client_that_hangs_up_cancels_its_job(
         )
     (job,) = client.list(labels={"own": label}).data
 
-    assert client.wait(job.id).state == "cancelled"
+    ended = client.wait(job.id)
+    assert (ended.state, ended.reason) == ("cancelled", "client_gone")
 
 
 def test_the_same_idempotency_key_runs_one_job(http: httpx2.Client, label: str) -> None:

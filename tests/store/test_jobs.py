@@ -216,6 +216,21 @@ async def test_cancelling_a_waiting_job_ends_it_at_once(store: SqliteStore) -> N
 
 
 @in_store
+async def test_a_cancelled_job_keeps_the_reason_that_was_given(store: SqliteStore) -> None:
+    job = (await store.submit(a_job())).job
+    running = (await store.submit(a_job(), claim_owner="me")).job
+
+    ended = await store.request_cancel("ada", job.id, 1003.0, "hung up", Reason.CLIENT_GONE)
+    await store.request_cancel("ada", running.id, 1003.0, "hung up", Reason.CLIENT_GONE)
+
+    assert ended.reason == Reason.CLIENT_GONE
+    assert ended.result is not None
+    assert ended.result.error is not None
+    assert ended.result.error.code == Reason.CLIENT_GONE
+    assert (await store.events("ada", running.id))[-1].reason == Reason.CLIENT_GONE
+
+
+@in_store
 async def test_cancelling_an_active_job_asks_whoever_runs_it(store: SqliteStore) -> None:
     job = (await store.submit(a_job(), claim_owner="me")).job
 
