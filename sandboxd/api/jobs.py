@@ -89,11 +89,14 @@ async def show(call: Call) -> Response:
     else:
         job = await call.parts.store.get(call.tenant, job_id, with_stdin=False)
     log = await _log_of(call, job)
-    etag = _etag(job, log)
+    position = None
+    if job.state is State.QUEUED:
+        position = await call.parts.store.waiting_before(job, time.time())
+    etag = _etag(job, log, position)
     if etag_matches(call.header(b"if-none-match"), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    return json_answer(job_view(job, _output(job, log)), headers=headers)
+    return json_answer(job_view(job, _output(job, log), position=position), headers=headers)
 
 
 async def list_(call: Call) -> Response:
@@ -263,10 +266,11 @@ def _output(job: Job, log: ReadableLog | None) -> Output | None:
     return _NO_OUTPUT if job.state in TERMINAL else None
 
 
-def _etag(job: Job, log: ReadableLog | None) -> str:
-    """The row's sequence; while the job writes, also how much it wrote."""
+def _etag(job: Job, log: ReadableLog | None, position: int | None) -> str:
+    """The row's sequence; while the job waits, also its position; while it writes, also how much it wrote."""
+    waiting = "" if position is None else f"-{position}"
     written = f"-{log.size()}" if log is not None and job.state in ACTIVE else ""
-    return f'"{job.sequence}{written}"'
+    return f'"{job.sequence}{waiting}{written}"'
 
 
 async def _read_optional_body(call: Call) -> bytes:

@@ -227,6 +227,7 @@ class WaitingView(Answer, frozen=True, kw_only=True):
 
     for_: str = msgspec.field(name="for")
     position: int | UnsetType = UNSET
+    """How many jobs are to start before it; only where one queued job is asked for."""
 
 
 class LinksView(Answer, frozen=True, kw_only=True):

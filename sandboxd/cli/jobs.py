@@ -222,7 +222,9 @@ def _fields(job: "Job") -> Iterator[tuple[str, str]]:
         if job.error.remediation:
             yield "what to do", job.error.remediation
     if job.waiting is not None:
-        yield "waits for", job.waiting.for_
+        before = job.waiting.position
+        position = "" if before is None else f", {before} before it"
+        yield "waits for", f"{job.waiting.for_}{position}"
     yield "image", job.image
     yield "command", " ".join(job.command)
     for key, value in job.labels.items():

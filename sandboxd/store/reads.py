@@ -5,7 +5,7 @@ import binascii
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, select, union_all
 
 from sandboxd.errors import Fault, Invalid, NotFound
 from sandboxd.ids import is_id
@@ -145,6 +145,22 @@ def oldest_waiting(connection: Connection) -> float | None:
         select(func.min(_job.c.queued_at)).where(tables.state_in(WAITING))
     )
     return oldest
+
+
+_MAY_RUN = select(func.count(_job.c.id)).where(
+    tables.state_in(WAITING), _job.c.run_at <= bindparam("now")
+)
+_BEFORE = (
+    _MAY_RUN.where(_job.c.priority > bindparam("priority")),
+    _MAY_RUN.where(_job.c.priority == bindparam("priority"), _job.c.id < bindparam("job_id")),
+)
+"""Two counts and not one with `or`, so that each reads just its part of the index."""
+
+
+def waiting_before(connection: Connection, job: Job, now: float) -> int:
+    """How many jobs that may run now are claimed before this one: of higher priority, or as high and older."""
+    values = {"now": now, "priority": job.spec.priority, "job_id": job.id}
+    return sum(connection.scalar(question, values) or 0 for question in _BEFORE)
 
 
 def next_due(connection: Connection, now: float) -> float | None:

@@ -232,6 +232,10 @@ class SqliteStore:
         """Since when the job that waits longest has waited, as Unix time in seconds; None if none waits."""
         return await self._read(reads.oldest_waiting)
 
+    async def waiting_before(self, job: Job, now: float) -> int:
+        """How many of the jobs that wait and may run now are claimed before this one."""
+        return await self._read(lambda c: reads.waiting_before(c, job, now))
+
     async def next_due(self, now: float) -> float | None:
         """When a retry may run or a waiting job expires next, as Unix time in seconds; None: time changes nothing."""
         return await self._read(lambda c: reads.next_due(c, now))

@@ -4,10 +4,10 @@ import base64
 import re
 import socket
 import threading
+from pathlib import Path
 
 import httpx2
 import msgspec
-import pytest
 from api_service import Service
 
 from sandboxd.jobs import TERMINAL, State
@@ -243,12 +243,30 @@ def test_events_tell_the_history_in_order(client: httpx2.Client) -> None:
     assert [event["seq"] for event in events] == sorted(event["seq"] for event in events)
 
 
-def test_a_queued_job_says_what_it_waits_for(tmp_path: pytest.TempPathFactory) -> None:
-    with Service(slots=0).running(tmp_path) as service, service.client() as client:  # type: ignore[arg-type]
+def test_a_queued_job_says_what_it_waits_for(tmp_path: Path) -> None:
+    with Service(slots=0).running(tmp_path) as service, service.client() as client:
         job = client.post("/v1/jobs", json=TRUE).json()
 
         assert job["waiting"] == {"for": "slot"}
         assert "stdout" not in client.get(job["links"]["self"]).json()
+
+
+def test_a_queued_job_shows_how_many_start_before_it(tmp_path: Path) -> None:
+    with Service(slots=0).running(tmp_path) as service, service.client() as client:
+        ordinary, urgent = (
+            client.post("/v1/jobs", json=TRUE | {"priority": priority}).json()["id"]
+            for priority in (0, 5)
+        )
+        first = client.get(f"/v1/jobs/{ordinary}")
+        client.post(f"/v1/jobs/{urgent}/cancel")
+        etag = {"If-None-Match": first.headers["etag"]}
+        second = client.get(f"/v1/jobs/{ordinary}", headers=etag)
+        ended = client.get(f"/v1/jobs/{urgent}").json()
+
+    assert first.json()["waiting"] == {"for": "slot", "position": 1}
+    assert second.status_code == 200
+    assert second.json()["waiting"]["position"] == 0
+    assert "waiting" not in ended
 
 
 def test_lists_go_page_by_page_newest_first(own_service: Service) -> None:

@@ -101,6 +101,22 @@ async def test_claims_take_the_highest_priority_and_then_the_oldest(store: Sqlit
 
 
 @in_store
+async def test_a_waiting_job_knows_how_many_are_claimed_before_it(store: SqliteStore) -> None:
+    first, second = [(await store.submit(a_job(tenant=name))).job for name in ("ada", "eve")]
+    idle = (await store.submit(a_job(priority=-5))).job
+    urgent = (await store.submit(a_job(priority=5))).job
+    later = (await store.submit(a_job(priority=9), claim_owner="me")).job
+    await store.retry(later.id, 1, Reason.SANDBOX_FAILED, None, run_at=3000.0, now=1001.0)
+
+    in_turn = [await store.waiting_before(job, 2000.0) for job in (urgent, first, second, idle)]
+    claimed = await store.claim("me", 10, 2000.0)
+
+    assert in_turn == [0, 1, 2, 3]
+    assert [job.id for job in claimed] == [urgent.id, first.id, second.id, idle.id]
+    assert await store.waiting_before(idle, 3000.0) == 1
+
+
+@in_store
 async def test_claims_at_once_never_give_a_job_twice(store: SqliteStore) -> None:
     jobs = [(await store.submit(a_job())).job.id for _ in range(50)]
 

@@ -9,7 +9,7 @@ from sqlalchemy import Select, Update, select
 from sqlalchemy.dialects import sqlite
 
 from sandboxd.jobs import ACTIVE, WAITING
-from sandboxd.store import migrate, writes
+from sandboxd.store import migrate, reads, writes
 from sandboxd.store.tables import job, state_in
 
 
@@ -26,6 +26,8 @@ def plan_of(path: Path, statement: Select[tuple[object]] | Update) -> str:
     [
         (writes._NEXT, "ix_job_claim"),
         (writes._CLAIM, "ix_job_claim"),
+        (reads._BEFORE[0], "ix_job_claim (priority>"),
+        (reads._BEFORE[1], "ix_job_claim (priority=? AND id<?"),
         (writes._RECOVER, "ix_job_active"),
         (select(job).where(state_in(WAITING), job.c.queue_until <= 5.0), "ix_job_queue_until"),
         (select(job.c.id).where(state_in(ACTIVE)), "ix_job_active"),
