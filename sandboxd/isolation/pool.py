@@ -1,10 +1,14 @@
 """Sandboxes built ahead of need, per shape: taking one costs no set-up. A shape that is not parked is built on demand.
 
 Bounded three ways: so many per shape, so many shapes (the least recently used is dropped), and a shape that nobody asked
-for during a while is dropped too. A sandbox leaves the pool once and never comes back.
+for during a while is dropped too. A shape is parked from its second use within that while on: who gives each job a shape of
+its own neither makes the pool build for nobody nor drives out what others use. A sandbox leaves the pool once and never
+comes back.
 """
 
 import asyncio
+import contextlib
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -15,6 +19,10 @@ from sandboxd.isolation.spec import SandboxSpec
 
 _REMOVAL_PAUSE_SECONDS = 0.05
 _REMOVAL_TRIES = 200
+_CLOSE_SECONDS = 15.0
+"""Longer than the removal of a place is tried."""
+_CANCEL_SECONDS = 1.0
+_MOST_SEEN = 256
 
 
 class Place(Protocol):
@@ -64,6 +72,8 @@ class Pool(Generic[P]):
         self._most_shapes = shapes
         self._idle_seconds = idle_seconds
         self._shapes: OrderedDict[SandboxSpec, _Shape[P]] = OrderedDict()
+        self._seen: OrderedDict[SandboxSpec, float] = OrderedDict()
+        """Shapes that were used once, and when (the loop's time): another use soon, and they are parked."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
@@ -77,7 +87,8 @@ class Pool(Generic[P]):
 
     async def take(self, spec: SandboxSpec) -> Taken[P]:
         """A sandbox of this shape: a parked one if there is any, else one built now. Raises SandboxdError."""
-        shape = self._use(spec)
+        wanted = spec in self._shapes or self._seen_before(spec)
+        shape = self._use(spec) if wanted else None
         while shape is not None and shape.parked:
             taken = shape.parked.popleft()
             if taken.sandbox.alive:
@@ -108,17 +119,36 @@ class Pool(Generic[P]):
         while self._tasks:
             await asyncio.wait(list(self._tasks))
 
-    async def close(self) -> None:
-        """End every parked sandbox and wait until their places are gone."""
+    async def close(self, timeout_seconds: float = _CLOSE_SECONDS) -> None:
+        """End every parked sandbox and wait until their places are gone, but not for ever.
+
+        A process that is stuck in the kernel (state D) ends when the kernel lets it go: nobody here can hasten that.
+        """
         self._closed = True
         for spec in list(self._shapes):
             self._drop(spec)
-        await self.settled()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self.settled()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
 
     def drop_rootfs(self, rootfs: str) -> None:
         """Drop what is parked on an image's tree, because the tree is about to go."""
         for spec in [spec for spec in self._shapes if spec.rootfs == rootfs]:
             self._drop(spec)
+
+    def _seen_before(self, spec: SandboxSpec) -> bool:
+        """Whether this is the second use within the idle time. Remembers the first."""
+        now = asyncio.get_running_loop().time()
+        if now - self._seen.pop(spec, -math.inf) <= self._idle_seconds:
+            return True
+        self._seen[spec] = now
+        if len(self._seen) > _MOST_SEEN:
+            self._seen.popitem(last=False)
+        return False
 
     def _use(self, spec: SandboxSpec) -> _Shape[P] | None:
         """The shape, now the most recently used; None where nothing is to be parked."""

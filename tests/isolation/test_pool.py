@@ -1,6 +1,7 @@
 """Sandboxes built ahead of need: bounded, never used twice, never left behind."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -77,18 +78,48 @@ def test_a_parked_sandbox_is_taken_and_replaced(bench: Bench) -> None:
     with_pool(bench, work)
 
 
-def test_a_shape_that_is_not_parked_is_built_at_once_and_then_parked(bench: Bench) -> None:
+def test_a_shape_that_is_not_parked_is_built_at_once_and_parked_when_it_is_used_again(
+    bench: Bench,
+) -> None:
     async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
-        taken = await pool.take(bench.spec())
-        assert not taken.warm
-        assert await use(pool, taken) == b"used\n"
-        await pool.settled()
-        assert (pool.parked, pool.hits, pool.misses) == (2, 0, 1)
-        other = await pool.take(bench.spec(uid=7))
-        assert not other.warm
-        pool.discard(other)
+        for parked_then in (0, 2):
+            taken = await pool.take(bench.spec())
+            assert not taken.warm
+            assert await use(pool, taken) == b"used\n"
+            await pool.settled()
+            assert pool.parked == parked_then
+        third = await pool.take(bench.spec())
+        assert third.warm
+        assert (pool.hits, pool.misses) == (1, 2)
+        pool.discard(third)
 
     with_pool(bench, work)
+
+
+def test_shapes_that_are_used_once_are_not_parked_and_drive_nobody_out(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        await pool.settled()
+        for number in range(6):
+            assert await use(pool, await pool.take(bench.spec(uid=number))) == b"used\n"
+        await pool.settled()
+        assert (pool.parked, len(places)) == (2, 2)
+        taken = await pool.take(bench.spec())
+        assert taken.warm
+        pool.discard(taken)
+
+    with_pool(bench, work)
+
+
+def test_a_second_use_after_the_idle_time_counts_as_a_first(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        for _turn in range(2):
+            assert await use(pool, await pool.take(bench.spec())) == b"used\n"
+        await pool.settled()
+        assert pool.parked == 0
+
+    # Building and running take longer than this.
+    with_pool(bench, work, idle_seconds=0.0001)
 
 
 def test_no_sandbox_is_handed_out_twice(bench: Bench) -> None:
@@ -201,6 +232,28 @@ def test_closing_while_sandboxes_are_built_leaves_nothing(bench: Bench) -> None:
         await asyncio.sleep(0)
 
     with_pool(bench, work, per_shape=3, shapes=4)
+
+
+def test_closing_does_not_wait_for_ever_for_what_cannot_be_removed(bench: Bench) -> None:
+    async def run() -> float:
+        places: list[CountedPlace] = []
+        endless = 10**9
+        pool = Pool(
+            bench.launcher,
+            lambda: CountedPlace(places, endless),
+            per_shape=1,
+            shapes=1,
+            idle_seconds=60.0,
+        )
+        pool.prepare(bench.spec())
+        await pool.settled()
+        before = time.monotonic()
+        await pool.close(timeout_seconds=0.2)
+        assert pool.parked == 0
+        assert len(places) == 1
+        return time.monotonic() - before
+
+    assert bench.do(run()) < 5
 
 
 def test_a_taker_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
