@@ -108,7 +108,8 @@ class Service:
     async def _begin(self) -> None:
         images = self.isolation.images
         await self.isolation.launcher.start()
-        await images.sweep()
+        for path, reason in (await images.sweep()).items():
+            logger.warning("leftover not removed", path=str(path), error=reason)
         await self.scheduler.start()
         image = await images.resolve(host_image.NAME)
         self.isolation.pool.prepare(sandbox_spec(image, default_spec(self.settings.limits)))

@@ -91,19 +91,31 @@ class Images:
             os.close(descriptor)
         self._held.clear()
 
-    async def sweep(self) -> None:
-        """Remove what imports and removals that were cut short have left, and trees that no name means any more."""
-        for leftover in list(self._incoming.iterdir()):
+    async def sweep(self) -> dict[Path, str]:
+        """Remove what imports and removals that were cut short have left, and trees that no name means any more.
+
+        Returns what could not be removed, and why: it costs space, and keeps nobody from working.
+        """
+        remaining: dict[Path, str] = {}
+        for leftover in [*self._incoming.iterdir(), *self._trees.iterdir()]:
             try:
-                with _locked_alone(leftover / "lock"):
-                    await self._remove_tree(leftover)
-            except Conflict:
-                pass  # Somebody is at work on it.
-            except FileNotFoundError:
-                with contextlib.suppress(OSError):
-                    leftover.rmdir()  # Cut short before the lock was made, or after it was removed.
-        for tree in list(self._trees.iterdir()):
-            await self._remove_unnamed(f"sha256:{tree.name}")
+                if leftover.parent == self._incoming:
+                    await self._remove_leftover(leftover)
+                else:
+                    await self._remove_unnamed(f"sha256:{leftover.name}")
+            except (OSError, SandboxFailed) as error:
+                remaining[leftover] = str(error)
+        return remaining
+
+    async def _remove_leftover(self, leftover: Path) -> None:
+        try:
+            with _locked_alone(leftover / "lock"):
+                await self._remove_tree(leftover)
+        except Conflict:
+            pass  # Somebody is at work on it.
+        except FileNotFoundError:
+            with contextlib.suppress(FileNotFoundError):
+                leftover.rmdir()  # Cut short before the lock was made, or after it was removed.
 
     async def resolve(self, name: str) -> ResolvedImage:
         """The image, held so that nobody removes its tree while this process lives. Raises NotFound."""

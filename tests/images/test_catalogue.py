@@ -216,6 +216,22 @@ def test_directories_cut_short_before_they_had_a_lock_are_swept_too(images: Imag
     assert images.left_over() == []
 
 
+def test_a_leftover_that_cannot_be_removed_is_told_and_the_others_go(images: ImageBench) -> None:
+    incoming = images.store / "incoming"
+    for name in ("tree_a", "tree_b", "tree_c"):
+        (incoming / name).mkdir()
+        (incoming / name / "lock").touch()
+    (incoming / "tree_b" / "not of ours").touch()
+    (incoming / "tree_d" / "not of ours").mkdir(parents=True)
+    (incoming / "file").touch()
+
+    remaining = images.bench.do(images.images.sweep())
+
+    assert images.left_over() == ["file", "tree_b", "tree_d"]
+    assert sorted(path.name for path in remaining) == ["file", "tree_b", "tree_d"]
+    assert "not empty" in remaining[incoming / "tree_b"]
+
+
 def test_progress_is_told_up_to_the_whole_size(images: ImageBench) -> None:
     path = images.archive(packed(entry("f", b"x" * 3 * 2**20)))
     told: list[tuple[int, int]] = []
