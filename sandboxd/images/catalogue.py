@@ -17,6 +17,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -155,12 +156,12 @@ class Images:
         """
         if check_name(name) == host.NAME:
             raise Conflict(f"the name {host.NAME} is taken by the machine's own image")
-        descriptor = _open_archive(archive)
+        opened = _open_archive(archive)
         try:
-            digest = await asyncio.to_thread(_digest_file, descriptor, progress)
-            size = await self._unpack(digest, descriptor)
+            digest = await asyncio.to_thread(_digest_file, opened.descriptor, progress)
+            size = await self._unpack(digest, opened)
         finally:
-            os.close(descriptor)
+            os.close(opened.descriptor)
         image = Image(
             name=name,
             digest=digest,
@@ -221,7 +222,7 @@ class Images:
             other.digest == image.digest and other.name != image.name for other in self._all()
         )
 
-    async def _unpack(self, digest: str, archive_fd: int) -> int:
+    async def _unpack(self, digest: str, archive: "_Archive") -> int:
         """Unpack into a tree of that digest. Returns the bytes of all files."""
         tree = self._tree(digest)
         if tree.exists():
@@ -230,12 +231,12 @@ class Images:
         incoming.mkdir()
         (incoming / "lock").touch()
         with _locked_alone(incoming / "lock"):
-            return await self._unpack_into(incoming, tree, archive_fd)
+            return await self._unpack_into(incoming, tree, archive)
 
-    async def _unpack_into(self, incoming: Path, tree: Path, archive_fd: int) -> int:
+    async def _unpack_into(self, incoming: Path, tree: Path, archive: "_Archive") -> int:
         (incoming / "rootfs").mkdir()
         try:
-            os.lseek(archive_fd, 0, os.SEEK_SET)
+            os.lseek(archive.descriptor, 0, os.SEEK_SET)
             request = Unpack(
                 most_bytes=min(
                     self._most_bytes,
@@ -244,7 +245,8 @@ class Images:
                 most_entries=self._most_entries,
                 id_count=self._launcher.ids.size if self._launcher.ids else 0,
             )
-            size = await self._work_inside(incoming / "rootfs", request, [archive_fd])
+            size = await self._work_inside(incoming / "rootfs", request, [archive.descriptor])
+            archive.check_unchanged()  # Before it counts as the tree of that digest.
             (incoming / "size").write_text(str(size), encoding="ascii")
             _rename_unless_there(incoming, tree)
         except SandboxFailed as error:
@@ -310,6 +312,21 @@ class Images:
                 raise NotFound("the image has been removed", code="image_not_found") from None
 
 
+class _Archive(NamedTuple):
+    """An open archive, as it was when it was opened."""
+
+    descriptor: int
+    path: Path
+    size_bytes: int
+    mtime_ns: int
+
+    def check_unchanged(self) -> None:
+        """Raises Conflict if somebody wrote to it: what was unpacked may not be what was digested."""
+        status = os.fstat(self.descriptor)
+        if (status.st_size, status.st_mtime_ns) != (self.size_bytes, self.mtime_ns):
+            raise Conflict(f"{self.path} changed while it was imported", code="archive_changed")
+
+
 @contextlib.contextmanager
 def _locked_alone(lock: Path) -> Iterator[None]:
     """Nobody else uses what the lock file stands for. Raises Conflict, FileNotFoundError."""
@@ -343,7 +360,7 @@ def _lock(lock: Path, kind: int) -> int:
     return descriptor
 
 
-def _open_archive(path: Path) -> int:
+def _open_archive(path: Path) -> _Archive:
     """Raises NotFound, Invalid."""
     try:
         # Non-blocking: opening a FIFO would wait for who writes to it.
@@ -352,10 +369,11 @@ def _open_archive(path: Path) -> int:
         raise NotFound(f"no file {path}") from None
     except OSError as error:
         raise Invalid(f"cannot read {path}: {error.strerror}", code="bad_archive") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise Invalid(f"{path} is not a file", code="bad_archive")
-    return descriptor
+    return _Archive(descriptor, path, status.st_size, status.st_mtime_ns)
 
 
 def _rename_unless_there(incoming: Path, tree: Path) -> None:

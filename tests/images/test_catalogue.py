@@ -242,6 +242,25 @@ def test_progress_is_told_up_to_the_whole_size(images: ImageBench) -> None:
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+def test_an_archive_that_changes_while_it_is_imported_becomes_no_image(images: ImageBench) -> None:
+    """Its digest would name a tree of other content, for everybody who imports the true archive later."""
+    true = packed(entry("f", b"true"))
+    path = images.archive(true)
+    os.utime(path, (0, 0))  # The kernel's clock for files ticks every few milliseconds only.
+    other = packed(entry("f", b"evil"))
+
+    def exchange(read: int, size: int) -> None:
+        assert read == size == len(other)
+        path.write_bytes(other)
+
+    with pytest.raises(Conflict, match="changed"):
+        images.bench.do(images.images.import_tar("made", path, exchange))
+    assert images.left_over() == []
+    assert list((images.store / "trees").iterdir()) == []
+    images.load(true)
+    assert images.tree()["f"][4] == "true"
+
+
 def test_a_replaced_tree_is_removed_with_its_last_name(images: ImageBench) -> None:
     images.load(packed(entry("first")), "one")
     images.load(packed(entry("first")), "two")
