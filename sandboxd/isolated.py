@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sandboxd.api.validate import job_spec_of
 from sandboxd.ids import new_id
 from sandboxd.images.catalogue import Images
@@ -28,6 +30,10 @@ from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
 from sandboxd.runner import Runner, Stop
 from sandboxd.settings import IsolationSettings, Settings
+
+_IMAGE_MEMORY_BYTES = 2**30
+"""The page cache of what is unpacked counts, too: the kernel writes it out and goes on."""
+_IMAGE_PIDS = 8
 
 
 class Isolation:
@@ -43,6 +49,12 @@ class Isolation:
         (run / "stage").mkdir(parents=True, mode=0o700)
         self.host = probe_host()
         self.ceilings = ceilings_of(settings.ceilings, self.host)
+        self._image_limits = msgspec.structs.replace(
+            settings.limits,
+            cpus=float(self.host.cpus),
+            memory_bytes=_IMAGE_MEMORY_BYTES,
+            pids=_IMAGE_PIDS,
+        )
         instance = hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:16]
         self.cgroups = open_cgroups(self.host, instance=instance)
         ids = idmap.find_range()
@@ -54,7 +66,7 @@ class Isolation:
             show_cgroup=memory.version is CgroupVersion.V2,
         )
         self.pool = self._make_pool(isolation, parked)
-        self.images = Images(images_directory, run / "host", self.launcher, self._make_cgroup)
+        self.images = Images(images_directory, run / "host", self.launcher, self._make_image_cgroup)
         self.runner = Runner(
             self.pool,
             self.images,
@@ -75,6 +87,19 @@ class Isolation:
 
     def _make_cgroup(self) -> Cgroup:
         return self.cgroups.create(new_id("sbx"))
+
+    def _make_image_cgroup(self) -> Cgroup:
+        """For a sandbox that unpacks or removes an image: limited before it is there, since no command comes later.
+
+        What the archive holds is somebody else's, and so is what becomes of the program that reads it.
+        """
+        cgroup = self._make_cgroup()
+        try:
+            cgroup.apply(self._image_limits)
+        except BaseException:
+            cgroup.remove()
+            raise
+        return cgroup
 
     async def close(self) -> None:
         """End every sandbox, then remove what they were made of."""
