@@ -33,7 +33,7 @@ from sandboxd.metrics import Metrics, Snapshot
 from sandboxd.quotas.limits import Limits
 from sandboxd.runner import sandbox_spec
 from sandboxd.scheduler import Scheduler
-from sandboxd.server import Server, open_listener
+from sandboxd.server import Server, connection_limit, open_listener, raise_open_files
 from sandboxd.settings import Settings
 from sandboxd.settings_loader import Loaded
 from sandboxd.store import migrate
@@ -201,10 +201,16 @@ def serve(loaded: Loaded) -> None:
 
 
 async def _serve(settings: Settings) -> None:
+    open_files = raise_open_files()
     listener = open_listener(settings.server.listen)
     async with Service.start(settings) as service:
         close_metrics = _serve_metrics(service.metrics, settings.server.metrics_listen)
-        server = Server(service.api(), settings.server)
+        most_connections = connection_limit(
+            open_files,
+            slots=service.scheduler.capacity()["slots"],
+            parked=settings.isolation.parked_sandboxes * settings.isolation.parked_shapes,
+        )
+        server = Server(service.api(), settings.server, most_connections=most_connections)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)

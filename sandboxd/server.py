@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 import stat
 from collections.abc import Iterator
@@ -10,18 +11,27 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sandboxd.addresses import parse_address
-from sandboxd.api.connections import Connection
+from sandboxd.api.connections import MOST_TOLD, Connection
 from sandboxd.errors import HostNotReady
 from sandboxd.settings import ServerSettings
 
 _BACKLOG = 2048
+_OWN_FILES = 128
+"""Database, listeners, the event loop, metrics, images in use."""
+_FILES_OF_A_JOB = 16
+"""Its three pipes (both ends while it starts), its log and that log's index, its sandbox."""
+_FILES_OF_A_SANDBOX = 4
+"""Socket, pidfd, cgroup."""
+_LEAST_CONNECTIONS = 16
+_MOST_CONNECTIONS = 10_000
+"""Each costs memory too: about 30 KB."""
 _SOCKET_MODE = 0o660
 
 
 class Server(uvicorn.Server):
     """uvicorn without its own signal handling, which would end the process before the jobs are settled."""
 
-    def __init__(self, api: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, api: ASGIApp, settings: ServerSettings, *, most_connections: int) -> None:
         super().__init__(
             uvicorn.Config(
                 api,
@@ -31,6 +41,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                limit_concurrency=most_connections,
                 timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_seconds)),
             )
         )
@@ -44,6 +55,22 @@ class Server(uvicorn.Server):
         """Take no more requests and end; the second time without waiting for those under way."""
         self.force_exit = self.should_exit
         self.should_exit = True
+
+
+def raise_open_files() -> int:
+    """Raise the soft limit of this process's descriptors to the hard one. Returns it.
+
+    The soft one is 1,024 on most hosts, for programs that use select(2); nothing here does.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
+def connection_limit(open_files: int, *, slots: int, parked: int) -> int:
+    """How many connections leave the descriptors that `slots` jobs and `parked` sandboxes need."""
+    reserved = _OWN_FILES + slots * _FILES_OF_A_JOB + parked * _FILES_OF_A_SANDBOX
+    return max(_LEAST_CONNECTIONS, min(_MOST_CONNECTIONS, open_files - reserved - MOST_TOLD))
 
 
 def open_listener(listen: str) -> socket.socket:

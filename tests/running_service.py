@@ -41,13 +41,22 @@ class RunningService:
     """`sandboxd serve` on loopback, on ports and a data directory of its own."""
 
     def __init__(
-        self, data_dir: Path, *, flags: Sequence[str] = ("--no-auth",), **settings: str | int
+        self,
+        data_dir: Path,
+        *,
+        flags: Sequence[str] = ("--no-auth",),
+        prefix: Sequence[str] = (),
+        **settings: str | int,
     ) -> None:
-        """`settings`: `server_max_body_bytes=…` for SANDBOXD_SERVER_MAX_BODY_BYTES and so on."""
+        """`settings`: `server_max_body_bytes=…` for SANDBOXD_SERVER_MAX_BODY_BYTES and so on.
+
+        `prefix` are words of a command that starts it, such as prlimit(1).
+        """
         self.data_dir = data_dir
         self.log_file = data_dir.with_name(f"{data_dir.name}.log")
         self.port, self.metrics_port = _free_ports(2)
         self._flags = flags
+        self._prefix = prefix
         self._settings = settings
         self.process: subprocess.Popen[bytes]
 
@@ -75,7 +84,7 @@ class RunningService:
         words += ["--metrics-listen", f"127.0.0.1:{self.metrics_port}", "--log-format", "json"]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sandboxd", *words],
+                [*self._prefix, sys.executable, "-m", "sandboxd", *words],
                 env=self.environment,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -239,11 +248,14 @@ def data_directory() -> Iterator[Path]:
 
 @contextmanager
 def running_service(
-    *, flags: Sequence[str] = ("--no-auth",), **settings: str | int
+    *,
+    flags: Sequence[str] = ("--no-auth",),
+    prefix: Sequence[str] = (),
+    **settings: str | int,
 ) -> Iterator[RunningService]:
     """A service for the length of the block. At the end it must stop in good order, and leave nothing."""
     with data_directory() as data_dir:
-        service = RunningService(data_dir, flags=flags, **settings)
+        service = RunningService(data_dir, flags=flags, prefix=prefix, **settings)
         try:
             yield service.start()
             service.stop()

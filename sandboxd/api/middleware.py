@@ -9,9 +9,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandboxd.api.auth import LocalOnly
+from sandboxd.api.connections import OVER_LIMIT
 from sandboxd.api.headers import parse_traceparent
 from sandboxd.api.parts import Metrics
-from sandboxd.api.problems import is_internal, problem_of
+from sandboxd.api.problems import TooManyConnections, is_internal, problem_of
 from sandboxd.errors import Malformed
 from sandboxd.ids import new_id
 
@@ -51,6 +52,8 @@ class Envelope:
             return
         exchange = _Exchange(scope, send)
         try:
+            if exchange.state.get(OVER_LIMIT):
+                raise TooManyConnections
             _check_path(scope)
             if self._guard is not None:
                 self._guard.check(scope)

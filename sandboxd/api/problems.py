@@ -48,6 +48,15 @@ class BadParameters(Malformed):
         """(name of the parameter, what is wrong with it)"""
 
 
+class TooManyConnections(Unavailable):
+    """This connection is one more than the service holds (503): it is answered and closed."""
+
+    code = "too_many_connections"
+
+    def __init__(self) -> None:
+        super().__init__("The service holds as many connections as it can.", retry_after_seconds=1)
+
+
 class HttpRefused(Refused):
     """A refusal that only HTTP knows (405, 406, 408, 415, 416): it brings its own status and headers."""
 
@@ -167,7 +176,7 @@ def _headers_of(error: Exception) -> dict[str, str]:
     if isinstance(error, Unauthenticated):
         invalid = ', error="invalid_token"' if error.code == "invalid_key" else ""
         return {"WWW-Authenticate": f'Bearer realm="sandboxd"{invalid}'}
-    if isinstance(error, TooLarge):
+    if isinstance(error, TooLarge | TooManyConnections):
         return {"Connection": "close"}  # the rest of the body is not read
     return {}
 
