@@ -1,10 +1,12 @@
 """How long one `/bin/true` takes through the whole service, next to bubblewrap's command line, in the same run.
 
-    python bench/latency.py [--runs 300] [--data-dir DIR]
+    python bench/latency.py [--runs 300] [--block 1] [--data-dir DIR]
 
-Starts a service of its own on loopback with a fresh database on disk, and takes turns: one job over HTTP (durable, walls, logs,
-usage and metrics on; one client, one connection), one `bwrap --unshare-all --ro-bind / / true`. Prints medians, the spread and the
-ratio of neighbours, which holds when the machine's speed drifts. Run it as the service's user.
+Starts a service of its own on loopback with a fresh database on disk. Two clients take turns, each with a block of runs one after
+the other (one run, unless told otherwise: then each is measured alone; in a longer block the service makes the next
+sandboxes beside the jobs): jobs over HTTP (durable, walls, logs, usage and metrics on; one connection), and `bwrap --unshare-all --ro-bind / / true`.
+Between blocks nothing of the one goes on beside the other. Prints medians, the spread and the ratio of neighbouring
+blocks' medians, which holds when the machine's speed drifts. Run it as the service's user.
 """
 
 import argparse
@@ -28,7 +30,7 @@ JOB = json.dumps({"image": "host", "command": ["/bin/true"]})
 HEADERS = {"Content-Type": "application/json", "Prefer": "wait=10"}
 WARM_UP = 20
 PAUSE_SECONDS = 0.02
-"""Time for the service to park another sandbox: neither side is to be measured beside that work."""
+"""For each sandbox that has to be parked again."""
 READY_SECONDS = 20.0
 
 
@@ -36,6 +38,7 @@ def main() -> None:
     """Take turns, then print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=300)
+    parser.add_argument("--block", type=int, default=1, help="runs of each side in a row")
     parser.add_argument("--data-dir", type=Path, help="where the database lies (a real disk)")
     arguments = parser.parse_args()
     if shutil.which(BWRAP[0]) is None:
@@ -54,18 +57,19 @@ def main() -> None:
             job()
             bwrap()
         usages.clear()
-        pairs = [(timed(job), timed(bwrap)) for _ in range(arguments.runs)]
-    jobs, boxes = zip(*pairs, strict=True)
+        size = arguments.block
+        pairs = [(block(job, size), block(bwrap, size)) for _ in range(arguments.runs // size)]
+    jobs = [seconds for ours, _ in pairs for seconds in ours]
+    boxes = [seconds for _, theirs in pairs for seconds in theirs]
     print(f"{'':28}{'p50':>8}{'p10':>8}{'p90':>8}{'p99':>8}")
     row("sandboxd, HTTP, durable", jobs)
     row("bwrap --unshare-all", boxes)
     row("  setup (parked sandbox)", [usage["setup_seconds"] for usage in usages])
     row("  command", [usage["wall_seconds"] for usage in usages])
     warm = sum(bool(usage["warm"]) for usage in usages)
-    ratios = [job_seconds / box_seconds for job_seconds, box_seconds in pairs]
-    print(
-        f"ratio of neighbours, median: {statistics.median(ratios):.2f}   parked: {warm}/{len(jobs)}"
-    )
+    ratios = [statistics.median(ours) / statistics.median(theirs) for ours, theirs in pairs]
+    print(f"ratio of neighbouring blocks, median: {statistics.median(ratios):.2f}")
+    print(f"parked: {warm} of {len(jobs)}")
 
 
 def bwrap() -> None:
@@ -73,15 +77,20 @@ def bwrap() -> None:
     subprocess.run(BWRAP, check=True)
 
 
+def block(action: Callable[[], None], size: int) -> list[float]:
+    """Seconds of each of some runs one after the other, once the service has parked all its sandboxes again."""
+    time.sleep(PAUSE_SECONDS * min(size, 4))
+    return [timed(action) for _ in range(size)]
+
+
 def timed(action: Callable[[], None]) -> float:
-    """Seconds that an action takes, with nothing of the one before still going on beside it."""
-    time.sleep(PAUSE_SECONDS)
+    """Seconds that an action takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
-def row(name: str, seconds: "tuple[float, ...] | list[float]") -> None:
+def row(name: str, seconds: list[float]) -> None:
     """One line of the table, in milliseconds."""
     tenths = statistics.quantiles(seconds, n=100)
     figures = (statistics.median(seconds), tenths[9], tenths[89], tenths[98])

@@ -51,6 +51,8 @@ class Stop:
     def __init__(self) -> None:
         self.reason: Reason | None = None
         self.message: str | None = None
+        self.alone = False
+        """The command is over and left no process behind: only init is still to go, which is ours."""
         self.at = math.inf
         """time.monotonic() of the first stop."""
         self._taken: Taken[Cgroup] | None = None
@@ -71,8 +73,8 @@ class Stop:
             self._taken.sandbox.kill()
 
     async def gone(self) -> bool:
-        """Wait until no process of the sandbox is left. False: one is stuck in the kernel."""
-        if self._taken is None:
+        """Wait until no process of the job is left. False: one is stuck in the kernel."""
+        if self._taken is None or self.alone:
             return True
         try:
             async with asyncio.timeout(_STUCK_SECONDS):
@@ -216,6 +218,7 @@ class Runner:
         with self._time_limits(taken.place, limits, stop):
             outcome.exit = await taken.sandbox.exited()
         outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
+        stop.alone = outcome.exit is not None and outcome.exit.alone
         # With init everything in the sandbox dies, so both streams end: the log is complete before init is gone.
         await streams.ended()
 

@@ -46,7 +46,7 @@ _FROM_INIT: dict[str, tuple[type[FromInit], Any]] = {
     "NotStarted": (NotStarted, tuple[_Words, _Errno]),
     "Exited": (
         Exited,
-        tuple[_Seconds, _ExitCode | None, _SignalNumber | None, _Seconds, _Seconds, _Count],
+        tuple[_Seconds, _ExitCode | None, _SignalNumber | None, _Seconds, _Seconds, _Count, bool],
     ),
     "Done": (Done, tuple[_Count, _Count]),
 }

@@ -268,21 +268,23 @@ class Init:
 
 def reap(command_pid: int) -> protocol.Exited | None:
     """Collect every dead child. The command's end if it is among them."""
+    ended = None
     while True:
         try:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
         except ChildProcessError:
-            return None
+            return ended._replace(alone=True) if ended else None
         if pid == 0:
-            return None
+            return ended
         if pid == command_pid:
-            return protocol.Exited(
+            ended = protocol.Exited(
                 at=time.monotonic(),
                 code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
                 signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
                 cpu_user_seconds=usage.ru_utime,
                 cpu_system_seconds=usage.ru_stime,
                 max_rss_bytes=usage.ru_maxrss * 1024,
+                alone=False,
             )
 
 

@@ -106,6 +106,8 @@ class Exited(NamedTuple):
     cpu_user_seconds: float
     cpu_system_seconds: float
     max_rss_bytes: int
+    alone: bool
+    """No process of the sandbox is left but init (ECHILD of wait4: whoever lost its parent is init's child)."""
 
 
 class Done(NamedTuple):

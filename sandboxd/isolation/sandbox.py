@@ -306,6 +306,7 @@ class Sandbox:
                     end.cpu_user_seconds,
                     end.cpu_system_seconds,
                     end.max_rss_bytes,
+                    end.alone,
                 )
             case None:
                 return None

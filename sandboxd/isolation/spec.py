@@ -62,6 +62,8 @@ class Exit(NamedTuple):
     """CPU time of the command and the children that it waited for: the figure where there is no cgroup."""
     cpu_system_seconds: float
     max_rss_bytes: int
+    alone: bool
+    """Whether the command left no process behind; what it left is killed with init."""
 
 
 class Walls(NamedTuple):

@@ -27,6 +27,7 @@ EXITED: dict[str, Any] = {
     "cpu_user_seconds": 0.1,
     "cpu_system_seconds": 0.2,
     "max_rss_bytes": 2**20,
+    "alone": True,
 }
 
 
