@@ -98,7 +98,12 @@ class Service:
                 parked=settings.isolation.parked_sandboxes,
             )
             parts.push_async_callback(isolation.close)
-            service = cls(settings, isolation, store, await asyncio.to_thread(probe_features))
+            features = await asyncio.to_thread(
+                probe_features,
+                id_map=settings.isolation.id_map,
+                show_cgroup=isolation.launcher.show_cgroup,
+            )
+            service = cls(settings, isolation, store, features)
             await service._begin()
             parts.push_async_callback(
                 service.scheduler.close, settings.server.shutdown_grace_seconds

@@ -9,7 +9,15 @@ import click
 from sandboxd.cli.options import config_option, data_dir_option, json_option, load
 from sandboxd.cli.output import print_json, print_table
 from sandboxd.isolation.features import Feature, Status, probe_features
-from sandboxd.quotas.host import CONTROLLERS, Controller, Host, current_user, probe_host
+from sandboxd.quotas.host import (
+    CONTROLLERS,
+    CgroupVersion,
+    Controller,
+    Host,
+    current_user,
+    probe_host,
+)
+from sandboxd.settings import Settings
 
 _NEEDED_CONTROLLERS = frozenset(CONTROLLERS) - {"cpuacct"}
 """Without `cpuacct` the CPU time is limited per process by an rlimit: less exact, still safe."""
@@ -26,7 +34,7 @@ def doctor(config_file: str | None, data_dir: str | None, as_json: bool) -> int:
     """
     flags: dict[str, Any] = {"store.data_dir": data_dir}
     loaded = load(flags, config_file)
-    features = examine(loaded.settings.store.data_dir)
+    features = examine(loaded.settings)
     safe = all(feature.status is not Status.MISSING for feature in features)
     if as_json:
         print_json({"ok": safe, "features": [feature._asdict() for feature in features]})
@@ -39,15 +47,17 @@ def doctor(config_file: str | None, data_dir: str | None, as_json: bool) -> int:
     return 0 if safe else 1
 
 
-def examine(data_dir: str) -> list[Feature]:
+def examine(settings: Settings) -> list[Feature]:
     """Every feature, in the order of the table. As root only that: see `probe_features`."""
-    features = probe_features()
-    if os.geteuid() == 0:
-        return features
     user = current_user()
     host = probe_host(user)
+    show_cgroup = host.controllers["memory"].version is CgroupVersion.V2
+    features = probe_features(id_map=settings.isolation.id_map, show_cgroup=show_cgroup)
+    if os.geteuid() == 0:
+        return features
     controllers = [examine_controller(host.controllers[name], user) for name in CONTROLLERS]
-    return [*features, *controllers, examine_swap(host), examine_data_dir(data_dir, user)]
+    data_dir = examine_data_dir(settings.store.data_dir, user)
+    return [*features, *controllers, examine_swap(host), data_dir]
 
 
 def examine_controller(controller: Controller, user: str) -> Feature:

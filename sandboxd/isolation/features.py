@@ -1,9 +1,12 @@
 """What this host offers for sandboxes, found by looking and by trying.
 
-Nothing here is believed because a setting says so: `trial` builds the walls in a throw-away process.
+Nothing here is believed because a setting says so: `trial` tries what is commonly missing, each by itself in a throw-away
+process, so that each lack has its remedy; `specimen` builds a whole sandbox and runs a command in it.
 """
 
+import asyncio
 import enum
+import grp
 import os
 import platform
 import pwd
@@ -15,7 +18,7 @@ import tempfile
 from typing import NamedTuple
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.isolation import idmap
+from sandboxd.isolation import idmap, specimen
 
 LEAST_KERNEL = (5, 12)
 """mount_setattr(2) and idmapped mounts; overlay in a user namespace is older by one release."""
@@ -45,28 +48,37 @@ class Feature(NamedTuple):
     """The command that mends it; empty where there is nothing to mend."""
 
 
-def probe_features(user: str | None = None) -> list[Feature]:
-    """Look at the host as the user that we are. `user` is whom remedies name; None: us.
+def probe_features(*, id_map: str = "auto", show_cgroup: bool = False) -> list[Feature]:
+    """Look at the host as the user that we are. Takes up to a second; not to be called from an event loop.
 
-    As root nothing is tried: root can do what the service's user cannot.
+    `id_map` is the setting, `show_cgroup` whether sandboxes see their cgroup (on v2). As root nothing is tried: root can
+    do what the service's user cannot.
     """
-    name = user or _own_name()
+    name = _own_name()
     account = probe_account(os.geteuid(), name)
     if account.status is not Status.OK:
         return [account]
-    ids = idmap.find_range()
+    ids = None if id_map == "single" else idmap.find_range()
     outcome = run_trial(ids)
-    return [
+    parts = [
         account,
         probe_kernel(platform.release()),
         probe_user_namespaces(outcome),
-        probe_subordinate_ids(ids, outcome, name),
+        probe_subordinate_ids(ids, outcome, name, wished=id_map != "single"),
+        probe_groups(_supplementary_groups(), single=ids is None, user=name),
         _tried("namespaces", outcome, ["namespaces"], "mount, pid, net, ipc, uts, cgroup"),
         _tried(
             "overlay", outcome, ["tmpfs", "overlay"], "mounted over a tmpfs in a user namespace"
         ),
         _tried("proc and sysfs", outcome, ["proc", "sysfs"], "mounted in a sandbox's namespaces"),
-        _tried("seccomp", outcome, ["seccomp"], "a filter was installed"),
+    ]
+    whole = Feature("sandbox", Status.MISSING, _NOT_TRIED, "")
+    if all(part.status is not Status.MISSING for part in parts):
+        whole = probe_sandbox(ids, show_cgroup=show_cgroup)
+    return [
+        *parts,
+        whole,
+        probe_core_pattern(_sysctl("kernel/core_pattern") or ""),
         probe_tun(name),
     ]
 
@@ -119,10 +131,15 @@ def probe_user_namespaces(outcome: dict[str, str]) -> Feature:
     return Feature(name, Status.OK, f"made one; at most {most}", "")
 
 
-def probe_subordinate_ids(ids: idmap.IdRange | None, outcome: dict[str, str], user: str) -> Feature:
+def probe_subordinate_ids(
+    ids: idmap.IdRange | None, outcome: dict[str, str], user: str, *, wished: bool = True
+) -> Feature:
     """Without them a sandbox's root is the service's own uid: one tenant only."""
     name = "subordinate ids"
     reason = outcome.get("ids", _NOT_TRIED)
+    if not wished:
+        detail = "isolation.id_map is single: a single id is mapped"
+        return Feature(name, Status.WARNING, detail, "set isolation.id_map to auto")
     if ids is None:
         lacking = [tool for tool in ("newuidmap", "newgidmap") if shutil.which(tool) is None]
         if lacking:
@@ -135,6 +152,37 @@ def probe_subordinate_ids(ids: idmap.IdRange | None, outcome: dict[str, str], us
         return Feature(name, Status.MISSING, reason, remedy)
     last = ids.first_uid + ids.size - 1
     return Feature(name, Status.OK, f"{ids.first_uid}-{last}: the service's uid is not mapped", "")
+
+
+def probe_groups(groups: list[str], *, single: bool, user: str) -> Feature:
+    """An unprivileged single-id map needs setgroups(2) denied (user_namespaces(7)): nobody inside can drop a group."""
+    name = "supplementary groups"
+    if groups and single:
+        detail = f"with a single id jobs keep those of {user}: {', '.join(groups)}"
+        remedy = f"use subordinate ids, or take {user} out of the groups and start anew"
+        return Feature(name, Status.WARNING, detail, remedy)
+    return Feature(name, Status.OK, "dropped in sandboxes" if groups else "none", "")
+
+
+def probe_sandbox(ids: idmap.IdRange | None, *, show_cgroup: bool) -> Feature:
+    """All walls at once, with a command behind them."""
+    name = "sandbox"
+    try:
+        seconds = asyncio.run(specimen.run_one(ids, show_cgroup=show_cgroup))
+    except (SandboxFailed, OSError) as error:
+        remedy = "docs/isolation.md says what each step does"
+        return Feature(name, Status.MISSING, str(error), remedy)
+    return Feature(name, Status.OK, f"built, used and gone in {seconds * 1000:.0f} ms", "")
+
+
+def probe_core_pattern(pattern: str) -> Feature:
+    """core(5): RLIMIT_CORE is not enforced for dumps that are piped; the helper runs as root, outside every sandbox."""
+    name = "core dumps"
+    if not pattern.startswith("|"):
+        return Feature(name, Status.OK, "not written, RLIMIT_CORE is 0", "")
+    helper = pattern[1:].split()[0] if pattern[1:].strip() else "a program"
+    detail = f"kernel.core_pattern: a crash in a job starts {helper} on the host, as root and with the job's memory as input"
+    return Feature(name, Status.WARNING, detail, _sysctl_remedy("kernel.core_pattern=core"))
 
 
 def probe_tun(user: str) -> Feature:
@@ -213,6 +261,16 @@ def _sysctl(name: str) -> str | None:
 
 def _sysctl_remedy(assignment: str) -> str:
     return f"as root: echo {assignment} > /etc/sysctl.d/60-sandboxd.conf && sysctl --system"
+
+
+def _supplementary_groups() -> list[str]:
+    names = []
+    for number in set(os.getgroups()) - {os.getegid()}:
+        try:
+            names.append(grp.getgrgid(number).gr_name)
+        except KeyError:
+            names.append(str(number))
+    return sorted(names)
 
 
 def _own_name() -> str:

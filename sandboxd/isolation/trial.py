@@ -1,15 +1,14 @@
-"""Builds what a sandbox needs once, in a throw-away process, so that a host that only seems able is found out.
+"""Tries what sandboxes need and hosts commonly lack, each by itself in a throw-away process, so that the lack has a name.
 
 Run by `features` as `python -m sandboxd.isolation.trial DIRECTORY`. One line per step on stdout: `STEP ok` or `STEP failed REASON`.
 Between the first two steps the parent writes the id maps, as the service does for the launcher, and answers with a line.
 """
 
 import os
-import struct
 import sys
 from collections.abc import Callable
 
-from sandboxd.isolation import privileges, syscalls
+from sandboxd.isolation import syscalls
 
 _OTHER_NAMESPACES = (
     syscalls.CLONE_NEWNS
@@ -19,8 +18,6 @@ _OTHER_NAMESPACES = (
     | syscalls.CLONE_NEWUTS
     | syscalls.CLONE_NEWCGROUP
 )
-_BPF_RET_ALLOW = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
-"""struct sock_filter: BPF_RET | BPF_K, SECCOMP_RET_ALLOW."""
 
 
 def main(directory: str) -> None:
@@ -88,11 +85,6 @@ def mount_sysfs(directory: str) -> None:
     mount("sysfs", {}, path)
 
 
-def filter_system_calls(_: str) -> None:
-    privileges.forbid_new_privileges()
-    syscalls.install_seccomp_filter(_BPF_RET_ALLOW)
-
-
 def mount(filesystem: str, options: dict[str, str | None], target: str) -> None:
     """Mount a new file system; an option of None is a flag."""
     filesystem_fd = syscalls.fsopen(filesystem)
@@ -118,7 +110,6 @@ STEPS: dict[str, Callable[[str], None]] = {
     "overlay": mount_overlay,
     "proc": mount_proc,
     "sysfs": mount_sysfs,
-    "seccomp": filter_system_calls,
 }
 
 

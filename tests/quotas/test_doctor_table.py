@@ -2,16 +2,22 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
+from sandbox_bench import without
 
 from sandboxd.cli.doctor import examine_controller, examine_data_dir, examine_swap
 from sandboxd.cli.main import run_command_line
+from sandboxd.isolation import idmap
 from sandboxd.isolation.features import (
     Status,
     probe_account,
+    probe_core_pattern,
+    probe_groups,
     probe_kernel,
+    probe_sandbox,
     probe_subordinate_ids,
     probe_user_namespaces,
     run_trial,
@@ -32,8 +38,8 @@ def test_a_prepared_host_can_run_jobs_safely(
     names = [feature["name"] for feature in report["features"]]
     assert (code, report["ok"]) == (0, True)
     assert names == [
-        "account", "kernel", "user namespaces", "subordinate ids", "namespaces", "overlay", "proc and sysfs",
-        "seccomp", "/dev/net/tun", "cgroup memory", "cgroup cpu", "cgroup cpuacct", "cgroup pids", "swap",
+        "account", "kernel", "user namespaces", "subordinate ids", "supplementary groups", "namespaces", "overlay",
+        "proc and sysfs", "sandbox", "core dumps", "/dev/net/tun", "cgroup memory", "cgroup cpu", "cgroup cpuacct", "cgroup pids", "swap",
         "data directory",
     ]  # fmt: skip
 
@@ -92,7 +98,64 @@ def test_with_a_single_id_the_walls_stand_too() -> None:
     outcome = run_trial(None)
 
     assert set(outcome.values()) == {"ok"}
-    assert list(outcome)[-1] == "seccomp"
+    assert list(outcome)[-1] == "sysfs"
+
+
+@pytest.mark.host
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("ids", [None, idmap.find_range()], ids=["single", "range"])
+def test_a_whole_sandbox_is_built_and_timed(ids: idmap.IdRange | None) -> None:
+    feature = probe_sandbox(ids, show_cgroup=False)
+
+    assert feature.status is Status.OK
+    assert re.fullmatch(r"built, used and gone in \d+ ms", feature.detail)
+
+
+@pytest.mark.host
+@pytest.mark.usefixtures("host")
+def test_a_sandbox_that_fails_names_its_step_and_the_reason() -> None:
+    """What no part shows by itself: each step before it works, and yet no sandbox stands."""
+    with without("init.syscalls.sethostname = lambda name: init.os.stat('/nowhere')"):
+        feature = probe_sandbox(idmap.find_range(), show_cgroup=False)
+
+    assert feature.status is Status.MISSING
+    assert feature.detail.startswith("set_hostname: ")
+    assert "No such file or directory: '/nowhere'" in feature.detail
+    assert feature.remedy
+
+
+@pytest.mark.parametrize(
+    ("groups", "single", "status"),
+    [
+        ([], True, Status.OK),
+        (["docker"], False, Status.OK),
+        (["adm", "docker"], True, Status.WARNING),
+    ],
+)
+def test_groups_that_jobs_would_keep_are_a_warning(
+    groups: list[str], single: bool, status: Status
+) -> None:
+    feature = probe_groups(groups, single=single, user="alice")
+
+    assert feature.status is status
+    assert ("adm, docker" in feature.detail) == (status is Status.WARNING)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "helper"),
+    [
+        ("core", None),
+        ("/var/crash/core.%p", None),
+        ("", None),
+        ("|/usr/lib/systemd/systemd-coredump %P %u", "/usr/lib/systemd/systemd-coredump"),
+        ("| ", "a program"),
+    ],
+)
+def test_a_core_pattern_that_pipes_is_a_warning(pattern: str, helper: str | None) -> None:
+    feature = probe_core_pattern(pattern)
+
+    assert feature.status is (Status.WARNING if helper else Status.OK)
+    assert helper is None or f"starts {helper} on the host" in feature.detail
 
 
 def test_a_user_namespace_that_is_refused_is_missing() -> None:
