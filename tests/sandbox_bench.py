@@ -146,12 +146,20 @@ def without(statements: str) -> Iterator[Bench]:
 
     They may use the modules `launcher`, `init` and `seccomp`.
     """
+    with a_bench() as bench:
+        with launchers_changed(statements):
+            bench.do(bench.launcher.start())
+        yield bench
+
+
+@contextlib.contextmanager
+def launchers_changed(statements: str) -> Iterator[None]:
+    """Every launcher that is started in the block runs these statements first."""
     plain = sandbox._BOOTSTRAP
     changed = f"from sandboxd.isolation import init, launcher, seccomp; {statements}; "
     sandbox._BOOTSTRAP = plain.replace("from sandboxd", changed + "from sandboxd", 1)
     try:
-        with a_bench() as bench:
-            yield bench
+        yield
     finally:
         sandbox._BOOTSTRAP = plain
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from sandbox_bench import without
+from sandbox_bench import launchers_changed
 
 from sandboxd.cli.doctor import examine_controller, examine_data_dir, examine_swap
 from sandboxd.cli.main import run_command_line
@@ -115,7 +115,7 @@ def test_a_whole_sandbox_is_built_and_timed(ids: idmap.IdRange | None) -> None:
 @pytest.mark.usefixtures("host")
 def test_a_sandbox_that_fails_names_its_step_and_the_reason() -> None:
     """What no part shows by itself: each step before it works, and yet no sandbox stands."""
-    with without("init.syscalls.sethostname = lambda name: init.os.stat('/nowhere')"):
+    with launchers_changed("init.syscalls.sethostname = lambda name: init.os.stat('/nowhere')"):
         feature = probe_sandbox(idmap.find_range(), show_cgroup=False)
 
     assert feature.status is Status.MISSING
