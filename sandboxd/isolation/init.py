@@ -26,6 +26,8 @@ _LOWEST_OTHER = 5
 _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 """What Python and the launcher have set to other than the default. (posix_spawn resets all for the command.)"""
 _LONGEST_REASON = 500
+_CORE_BYTES = 1
+"""No core fits in a byte; and at exactly 1 the kernel starts no helper for a piped core_pattern, at 0 it does (core(5))."""
 _COMMAND_OOM_SCORE = b"1000"
 _OWN_OOM_SCORE = b"0"
 _USER_NAMESPACE_SYSCTLS = {
@@ -126,7 +128,7 @@ class Init:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
         os.umask(0o022)
-        limit(resource.RLIMIT_CORE, 0)
+        limit(resource.RLIMIT_CORE, _CORE_BYTES)
         limit(resource.RLIMIT_MEMLOCK, 2**16)
         limit(resource.RLIMIT_MSGQUEUE, 819_200)
         limit(resource.RLIMIT_RTPRIO, 0)

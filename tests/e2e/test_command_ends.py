@@ -72,7 +72,7 @@ def test_what_a_child_dies_of_is_not_what_the_command_ends_with(client: Client) 
     [
         (["no-such-program"], "command_not_found", "exec no-such-program: ENOENT"),
         (["/no/such/program"], "command_not_found", "exec /no/such/program: ENOENT"),
-        (["/etc/passwd/program"], "command_not_found", "exec /etc/passwd/program: ENOENT"),
+        (["/etc/passwd/program"], "command_not_found", "exec /etc/passwd/program: ENOTDIR"),
         (["/etc/passwd"], "command_not_executable", "exec /etc/passwd: EACCES"),
         (["/usr"], "command_not_executable", "exec /usr: EACCES"),
         (["x" * 300], "command_not_executable", f"exec {'x' * 200}: ENAMETOOLONG"),

@@ -153,7 +153,7 @@ def test_the_environment_is_what_was_given(facts: dict[str, Any]) -> None:
 def test_resource_limits_are_lowered_hard_and_soft(facts: dict[str, Any]) -> None:
     limits = {name: tuple(value) for name, value in facts["limits"].items()}
 
-    assert limits["RLIMIT_CORE"] == (0, 0)
+    assert limits["RLIMIT_CORE"] == (1, 1)
     assert limits["RLIMIT_NOFILE"] == (1024, 1024)
     assert limits["RLIMIT_RTPRIO"] == (0, 0)
     for name, most in {
