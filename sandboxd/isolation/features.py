@@ -176,12 +176,12 @@ def probe_sandbox(ids: idmap.IdRange | None, *, show_cgroup: bool) -> Feature:
 
 
 def probe_core_pattern(pattern: str) -> Feature:
-    """core(5): RLIMIT_CORE is not enforced for dumps that are piped; the helper runs as root, outside every sandbox."""
+    """core(5): a limit of exactly 1 stops dumps that are piped, but a job may set 0, which does not; the helper is root's, outside."""
     name = "core dumps"
     if not pattern.startswith("|"):
-        return Feature(name, Status.OK, "not written, RLIMIT_CORE is 0", "")
+        return Feature(name, Status.OK, "not written, RLIMIT_CORE is 1", "")
     helper = pattern[1:].split()[0] if pattern[1:].strip() else "a program"
-    detail = f"kernel.core_pattern: a crash in a job starts {helper} on the host, as root and with the job's memory as input"
+    detail = f"kernel.core_pattern: a job that sets RLIMIT_CORE to 0 and crashes starts {helper} on the host, as root, with its memory as input"
     return Feature(name, Status.WARNING, detail, _sysctl_remedy("kernel.core_pattern=core"))
 
 
