@@ -1,7 +1,9 @@
 """What the project promises about its own shape."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -31,11 +33,19 @@ def package_inits() -> list[Path]:
     return sorted((TREE / "sandboxd").rglob("__init__.py"))
 
 
-def test_imports_point_down() -> None:
-    lint = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run(
-        [lint, "--no-cache", "--no-logo"], cwd=TREE, capture_output=True, text=True, check=False
+def lint_imports(tree: Path) -> "subprocess.CompletedProcess[str]":
+    """Check the import contracts of a tree."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def test_imports_point_down() -> None:
+    done = lint_imports(TREE)
 
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -55,23 +65,70 @@ def test_a_package_init_holds_a_docstring_only(path: Path) -> None:
     assert statements == []
 
 
-def test_the_wheel_has_the_code_the_migrations_and_the_licence(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path],
-        cwd=TREE,
-        capture_output=True,
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+def build(target: str, source: Path, directory: Path) -> Path:
+    """The wheel or the source archive of a tree."""
+    words = [sys.executable, "-m", "hatchling", "build", "--target", target]
+    subprocess.run([*words, "--directory", directory], cwd=source, capture_output=True, check=True)
+    (built,) = [path for path in directory.iterdir() if path.suffix in (".whl", ".gz")]
+    return built
 
+
+def assert_complete(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
     assert "sandboxd/__main__.py" in names
     assert "sandboxd/py.typed" in names
     assert "sandboxd/migrations/env.py" in names
     assert "sandboxd/migrations/script.py.mako" in names
     assert [name for name in names if re.match(r"sandboxd/migrations/versions/\d.*\.py", name)]
     assert [name for name in names if name.endswith("licenses/LICENSE")]
+    assert [name for name in names if name.endswith("licenses/NOTICE")]
     assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]
+
+
+def test_the_wheel_has_the_code_the_migrations_the_licence_and_the_notice(tmp_path: Path) -> None:
+    assert_complete(build("wheel", TREE, tmp_path))
+
+
+def test_the_source_archive_has_the_whole_tree_and_makes_the_same_wheel(tmp_path: Path) -> None:
+    archive = build("sdist", TREE, tmp_path)
+    subprocess.run(["tar", "--extract", "--file", archive, "--directory", tmp_path], check=True)
+    (source,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    kept = {path.relative_to(source) for path in source.rglob("*")}
+    ours = {
+        path.relative_to(TREE)
+        for path in texts()
+        if not any(part.endswith("_cache") for part in path.relative_to(TREE).parts)
+    }
+
+    assert ours - kept == set()
+    assert os.access(source / ".ci" / "run", os.X_OK)
+    assert not [path for path in kept if "__pycache__" in path.parts]
+    assert_complete(build("wheel", source, tmp_path / "wheel"))
+
+
+RESTRICTED = {
+    "starlette": "from starlette.types import Scope",
+    "uvicorn": "import uvicorn",
+    "sqlalchemy": "from sqlalchemy import select",
+    "alembic": "from alembic import command",
+    "sqlite3": "import sqlite3",
+    "prometheus_client": "from prometheus_client import Counter",
+    "psutil": "import psutil",
+    "prctl": "import prctl",
+    "ctypes": "import ctypes",
+}
+
+
+def test_a_new_module_may_use_none_of_the_libraries_that_have_their_place(tmp_path: Path) -> None:
+    shutil.copytree(TREE / "sandboxd", tmp_path / "sandboxd")
+    shutil.copy(TREE / "pyproject.toml", tmp_path)
+    (tmp_path / "sandboxd" / "newcomer.py").write_text("\n".join(RESTRICTED.values()) + "\n")
+
+    found = lint_imports(tmp_path)
+
+    assert found.returncode != 0
+    told = {name for name in RESTRICTED if f"sandboxd.newcomer -> {name}" in found.stdout}
+    assert told == set(RESTRICTED)
 
 
 def test_no_file_names_a_home_directory_of_a_developer() -> None:
