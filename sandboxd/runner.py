@@ -165,6 +165,7 @@ class Runner:
             job=job,
             claimed_at=time.monotonic(),
             queue_seconds=max(0.0, time.time() - job.queued_at),
+            cpu_by_rlimit=self._enforcement.get("cpu_seconds") == "rlimit",
         )
         taken: Taken[Cgroup] | None = None
         try:
@@ -205,7 +206,7 @@ class Runner:
     ) -> None:
         """The command's own time: from its start until its output is complete."""
         limits = outcome.job.spec.limits
-        command = self._command(outcome.job.spec, image)
+        command = self._command(outcome.job, image)
         started = await taken.sandbox.run(command, streams.theirs)
         streams.close_theirs()
         if isinstance(started, Unusable):
@@ -252,14 +253,16 @@ class Runner:
 
         return asyncio.get_running_loop().create_task(watch())
 
-    def _command(self, spec: JobSpec, image: ResolvedImage) -> Command:
-        """The command, with the image's defaults under what the job says."""
+    def _command(self, job: Job, image: ResolvedImage) -> Command:
+        """The command, with the image's defaults under what the job says, and the caller's trace."""
+        spec = job.spec
+        trace = {"TRACEPARENT": job.traceparent} if job.traceparent else {}
         rlimits = {"nofile": spec.limits.open_files}
         if self._enforcement.get("cpu_seconds") == "rlimit":
             rlimits["cpu"] = math.ceil(spec.limits.cpu_seconds)
         return Command(
             argv=spec.command,
-            env={**image.env, **spec.env},
+            env={**image.env, **trace, **spec.env},
             workdir=spec.workdir or image.workdir,
             rlimits=rlimits,
         )

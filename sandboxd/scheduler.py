@@ -26,9 +26,11 @@ from sandboxd.jobs import (
 )
 from sandboxd.metrics import Metrics
 from sandboxd.runner import NotAccepted, Runner, Stop
-from sandboxd.store.logs import JobLog, StoredLog, remove_log, reopen_log
+from sandboxd.settlement import Settlement, may_retry
+from sandboxd.store.logs import JobLog, StoredLog, remove_log
 from sandboxd.store.records import Idempotency, Submitted
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.watchers import Watchers
 
 logger = structlog.get_logger(__name__)
 
@@ -38,9 +40,6 @@ _SPILL_SECONDS = 1.0
 """The log of a job that runs longer goes to a file, so that a crash keeps what there was."""
 _RECENT_LOGS = 64
 _MAINTENANCE_SECONDS = 5.0
-_RETRY_SECONDS = 1.0
-_LONGEST_RETRY_SECONDS = 60.0
-_LONGEST_PAUSE_SECONDS = 10.0
 _EXPIRE_BATCH = 1000
 
 
@@ -89,8 +88,9 @@ class Scheduler:
         """There is something new that time will change: a job that waits no longer than so long."""
         self._recent: OrderedDict[str, tuple[str, StoredLog]] = OrderedDict()
         """Tenant and log of the jobs that ended last: who waited for a job reads its output at once."""
-        self._watchers: dict[str, set[asyncio.Future[Job]]] = {}
-        self._start_watchers: dict[str, set[asyncio.Future[None]]] = {}
+        self._ends: Watchers[Job] = Watchers()
+        self._starts: Watchers[None] = Watchers()
+        self._settlement = Settlement(store, metrics, log_directory)
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -99,7 +99,7 @@ class Scheduler:
     async def start(self) -> None:
         """Settle what a dead process left, then go on with what waits."""
         for job in await self._store.recover(self._owner):
-            await self._settle_lost(job)
+            await self._settlement.lost(job)
         counts = await self._store.counts()
         self._queued = counts.get(State.QUEUED, 0) + counts.get(State.RETRYING, 0)
         self._spawn(self._claim_for_ever())
@@ -111,6 +111,7 @@ class Scheduler:
         running = [active.task for active in self._active.values() if active.task is not None]
         if running and grace_seconds > 0:
             await asyncio.wait(running, timeout=grace_seconds)
+        self._settlement.give_up()
         for active in list(self._active.values()):
             active.stop(Reason.SHUTDOWN)
         while remaining := [a.task for a in self._active.values() if a.task is not None]:
@@ -169,6 +170,7 @@ class Scheduler:
             submitted = await self._store.submit(job, claim_owner=self._owner)
         except BaseException:
             accepted.set_exception(NotAccepted)
+            accepted.exception()  # Nobody may be waiting for it any more.
             raise
         active.job = submitted.job
         accepted.set_result(None)
@@ -191,7 +193,7 @@ class Scheduler:
         if job.state in TERMINAL:
             if job.finished_at == now:  # It was this call that ended it, while it waited.
                 self._count_ended_waiting(job)
-            self._tell(job)
+            self._ends.tell(job.id, job)
         elif active is not None and active.job.tenant == tenant:
             active.stop(
                 reason,
@@ -202,41 +204,27 @@ class Scheduler:
 
     async def wait(self, tenant: str, job_id: str, timeout_seconds: float) -> Job:
         """The job when it has ended, or as it is after so long. Raises NotFound."""
-        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
-        watchers = self._watchers.setdefault(job_id, set())
-        watchers.add(future)
-        try:
+        with self._ends.watching(job_id) as ended:
             active = self._active.get(job_id)
             if active is None or active.job.tenant != tenant:
                 job = await self._store.get(tenant, job_id)
                 if job.state in TERMINAL:
                     return job
-            async with asyncio.timeout(timeout_seconds):
-                return await future
-        except TimeoutError:
-            return await self._store.get(tenant, job_id)
-        finally:
-            watchers.discard(future)
-            if not watchers and self._watchers.get(job_id) is watchers:
-                del self._watchers[job_id]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    return await ended
+        return await self._store.get(tenant, job_id)
 
     async def wait_started(self, tenant: str, job_id: str, timeout_seconds: float) -> Job:
         """The job when it waits no more, or as it is after so long. Raises NotFound."""
-        future = asyncio.get_running_loop().create_future()
-        watchers = self._start_watchers.setdefault(job_id, set())
-        watchers.add(future)
-        try:
+        with self._starts.watching(job_id) as started:
             job = await self._store.get(tenant, job_id)
             if job_id in self._active or job.state in TERMINAL:
                 return job
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_seconds):
-                    await future
-            return await self._store.get(tenant, job_id)
-        finally:
-            watchers.discard(future)
-            if not watchers and self._start_watchers.get(job_id) is watchers:
-                del self._start_watchers[job_id]
+                    await started
+        return await self._store.get(tenant, job_id)
 
     async def log(self, tenant: str, job_id: str) -> JobLog | StoredLog:
         """The log of a job, live or stored. Raises NotFound where there is none yet."""
@@ -300,20 +288,22 @@ class Scheduler:
         if job.cancel_requested:
             active.stop(Reason.CANCELLED_BY_CLIENT, message="cancelled by the client")
         active.task = asyncio.get_running_loop().create_task(self._work(active, accepted))
-        for future in self._start_watchers.get(job.id, ()):
-            if not future.done():
-                future.set_result(None)
+        self._starts.tell(job.id, None)
         return active
 
     async def _work(self, active: _Active, accepted: "asyncio.Future[None] | None") -> None:
         """One attempt, from claim to settlement. Whatever goes wrong, the slot is freed."""
         try:
             result = await self._attempt(active, accepted)
+            if accepted is not None:
+                await (
+                    accepted
+                )  # Also where the sandbox failed before that: only then is there a job to settle.
             await self._settle(active, result)
         except NotAccepted:
             active.log.discard()  # Who sent it is told by its own call.
-        except SandboxdError as error:
-            logger.error("job not settled", job_id=active.job.id, error=str(error))
+        except Exception:
+            logger.exception("job not settled", job_id=active.job.id)
         finally:
             del self._active[active.job.id]
             if self._may_wait:
@@ -352,15 +342,15 @@ class Scheduler:
     async def _settle(self, active: _Active, result: Result) -> None:
         """Write down the end, or that there will be another attempt; tell who waits."""
         job = active.job
-        if _retryable(job, result):
+        if may_retry(job, result):
             active.log.discard()
-            await self._retry(job, result)
+            if await self._settlement.retry(job, result):
+                self._queued += 1
+                self._look_again.set()
             return
         log = active.log.close()
-        ended = await self._write_end(job, result, log)
+        ended = await self._settlement.end(job, result, log)
         if ended is None:
-            self._metrics.lease_lost()
-            logger.warning("lease lost", job_id=job.id)
             return
         if log.path is None:
             self._recent[job.id] = (job.tenant, log)
@@ -368,65 +358,12 @@ class Scheduler:
                 self._recent.popitem(last=False)
         if not await active.stop.gone():
             logger.error("a process is stuck in the kernel", job_id=job.id)
-        self._metrics.finished(result)
-        for stream in Stream:
-            self._metrics.logged(stream, log.size(stream), truncated=log.truncated(stream))
-        self._tell(ended)
-
-    async def _write_end(self, job: Job, result: Result, log: StoredLog) -> Job | None:
-        """Settle in the store; while that cannot be written, hold on to the result (and to the slot) and try again."""
-        pause = _RETRY_SECONDS
-        while True:
-            try:
-                return await self._store.finish(job.id, job.lease_token, result, log, time.time())
-            except Unavailable as error:
-                if self._draining:
-                    raise
-                logger.warning("end of job not written yet", job_id=job.id, error=str(error))
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-
-    async def _retry(self, job: Job, result: Result) -> None:
-        pause = min(_RETRY_SECONDS * 2 ** (job.attempt - 1), _LONGEST_RETRY_SECONDS)
-        message = result.error.message if result.error else None
-        reason = result.reason
-        await self._store.retry(job.id, job.lease_token, reason, message, time.time() + pause)
-        self._metrics.retried(reason)
-        self._queued += 1
-        self._look_again.set()
-
-    async def _settle_lost(self, job: Job) -> None:
-        """A job that was running when a former process died: end it, or let it wait again if it may be repeated."""
-        result = Result(
-            state=State.ERROR,
-            reason=Reason.SERVICE_LOST,
-            started_at=job.started_at,
-            error=JobError(
-                component=Component.QUEUE,
-                code=Reason.SERVICE_LOST,
-                message="the service died while the job ran; whether the command finished is not known",
-                remediation="submit it again, or set retry.max_attempts if it may be repeated",
-            ),
-        )
-        if _retryable(job, result):
-            await self._retry(job, result)
-            return
-        log = (
-            reopen_log(self._log_directory, job.id)
-            or JobLog(self._log_directory, job.id, limit_bytes=0, inline_bytes=0).close()
-        )
-        await self._store.finish(job.id, job.lease_token, result, log, time.time())
-        self._metrics.finished(result)
+        self._ends.tell(job.id, ended)
 
     def _count_ended_waiting(self, job: Job) -> None:
         self._queued = max(0, self._queued - 1)
         if job.result is not None:
             self._metrics.finished(job.result)
-
-    def _tell(self, job: Job) -> None:
-        for future in self._watchers.pop(job.id, set()):
-            if not future.done():
-                future.set_result(job)
 
     def _show_running(self, active: _Active) -> None:
         if active.started_at is not None:
@@ -463,23 +400,12 @@ class Scheduler:
     async def _expire_waiting(self) -> None:
         for job in await self._store.expire_waiting(time.time()):
             self._count_ended_waiting(job)
-            self._tell(job)
+            self._ends.tell(job.id, job)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _retryable(job: Job, result: Result) -> bool:
-    """Only the platform's own faults are repeated, and only if the client allowed it."""
-    return (
-        result.state is State.ERROR
-        and result.error is not None
-        and result.error.component is not Component.IMAGE
-        and not job.cancel_requested
-        and job.attempt < job.spec.retry.max_attempts
-    )
 
 
 def _internal_error() -> Result:

@@ -47,6 +47,8 @@ class Outcome:
     stopped_by: Reason | None = None
     stop_message: str | None = None
     oom_kills: int = 0
+    cpu_by_rlimit: bool = False
+    """RLIMIT_CPU is all that limits CPU time on this host."""
     usage: CgroupUsage = field(default_factory=CgroupUsage)
     enforcement: dict[str, Any] = field(default_factory=dict)
     output_bytes: int = 0
@@ -83,10 +85,20 @@ def _decide(outcome: Outcome) -> tuple[State, Reason]:
     if outcome.exit is None:
         return State.ERROR, Reason.SANDBOX_FAILED
     if outcome.exit.signal is not None:
-        if outcome.exit.signal == signal.SIGXCPU:
+        if outcome.exit.signal in (signal.SIGXCPU, signal.SIGKILL) and _used_up_cpu(outcome):
             return State.TIMED_OUT, Reason.CPU_SECONDS
         return State.FAILED, Reason.SIGNALLED
     return (State.FAILED if outcome.exit.code else State.SUCCEEDED), Reason.EXITED
+
+
+def _used_up_cpu(outcome: Outcome) -> bool:
+    """Whether RLIMIT_CPU ended it: the command's own CPU time says so, not the signal. (Only without cgroups.)"""
+    limits, ended = outcome.job.spec.limits, outcome.exit
+    return (
+        outcome.cpu_by_rlimit
+        and ended is not None
+        and ended.cpu_user_seconds + ended.cpu_system_seconds >= limits.cpu_seconds
+    )
 
 
 def _state_of_stop(reason: Reason) -> State:

@@ -1,0 +1,120 @@
+"""Writing down how an attempt ended: for good, or that there will be another one.
+
+While the store cannot be written, the result is held and tried again: a job that ran reaches its terminal state.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from sandboxd.errors import Unavailable
+from sandboxd.jobs import Component, Job, JobError, Reason, Result, State, Stream
+from sandboxd.metrics import Metrics
+from sandboxd.store.logs import JobLog, StoredLog, reopen_log
+from sandboxd.store.sqlite import SqliteStore
+
+logger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 60.0
+_LONGEST_PAUSE_SECONDS = 10.0
+
+
+class Settlement:
+    """Settles attempts in the store."""
+
+    def __init__(self, store: SqliteStore, metrics: Metrics, log_directory: Path) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._log_directory = log_directory
+        self._giving_up = asyncio.Event()
+
+    def give_up(self) -> None:
+        """The service ends: what cannot be written now is settled by its successor, as lost."""
+        self._giving_up.set()
+
+    async def end(self, job: Job, result: Result, log: StoredLog) -> Job | None:
+        """Write the end. None: the lease was lost, and nothing was written. Raises Unavailable (given up)."""
+
+        async def finish() -> Job | None:
+            return await self._store.finish(job.id, job.lease_token, result, log, time.time())
+
+        ended = await self._persist(job, finish)
+        if ended is None:
+            self._metrics.lease_lost()
+            logger.warning("lease lost", job_id=job.id)
+            return None
+        self._metrics.finished(result)
+        for stream in Stream:
+            self._metrics.logged(stream, log.size(stream), truncated=log.truncated(stream))
+        return ended
+
+    async def retry(self, job: Job, result: Result) -> bool:
+        """Write that the job waits for another attempt. False: the lease was lost. Raises Unavailable (given up)."""
+        pause = min(_RETRY_SECONDS * 2 ** (job.attempt - 1), _LONGEST_RETRY_SECONDS)
+        message = result.error.message if result.error else None
+
+        async def wait_again() -> bool:
+            run_at = time.time() + pause
+            return await self._store.retry(job.id, job.lease_token, result.reason, message, run_at)
+
+        if not await self._persist(job, wait_again):
+            self._metrics.lease_lost()
+            logger.warning("lease lost", job_id=job.id)
+            return False
+        self._metrics.retried(result.reason)
+        return True
+
+    async def lost(self, job: Job) -> None:
+        """A job that was running when a former process died: end it, or let it wait again if it may be repeated."""
+        result = Result(
+            state=State.ERROR,
+            reason=Reason.SERVICE_LOST,
+            started_at=job.started_at,
+            error=JobError(
+                component=Component.QUEUE,
+                code=Reason.SERVICE_LOST,
+                message="the service died while the job ran; whether the command finished is not known",
+                remediation="submit it again, or set retry.max_attempts if it may be repeated",
+            ),
+        )
+        if may_retry(job, result):
+            await self.retry(job, result)
+            return
+        kept = reopen_log(self._log_directory, job.id)
+        await self.end(job, result, kept or self._empty_log(job))
+
+    def _empty_log(self, job: Job) -> StoredLog:
+        return JobLog(self._log_directory, job.id, limit_bytes=0, inline_bytes=0).close()
+
+    async def _persist(self, job: Job, write: Callable[[], Awaitable[T]]) -> T:
+        pause = _RETRY_SECONDS
+        while True:
+            try:
+                return await write()
+            except Unavailable as error:
+                if self._giving_up.is_set():
+                    raise
+                logger.warning("end of job not written yet", job_id=job.id, error=str(error))
+            try:
+                async with asyncio.timeout(pause):
+                    await self._giving_up.wait()
+            except TimeoutError:
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def may_retry(job: Job, result: Result) -> bool:
+    """Only the platform's own faults are repeated, and only if the client allowed it."""
+    return (
+        result.state is State.ERROR
+        and result.error is not None
+        and result.error.component is not Component.IMAGE
+        and not job.cancel_requested
+        and job.attempt < job.spec.retry.max_attempts
+    )
