@@ -196,6 +196,9 @@ def build_tree(
     root = f"{templates.stage}/root"
     for source, target in spec.binds:
         _bind_read_only(source, f"{root}{target}")
+    for name in _etc_files(spec):
+        # Of this sandbox's own layer: a file that all shared would be a place to meet (locks, inotify).
+        _bind_read_only(f"{templates.stage}/scratch/upper/etc/{name}", f"{root}/etc/{name}")
     _attach_copy(templates.dev, f"{root}/dev")
     _mount_dev_parts(f"{root}/dev", id_count)
     _attach_copy(templates.sys, f"{root}/sys")

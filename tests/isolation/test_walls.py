@@ -313,6 +313,39 @@ def test_nothing_outside_the_scratch_can_be_written(uid: int, bench: Bench) -> N
     assert {what: number for what, number in found.items() if number not in refused} == {}
 
 
+ETC_FILES = """
+import json, os
+def attempt(work):
+    try: work()
+    except OSError as error: return error.errno
+    return 0
+found = {}
+for name in ("hosts", "hostname", "resolv.conf"):
+    path = "/etc/" + name
+    found[name] = [
+        attempt(lambda: open(path, "a")),
+        attempt(lambda: os.truncate(path, 0)),
+        attempt(lambda: os.chmod(path, 0o666)),
+        attempt(lambda: os.unlink(path)),
+        attempt(lambda: os.replace("/work", path)),
+        attempt(lambda: os.link(path, "/work/" + name)),
+        open(path).read(),
+    ]
+print(json.dumps(found))
+"""
+
+
+def test_names_that_the_sandbox_resolves_cannot_be_changed_even_by_its_root(bench: Bench) -> None:
+    found = bench.python(ETC_FILES, uid=0, gid=0, hostname="other")
+
+    texts = {name: of.pop() for name, of in found.items()}
+    assert texts["hosts"].startswith("127.0.0.1\tlocalhost other\n")
+    assert texts["hostname"] == "other\n"
+    assert texts["resolv.conf"] == ""
+    refused = [errno.EROFS] * 3 + [errno.EBUSY, errno.ENOTDIR, errno.EXDEV]
+    assert set(map(tuple, found.values())) == {tuple(refused)}
+
+
 def test_the_scratch_has_the_size_and_the_inodes_that_were_asked_for(bench: Bench) -> None:
     source = (
         "import json, os\n"
