@@ -183,6 +183,21 @@ def test_limits_of_other_processes_cannot_be_changed(filtered: Filter) -> None:
         assert filtered("prlimit64", pid, 7, 0, 0) == "EPERM"
 
 
+def test_no_disk_priority_is_real_time_whatever_is_above_its_32_bits(filtered: Filter) -> None:
+    for who, level, high in itertools.product((1, 2, 3), range(8), (0, 1, 2**32 - 1)):
+        for kind, expected in ((0, "allow"), (1, "EPERM"), (2, "allow"), (3, "allow")):
+            priority = high << 32 | kind << 13 | level
+            assert filtered("ioprio_set", who, 0, priority) == expected, hex(priority)
+    # The kernel looks at three bits of the class: what is above does not make another of it.
+    assert filtered("ioprio_set", 1, 0, 1 << 16 | 1 << 13) == "EPERM"
+    # It is the third argument, not the first or the second.
+    assert filtered("ioprio_set", 1 << 13, 1 << 13, 2 << 13) == "allow"
+
+
+def test_the_old_descriptor_tables_cannot_be_changed(x86_64: Filter) -> None:
+    assert x86_64("modify_ldt", 1, 2**40, 16) == "EPERM"
+
+
 @pytest.mark.parametrize("name", ["mknod", "mknodat"])
 def test_every_kind_of_node_but_devices_can_be_made(name: str, x86_64: Filter) -> None:
     kinds = {0: "allow", 0o010: "allow", 0o014: "allow", 0o100: "allow", 0o020: "EPERM"}
