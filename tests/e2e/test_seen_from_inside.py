@@ -105,6 +105,16 @@ def test_its_environment_is_the_image_s_and_its_own_and_nothing_else(client: Cli
     }
 
 
+def test_the_callers_trace_is_in_its_environment(real_service: RunningService) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = {"traceparent": trace, "prefer": "wait=30"}
+    with real_service.http() as http:
+        request = {"image": "host", "command": ["printenv", "TRACEPARENT"]}
+        job = http.post("/v1/jobs", json=request, headers=headers).json()
+
+    assert job["stdout"] == f"{trace}\n"
+
+
 def test_its_descriptors_are_its_three_streams_and_they_are_pipes(client: Client) -> None:
     """Attack 2."""
     for command in (["ls", "-l", "/proc/self/fd"], ["sh", "-c", "ls -l /proc/$$/fd; true"]):
