@@ -24,7 +24,7 @@ from sandboxd.api.app import create_api
 from sandboxd.errors import HostNotReady, SandboxdError
 from sandboxd.ids import new_id
 from sandboxd.images import host as host_image
-from sandboxd.isolated import Isolation
+from sandboxd.isolated import Isolation, serves_one_tenant
 from sandboxd.isolation.features import Feature, Status, probe_features
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import JobSpec
@@ -90,6 +90,8 @@ class Service:
             inline_log_bytes = settings.store.inline_log_bytes
             store = await SqliteStore.open(database, inline_log_bytes=inline_log_bytes)
             parts.push_async_callback(store.close)
+            if settings.server.auth and serves_one_tenant(settings.isolation):
+                await _refuse_many_tenants(store)
             # Only now: the store's lock says that no other service uses this directory.
             isolation = Isolation(
                 settings,
@@ -133,6 +135,7 @@ class Service:
             ceilings=self.isolation.ceilings,
             check=self.isolation.runner.check,
             readiness=self.readiness,
+            one_tenant=serves_one_tenant(settings.isolation),
         )
 
     def system(self) -> dict[str, Any]:
@@ -188,6 +191,17 @@ class Service:
             parked=pool.parked,
             pool_hits=pool.hits,
             pool_misses=pool.misses,
+        )
+
+
+async def _refuse_many_tenants(store: SqliteStore) -> None:
+    """Raises HostNotReady if the keys that are not revoked belong to more than one tenant."""
+    tenants = sorted({key.tenant for key in await store.list_keys() if key.revoked_at is None})
+    if len(tenants) > 1:
+        raise HostNotReady(
+            f"there are keys of {len(tenants)} tenants ({', '.join(tenants[:5])}), and without subordinate ids one service is "
+            "for one tenant, since all jobs have the same id: run `sandboxd setup` as root, revoke the keys of all tenants "
+            "but one (`sandboxd keys revoke`), or accept it with isolation.single_id_many_tenants"
         )
 
 

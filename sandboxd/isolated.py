@@ -205,6 +205,16 @@ async def embedded(settings: Settings) -> AsyncIterator[Embedded]:
             await isolation.close()
 
 
+def serves_one_tenant(isolation: IsolationSettings) -> bool:
+    """Whether the jobs of two tenants would share the service's own id, and the operator did not accept that.
+
+    Limits that the kernel keeps per id, and its checks of who may signal whom, would be shared as well.
+    """
+    if isolation.single_id_many_tenants or isolation.id_map == "range":
+        return False
+    return idmap.choose(isolation.id_map, idmap.find_range()) is idmap.IdMapMode.SINGLE
+
+
 def ceilings_of(ceilings: Limits, host: Host) -> Limits:
     """The operator's ceilings, but never more than the host has."""
     return Limits(

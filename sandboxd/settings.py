@@ -41,6 +41,8 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
 class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True):
     id_map: Literal["auto", "range", "single"] = "auto"
     """`range` (subordinate ids), `single` (own id only) or `auto` (range where the host allows it)."""
+    single_id_many_tenants: bool = False
+    """Serve more than one tenant although all jobs have the service's own id (`single`)."""
     best_effort: bool = False
     """Run jobs although a limit cannot be enforced; each record says which."""
     parked_sandboxes: Count = 4

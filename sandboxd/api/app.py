@@ -41,11 +41,12 @@ def create_api(
     ceilings: Limits,
     check: Check,
     readiness: Callable[[], dict[str, Any]],
+    one_tenant: bool = False,
 ) -> ASGIApp:
     """The whole API.
 
     `check` tells what this host cannot do for a job, as faults. `readiness` answers `{"ready": bool, …}`. With
-    `metrics` there is also /metrics, for keys with the scope admin.
+    `metrics` there is also /metrics, for keys with the scope admin. With `one_tenant` a second one gets no keys.
     """
     table = ROUTES if metrics is None else (*ROUTES, METRICS_ROUTE)
     document = openapi.build_document(table)
@@ -61,6 +62,7 @@ def create_api(
         check=check,
         readiness=readiness,
         documents=Documents(openapi=encode(document), page=docs.render(document).encode("utf-8")),
+        one_tenant=one_tenant,
     )
     authentication: Authentication = BearerKeys(store) if settings.auth else NoAuthentication()
     guard = None if settings.auth else LocalOnly(parse_address(settings.listen))

@@ -63,7 +63,7 @@ async def create_key(call: Call) -> Response:
         now=now,
         expires_at=None if request.ttl_seconds is None else now + request.ttl_seconds,
     )
-    await call.parts.store.create_key(key)
+    await call.parts.store.create_key(key, one_tenant=call.parts.one_tenant)
     view = NewKeyView(**msgspec.structs.asdict(key_view(key)), key=text)
     return json_answer(view, HTTPStatus.CREATED)
 

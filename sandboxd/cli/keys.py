@@ -83,7 +83,7 @@ def create(
                 **({} if ttl_seconds is None else {"ttl_seconds": ttl_seconds}),
             )
     else:
-        made = asyncio.run(_create(settings.store, name, tenant, scopes, ttl_seconds))
+        made = asyncio.run(_create(settings, name, tenant, scopes, ttl_seconds))
     if as_json:
         output.print_json(made)
         return
@@ -160,7 +160,7 @@ def _client(settings: Settings) -> "Client":
 
 
 async def _create(
-    settings: StoreSettings,
+    settings: Settings,
     name: str,
     tenant: str,
     scopes: tuple[str, ...],
@@ -169,6 +169,7 @@ async def _create(
     from sandboxd.api.auth import new_key
     from sandboxd.api.schemas import KeyRequest
     from sandboxd.client import NewKey
+    from sandboxd.isolated import serves_one_tenant
 
     try:
         msgspec.convert({"name": name, "tenant": tenant, "scopes": scopes}, KeyRequest)
@@ -177,8 +178,9 @@ async def _create(
     now = time.time()
     expires_at = None if ttl_seconds is None else now + ttl_seconds
     text, record = new_key(tenant=tenant, name=name, scopes=scopes, now=now, expires_at=expires_at)
-    async with opened(settings) as store:
-        await store.create_key(record)
+    one_tenant = serves_one_tenant(settings.isolation)
+    async with opened(settings.store) as store:
+        await store.create_key(record, one_tenant=one_tenant)
     return NewKey(
         key=text,
         id=record.id,

@@ -2,13 +2,25 @@
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from sandboxd.errors import Conflict
 from sandboxd.jobs import ApiKey
 from sandboxd.store.records import key_from, key_values
 from sandboxd.store.tables import api_key
 
+_ONE_TENANT = (
+    'tenant "{other}" has keys already, and without subordinate ids one service is for one tenant, since all jobs have '
+    'the same id: a key for "{new}" needs subordinate ids (`sandboxd setup` as root) or the setting '
+    "isolation.single_id_many_tenants"
+)
 
-def create_key(connection: Connection, key: ApiKey) -> None:
-    """Store a new key."""
+
+def create_key(connection: Connection, key: ApiKey, one_tenant: bool) -> None:
+    """Store a new key. Raises Conflict where there may be `one_tenant` only and another has keys that are not revoked."""
+    if one_tenant:
+        of_others = api_key.c.revoked_at.is_(None) & (api_key.c.tenant != key.tenant)
+        other = connection.scalar(select(api_key.c.tenant).where(of_others).limit(1))
+        if other is not None:
+            raise Conflict(_ONE_TENANT.format(other=other, new=key.tenant), code="one_tenant_only")
     connection.execute(insert(api_key), key_values(key))
 
 

@@ -242,9 +242,12 @@ class SqliteStore:
 
     # Keys
 
-    async def create_key(self, key: ApiKey) -> None:
-        """Store a new key."""
-        await self._write(lambda c: catalog.create_key(c, key))
+    async def create_key(self, key: ApiKey, *, one_tenant: bool = False) -> None:
+        """Store a new key.
+
+        With `one_tenant`: raises Conflict (`one_tenant_only`) if another tenant has keys that are not revoked.
+        """
+        await self._write(lambda c: catalog.create_key(c, key, one_tenant))
 
     async def find_key(self, key_id: str) -> ApiKey | None:
         """The key, also if it is revoked or expired: the caller judges."""
