@@ -25,7 +25,7 @@ from sandboxd.errors import Conflict, Fault, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images import host
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.isolation.pool import Place, remove_place
+from sandboxd.isolation.pool import Place, remove_place, see_dead
 from sandboxd.isolation.protocol import Empty, Unpack
 from sandboxd.isolation.sandbox import Launcher, Sandbox
 from sandboxd.isolation.spec import SandboxSpec
@@ -287,8 +287,10 @@ class Images:
         finally:
             if sandbox is not None:
                 sandbox.kill()
-                await sandbox.dead()
+                gone = await see_dead(sandbox, place)
             await remove_place(place)
+        if not gone:
+            raise SandboxFailed("unpack images", "a process is stuck in the kernel")
         return done.size_bytes
 
     def _read(self, name: str) -> Image:

@@ -13,10 +13,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from sandboxd.errors import SandboxdError
+from sandboxd.errors import SandboxdError, SandboxFailed
 from sandboxd.isolation.sandbox import Launcher, Sandbox
 from sandboxd.isolation.spec import SandboxSpec
 
+_DEATH_SECONDS = 5.0
+"""A sandbox whose init was killed is gone in milliseconds; what is left after this has not heard of it, or is stuck."""
 _REMOVAL_PAUSE_SECONDS = 0.05
 _REMOVAL_TRIES = 200
 _CLOSE_SECONDS = 15.0
@@ -30,6 +32,7 @@ class Place(Protocol):
 
     def join_files(self) -> tuple[str, ...]: ...
     def directory_fd(self) -> int | None: ...
+    def kill(self) -> None: ...
     def remove(self) -> bool: ...
 
 
@@ -135,11 +138,6 @@ class Pool(Generic[P]):
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
 
-    def drop_rootfs(self, rootfs: str) -> None:
-        """Drop what is parked on an image's tree, because the tree is about to go."""
-        for spec in [spec for spec in self._shapes if spec.rootfs == rootfs]:
-            self._drop(spec)
-
     def _seen_before(self, spec: SandboxSpec) -> bool:
         """Whether this is the second use within the idle time. Remembers the first."""
         now = asyncio.get_running_loop().time()
@@ -209,7 +207,8 @@ class Pool(Generic[P]):
         return sandbox, place
 
     async def _remove(self, taken: Taken[P]) -> None:
-        await taken.sandbox.dead()
+        if not await see_dead(taken.sandbox, taken.place):
+            await taken.sandbox.dead()
         # Only now another is built: until here the job, and the answer to who waits for it, had the processors.
         shape = self._shapes.get(taken.sandbox.spec)
         if shape is not None:
@@ -220,6 +219,27 @@ class Pool(Generic[P]):
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def see_dead(sandbox: Sandbox, place: Place) -> bool:
+    """Wait until a sandbox that was killed is gone. False: a process of it is stuck in the kernel.
+
+    Where init's death does not take everything along in time, what is in the place is killed by name.
+    """
+    if await _dead_in_time(sandbox):
+        return True
+    with contextlib.suppress(SandboxFailed):  # It is the second line: the first may still hold.
+        await asyncio.to_thread(place.kill)
+    return await _dead_in_time(sandbox)
+
+
+async def _dead_in_time(sandbox: Sandbox) -> bool:
+    try:
+        async with asyncio.timeout(_DEATH_SECONDS):
+            await sandbox.dead()
+    except TimeoutError:
+        return False
+    return True
 
 
 async def remove_place(place: Place) -> None:

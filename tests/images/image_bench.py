@@ -43,6 +43,9 @@ class Nowhere:
     def directory_fd(self) -> int | None:
         return None
 
+    def kill(self) -> None:
+        pass
+
     def remove(self) -> bool:
         return True
 

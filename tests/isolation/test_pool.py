@@ -9,6 +9,7 @@ import pytest
 from sandbox_bench import Bench, a_bench, children_of, run_in
 
 from sandboxd.errors import SandboxFailed
+from sandboxd.isolation import pool as pool_module
 from sandboxd.isolation.pool import Pool, Taken
 
 
@@ -18,6 +19,7 @@ class CountedPlace:
     def __init__(self, places: "list[CountedPlace]", busy: int) -> None:
         self.places = places
         self.busy = busy
+        self.killed = 0
         places.append(self)
 
     def join_files(self) -> tuple[str, ...]:
@@ -25,6 +27,9 @@ class CountedPlace:
 
     def directory_fd(self) -> int | None:
         return None
+
+    def kill(self) -> None:
+        self.killed += 1
 
     def remove(self) -> bool:
         if self.busy:
@@ -187,17 +192,6 @@ def test_a_shape_that_nobody_asks_for_is_dropped_after_a_while(bench: Bench) -> 
     with_pool(bench, work, idle_seconds=0.3)
 
 
-def test_an_image_that_goes_takes_its_sandboxes_along(bench: Bench) -> None:
-    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
-        pool.prepare(bench.spec())
-        await pool.settled()
-        pool.drop_rootfs(bench.image.rootfs)
-        await pool.settled()
-        assert (pool.parked, places) == (0, [])
-
-    with_pool(bench, work)
-
-
 def test_nothing_is_parked_where_none_are_wished_or_after_the_end(bench: Bench) -> None:
     async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
         taken = await pool.take(bench.spec())
@@ -232,6 +226,23 @@ def test_closing_while_sandboxes_are_built_leaves_nothing(bench: Bench) -> None:
         await asyncio.sleep(0)
 
     with_pool(bench, work, per_shape=3, shapes=4)
+
+
+def test_a_place_is_killed_only_where_the_death_of_init_does_not_suffice(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> list[int]:
+        killed = []
+        for seconds in (5.0, 0.0):
+            monkeypatch.setattr(pool_module, "_DEATH_SECONDS", seconds)
+            taken = await pool.take(bench.spec())
+            pool.discard(taken)
+            await pool.settled()
+            assert not taken.sandbox.alive
+            killed.append(taken.place.killed)
+        return killed
+
+    assert with_pool(bench, work, per_shape=0) == [0, 1]
 
 
 def test_closing_does_not_wait_for_ever_for_what_cannot_be_removed(bench: Bench) -> None:
