@@ -14,6 +14,7 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import syscalls
 from sandboxd.isolation.sandbox_ids import inside_to_launcher
 from sandboxd.isolation.spec import SandboxSpec
@@ -101,6 +102,7 @@ def make_templates(stage: str) -> Templates:
     """Make the templates below `stage`, an existing directory that becomes a tmpfs in this mount namespace.
 
     Called by the launcher, in U1 with a mount and a network namespace of its own: sysfs shows the network of who mounts it.
+    Raises OSError, SandboxFailed.
     """
     stage_mount = _new_mount("tmpfs", {"size": "1m", "nr_inodes": "256", "mode": "0755"}, _NODEV)
     _attach(stage_mount, stage)
@@ -149,7 +151,9 @@ def _check_device(descriptor: int, name: str, numbers: tuple[int, int]) -> None:
     status = os.fstat(descriptor)
     found = (os.major(status.st_rdev), os.minor(status.st_rdev))
     if not stat.S_ISCHR(status.st_mode) or found != numbers:
-        raise OSError(0, f"/dev/{name} is not character device {numbers[0]}:{numbers[1]}")
+        raise SandboxFailed(
+            "make templates", f"/dev/{name} is not character device {numbers[0]}:{numbers[1]}"
+        )
 
 
 def _make_null(path: str) -> None:

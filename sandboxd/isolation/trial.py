@@ -20,13 +20,18 @@ _OTHER_NAMESPACES = (
 )
 
 
+class NotMapped(Exception):
+    """The parent could not write the id maps."""
+
+
 def main(directory: str) -> None:
     """Try the steps in order, until one fails. `directory` is an empty directory to mount over."""
     for name, step in STEPS.items():
         try:
             step(directory)
-        except OSError as error:
-            print(name, "failed", error.strerror, flush=True)
+        except (OSError, NotMapped) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            print(name, "failed", reason, flush=True)
             return
         print(name, "ok", flush=True)
 
@@ -38,7 +43,7 @@ def enter_user_namespace(_: str) -> None:
 def take_mapped_ids(_: str) -> None:
     """Become root of the namespace, once the parent has written the maps."""
     if sys.stdin.readline() != "mapped\n":
-        raise OSError(0, "the ids were not mapped")
+        raise NotMapped("the ids were not mapped")
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
 
