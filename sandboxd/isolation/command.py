@@ -7,7 +7,7 @@ import signal
 import stat
 from typing import NamedTuple
 
-from sandboxd.isolation import syscalls
+from sandboxd.isolation import privileges, syscalls
 from sandboxd.isolation.spec import Command
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -30,7 +30,8 @@ def start(command: Command, descriptors: list[int]) -> int | Unusable:
     number = enter_workdir(command.workdir)
     if number:
         return Unusable("workdir", number)
-    _set_limits(command.rlimits)
+    for name, wish in command.rlimits.items():
+        privileges.limit(getattr(resource, f"RLIMIT_{name.upper()}"), wish)
     number = errno.ENOENT
     paths = _candidates(command.argv[0], command.env)
     for path in paths:
@@ -59,14 +60,6 @@ def enter_workdir(path: str) -> int:
     except OSError as error:
         return error.errno or errno.EACCES
     return 0
-
-
-def _set_limits(rlimits: dict[str, int]) -> None:
-    for name, wish in rlimits.items():
-        kind = getattr(resource, f"RLIMIT_{name.upper()}")
-        hard = resource.getrlimit(kind)[1]
-        value = wish if hard == resource.RLIM_INFINITY else min(wish, hard)
-        resource.setrlimit(kind, (value, value))
 
 
 def _candidates(name: str, env: dict[str, str]) -> list[str]:

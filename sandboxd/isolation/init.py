@@ -128,12 +128,12 @@ class Init:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
         os.umask(0o022)
-        limit(resource.RLIMIT_CORE, _CORE_BYTES)
-        limit(resource.RLIMIT_MEMLOCK, 2**16)
-        limit(resource.RLIMIT_MSGQUEUE, 819_200)
-        limit(resource.RLIMIT_RTPRIO, 0)
+        privileges.limit(resource.RLIMIT_CORE, _CORE_BYTES)
+        privileges.limit(resource.RLIMIT_MEMLOCK, 2**16)
+        privileges.limit(resource.RLIMIT_MSGQUEUE, 819_200)
+        privileges.limit(resource.RLIMIT_RTPRIO, 0)
         # Counted for all sandboxes together as well, with the service's own limit: one must not take it all.
-        limit(resource.RLIMIT_SIGPENDING, 1024)
+        privileges.limit(resource.RLIMIT_SIGPENDING, 1024)
 
     def load_tools(self) -> None:
         """Import what only this sandbox needs, while that is possible: every other one would carry its pages."""
@@ -293,10 +293,3 @@ def reap(command_pid: int) -> protocol.Exited | None:
 def refuse(_: protocol.Unpack | protocol.Empty, __: list[int]) -> protocol.Message:
     """A sandbox for commands does not touch images."""
     return protocol.Failed(step="work", reason="this sandbox has no writable root")
-
-
-def limit(kind: int, wish: int) -> None:
-    """Lower a resource limit, soft and hard, to `wish` if it is higher."""
-    hard = resource.getrlimit(kind)[1]
-    value = wish if hard == resource.RLIM_INFINITY else min(wish, hard)
-    resource.setrlimit(kind, (value, value))

@@ -1,9 +1,10 @@
-"""Giving up privilege: parent-death signal, no_new_privs, dumpability, securebits and capabilities.
+"""Giving up privilege: parent-death signal, no_new_privs, dumpability, securebits, capabilities and resource limits.
 
 The only module that uses python-prctl (prctl(2), capabilities(7)).
 """
 
 import os
+import resource
 import signal
 
 import prctl
@@ -32,12 +33,10 @@ def lock_securebits() -> None:
     prctl.set_securebits(bits)
 
 
-def drop_bounding_set(keep: frozenset[str] = frozenset()) -> None:
-    """Empty the capability bounding set but for `keep` (lower-case names without `cap_`)."""
-    kept = {getattr(prctl, f"CAP_{name.upper()}") for name in keep}
+def drop_bounding_set() -> None:
+    """Empty the capability bounding set."""
     for capability in range(prctl.CAP_LAST_CAP + 1):
-        if capability not in kept:
-            prctl.capbset_drop(capability)
+        prctl.capbset_drop(capability)
 
 
 def drop_capabilities(keep: frozenset[str] = frozenset()) -> None:
@@ -55,3 +54,10 @@ def forbid_new_privileges() -> None:
 def forbid_dumps() -> None:
     """Not dumpable: same-uid processes can neither trace this one nor read what /proc says of it."""
     prctl.set_dumpable(0)
+
+
+def limit(kind: int, wish: int) -> None:
+    """Set a resource limit (RLIMIT_*), soft and hard, to `wish`, or to the hard limit where that is lower (getrlimit(2))."""
+    hard = resource.getrlimit(kind)[1]
+    value = wish if hard == resource.RLIM_INFINITY else min(wish, hard)
+    resource.setrlimit(kind, (value, value))
