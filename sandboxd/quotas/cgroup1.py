@@ -194,7 +194,6 @@ class Group1:
             cpu_throttled_seconds=throttled,
             memory_peak_bytes=memory_peak,
             pids_peak=pids_peak,
-            oom_kills=self.oom_kills(),
         )
 
     def kill(self) -> None:

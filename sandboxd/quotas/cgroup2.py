@@ -173,7 +173,6 @@ class Group2:
             pids_peak=pids_peak,
             io_read_bytes=io_read,
             io_write_bytes=io_write,
-            oom_kills=self.oom_kills(),
         )
 
     def kill(self) -> None:

@@ -14,7 +14,6 @@ class CgroupUsage(NamedTuple):
     pids_peak: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
-    oom_kills: int | None = None
 
     def filled_from(self, other: "CgroupUsage") -> "CgroupUsage":
         """This, with what is unknown here taken from `other` (the rest of a hybrid host)."""
