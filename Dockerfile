@@ -1,5 +1,5 @@
 # sandboxd as a container: the service as uid 10001, with newuidmap to map subordinate ids into sandboxes.
-#   docker build --tag sandboxd .
+#   docker build --tag sandboxd --build-arg COMMIT=$(git rev-parse HEAD) .
 # It holds no secret, and its first process is the service itself.
 
 FROM debian:bookworm-slim AS build
@@ -12,6 +12,8 @@ RUN /opt/sandboxd/bin/pip install --no-cache-dir --require-hashes --requirement 
 COPY pyproject.toml README.md LICENSE NOTICE /build/
 COPY sandboxd /build/sandboxd
 COPY migrations /build/migrations
+ARG COMMIT=unknown
+RUN echo "$COMMIT" >/build/sandboxd/COMMIT
 RUN /opt/sandboxd/bin/pip install --no-cache-dir --no-deps /build \
     && /opt/sandboxd/bin/pip uninstall --yes pip setuptools
 

@@ -1,11 +1,13 @@
 """Figures for Prometheus: what they are called and who feeds them.
 
-Base units, closed sets of label values, no ids and nothing that a user wrote in a label. One registry per service; a
-scrape reads the queue's figures from where they are kept.
+Base units, closed sets of label values, no ids and nothing that a user wrote in a label. Where the values of a label are
+known the series exist from the start: `increase()` sees no first event of a series that begins with it. One registry per
+service; a scrape reads the queue's figures from where they are kept.
 """
 
 import platform
 from collections.abc import Callable, Iterable
+from importlib import resources
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -16,14 +18,13 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    start_http_server,
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from sandboxd import __version__
-from sandboxd.jobs import Result, State, Stream
+from sandboxd import __version__, metrics_port
+from sandboxd.jobs import Reason, Result, State, Stream
 
 RUN_BUCKETS = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600,
@@ -31,6 +32,46 @@ RUN_BUCKETS = (
 START_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 QUEUE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MEMORY_BUCKETS = tuple(2.0**power for power in range(20, 36, 2))
+
+ENDS: dict[State, tuple[Reason, ...]] = {
+    State.SUCCEEDED: (Reason.EXITED,),
+    State.FAILED: (
+        Reason.EXITED,
+        Reason.SIGNALLED,
+        Reason.COMMAND_NOT_FOUND,
+        Reason.COMMAND_NOT_EXECUTABLE,
+        Reason.WORKDIR_UNUSABLE,
+    ),
+    State.TIMED_OUT: (Reason.WALL_SECONDS, Reason.CPU_SECONDS),
+    State.OUT_OF_MEMORY: (Reason.MEMORY,),
+    State.OUTPUT_LIMIT: (Reason.OUTPUT_BYTES,),
+    State.CANCELLED: (Reason.CANCELLED_BY_CLIENT, Reason.CLIENT_GONE),
+    State.EXPIRED: (Reason.QUEUE_SECONDS,),
+    State.ERROR: (
+        Reason.SHUTDOWN,
+        Reason.SERVICE_LOST,
+        Reason.SANDBOX_FAILED,
+        Reason.IMAGE_FAILED,
+        Reason.LOG_FAILED,
+        Reason.INTERNAL,
+    ),
+}
+"""How a job can end, and why."""
+
+FEATURES = {
+    "account": "account",
+    "kernel": "kernel",
+    "user namespaces": "user_namespaces",
+    "subordinate ids": "subordinate_ids",
+    "supplementary groups": "supplementary_groups",
+    "namespaces": "namespaces",
+    "overlay": "overlay",
+    "proc and sysfs": "proc_sysfs",
+    "sandbox": "sandbox",
+    "core dumps": "core_dumps",
+    "/dev/net/tun": "tun",
+}
+"""What `isolation.features` calls a feature, to its label: the first is for people, the second for queries."""
 
 
 class Snapshot(NamedTuple):
@@ -46,6 +87,250 @@ class Snapshot(NamedTuple):
     parked: int
     pool_hits: int
     pool_misses: int
+
+
+class Metrics:
+    """All figures of one service."""
+
+    def __init__(self, features: dict[str, bool], snapshot: Callable[[], Snapshot | None]) -> None:
+        """`features`: what the host offers, by name. `snapshot` is called by the thread that answers a scrape."""
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        registry.register(_SnapshotCollector(snapshot))
+        _register_build(registry)
+        _register_features(registry, features)
+        self._requests = _RequestFigures(registry)
+        self._ends = _EndFigures(registry)
+        self._usage = _UsageFigures(registry)
+        self._faults = _FaultFigures(registry)
+        self._logs = _LogFigures(registry)
+        submitted = Counter(
+            "sandboxd_jobs_submitted", "Jobs accepted.", ["trigger"], registry=registry
+        )
+        self._submitted = submitted.labels("api")
+        self._loop_lag = Gauge(
+            "sandboxd_event_loop_lag_seconds",
+            "How late the event loop last came to something that was due.",
+            registry=registry,
+        )
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """An answered request; `route` is the template, never the path itself."""
+        self._requests.answered(method, route, status, seconds)
+
+    def submitted(self) -> None:
+        """A job was accepted."""
+        self._submitted.inc()
+
+    def finished(self, result: Result) -> None:
+        """A job reached its terminal state."""
+        self._ends.finished(result)
+        self._usage.finished(result)
+
+    def logged(self, stream: Stream, size_bytes: int, *, truncated: bool) -> None:
+        """What was kept of one stream of a job that ended."""
+        self._logs.kept(stream, size_bytes, truncated=truncated)
+
+    def retried(self, reason: str) -> None:
+        """An attempt will be repeated."""
+        self._faults.retries.labels(reason).inc()
+
+    def lease_lost(self) -> None:
+        """Another service had taken the job over."""
+        self._faults.leases_lost.inc()
+
+    def reaped(self) -> None:
+        """A job that a dead service had left active was settled: ended, or put back to be tried again."""
+        self._faults.reaped.inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        """How late the event loop was; to be measured at regular intervals."""
+        self._loop_lag.set(seconds)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition (Prometheus text or OpenMetrics, as asked) and its content type."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self.registry), content_type
+
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Serve `/metrics` on a port of its own, in threads. Returns what ends it. Raises OSError."""
+        return metrics_port.serve(host, port, self.render)
+
+
+class _RequestFigures:
+    """Requests to the API. Their series begin with the first request: routes are the API's."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "sandboxd_http_requests",
+            "Requests answered.",
+            ["method", "route", "code"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "sandboxd_http_request_duration_seconds",
+            "Time from a request to its answer.",
+            ["method", "route"],
+            registry=registry,
+        )
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+
+class _EndFigures:
+    """How jobs ended, and how long they waited and ran."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._finished = Counter(
+            "sandboxd_jobs_finished", "Jobs that ended.", ["outcome", "reason"], registry=registry
+        )
+        self._run_seconds = Histogram(
+            "sandboxd_job_duration_seconds",
+            "Wall time of commands.",
+            ["outcome"],
+            buckets=RUN_BUCKETS,
+            registry=registry,
+        )
+        queue_seconds = Histogram(
+            "sandboxd_job_queue_duration_seconds",
+            "Time from acceptance to a free slot.",
+            ["queue"],
+            buckets=QUEUE_BUCKETS,
+            registry=registry,
+        )
+        self._queue_seconds = queue_seconds.labels("default")
+        self._oom = Counter(
+            "sandboxd_job_oom_kills", "Jobs that ran out of memory.", registry=registry
+        )
+        self._timeouts = Counter(
+            "sandboxd_job_timeouts", "Jobs that ran out of time.", ["kind"], registry=registry
+        )
+        for state, reasons in ENDS.items():
+            self._run_seconds.labels(state)
+            for reason in reasons:
+                self._finished.labels(state, reason)
+        for reason in ENDS[State.TIMED_OUT]:
+            self._timeouts.labels(reason)
+
+    def finished(self, result: Result) -> None:
+        self._finished.labels(result.state, result.reason).inc()
+        self._run_seconds.labels(result.state).observe(result.usage.wall_seconds)
+        self._queue_seconds.observe(result.usage.queue_seconds)
+        if result.state is State.OUT_OF_MEMORY:
+            self._oom.inc()
+        if result.state is State.TIMED_OUT:
+            self._timeouts.labels(result.reason).inc()
+
+
+class _UsageFigures:
+    """What jobs used: time to start, processor, memory."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        start_seconds = Histogram(
+            "sandboxd_sandbox_start_duration_seconds",
+            "Time from a free slot to a running command.",
+            ["phase", "warm"],
+            buckets=START_BUCKETS,
+            registry=registry,
+        )
+        self._warm_start_seconds = start_seconds.labels("total", "true")
+        self._cold_start_seconds = start_seconds.labels("total", "false")
+        self._cold_starts = Counter(
+            "sandboxd_cold_starts",
+            "Commands that ran in a sandbox made for them.",
+            registry=registry,
+        )
+        cpu_seconds = Counter(
+            "sandboxd_job_cpu_seconds", "CPU time of jobs.", ["mode"], registry=registry
+        )
+        self._user_seconds = cpu_seconds.labels("user")
+        self._system_seconds = cpu_seconds.labels("system")
+        self._throttled = Counter(
+            "sandboxd_job_cpu_throttled_seconds",
+            "Time that jobs were throttled.",
+            registry=registry,
+        )
+        self._memory = Histogram(
+            "sandboxd_job_memory_peak_bytes",
+            "Peak memory of jobs.",
+            buckets=MEMORY_BUCKETS,
+            registry=registry,
+        )
+
+    def finished(self, result: Result) -> None:
+        usage = result.usage
+        if result.started_at is not None:
+            if usage.warm:
+                self._warm_start_seconds.observe(usage.setup_seconds)
+            else:
+                self._cold_start_seconds.observe(usage.setup_seconds)
+                self._cold_starts.inc()
+        self._user_seconds.inc(usage.cpu_user_seconds or 0)
+        self._system_seconds.inc(usage.cpu_system_seconds or 0)
+        self._throttled.inc(usage.cpu_throttled_seconds or 0)
+        if usage.memory_peak_bytes is not None:
+            self._memory.observe(usage.memory_peak_bytes)
+
+
+class _FaultFigures:
+    """What went wrong with attempts, and was mended."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.retries = Counter(
+            "sandboxd_retries", "Attempts that will be repeated.", ["reason"], registry=registry
+        )
+        for reason in ENDS[State.ERROR]:
+            self.retries.labels(reason)
+        self.leases_lost = Counter(
+            "sandboxd_leases_lost", "Attempts that another service took over.", registry=registry
+        )
+        self.reaped = Counter(
+            "sandboxd_jobs_reaped", "Jobs of a dead service that were settled.", registry=registry
+        )
+
+
+class _LogFigures:
+    """Output of jobs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._bytes = Counter("sandboxd_log_bytes", "Output kept.", ["stream"], registry=registry)
+        for stream in Stream:
+            self._bytes.labels(stream)
+        self._truncated = Counter(
+            "sandboxd_logs_truncated", "Streams of jobs that were cut.", registry=registry
+        )
+
+    def kept(self, stream: Stream, size_bytes: int, *, truncated: bool) -> None:
+        self._bytes.labels(stream).inc(size_bytes)
+        if truncated:
+            self._truncated.inc()
+
+
+def _register_build(registry: CollectorRegistry) -> None:
+    build = Gauge(
+        "sandboxd_build_info", "What runs.", ["version", "commit", "python"], registry=registry
+    )
+    build.labels(__version__, _commit(), platform.python_version()).set(1)
+
+
+def _commit() -> str:
+    """What whoever built the package wrote to its file COMMIT."""
+    try:
+        return (resources.files("sandboxd") / "COMMIT").read_text().strip() or "unknown"
+    except FileNotFoundError:
+        return "unknown"
+
+
+def _register_features(registry: CollectorRegistry, features: dict[str, bool]) -> None:
+    feature = Gauge(
+        "sandboxd_isolation_feature", "What the host offers.", ["feature"], registry=registry
+    )
+    for name, label in FEATURES.items():
+        feature.labels(label).set(features.get(name, False))
 
 
 class _SnapshotCollector(Collector):
@@ -93,151 +378,3 @@ class _SnapshotCollector(Collector):
         yield CounterMetricFamily(
             "sandboxd_warm_pool_misses", "Jobs that waited for theirs.", value=now.pool_misses
         )
-
-
-class Metrics:
-    """All figures of one service."""
-
-    def __init__(self, features: dict[str, bool], snapshot: Callable[[], Snapshot | None]) -> None:
-        """`features`: what the host offers, by name. `snapshot` is called by the thread that answers a scrape."""
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
-        registry.register(_SnapshotCollector(snapshot))
-        build = Gauge("sandboxd_build_info", "What runs.", ["version", "python"], registry=registry)
-        build.labels(__version__, platform.python_version()).set(1)
-        feature = Gauge(
-            "sandboxd_isolation_feature", "What the host offers.", ["feature"], registry=registry
-        )
-        for name, there in features.items():
-            feature.labels(name).set(there)
-        self._requests = Counter(
-            "sandboxd_http_requests",
-            "Requests answered.",
-            ["method", "route", "code"],
-            registry=registry,
-        )
-        self._request_seconds = Histogram(
-            "sandboxd_http_request_duration_seconds",
-            "Time from a request to its answer.",
-            ["method", "route"],
-            registry=registry,
-        )
-        self._submitted = Counter(
-            "sandboxd_jobs_submitted", "Jobs accepted.", ["trigger"], registry=registry
-        )
-        self._finished = Counter(
-            "sandboxd_jobs_finished", "Jobs that ended.", ["outcome", "reason"], registry=registry
-        )
-        self._run_seconds = Histogram(
-            "sandboxd_job_duration_seconds",
-            "Wall time of commands.",
-            ["outcome"],
-            buckets=RUN_BUCKETS,
-            registry=registry,
-        )
-        self._queue_seconds = Histogram(
-            "sandboxd_job_queue_duration_seconds",
-            "Time from acceptance to a free slot.",
-            ["queue"],
-            buckets=QUEUE_BUCKETS,
-            registry=registry,
-        )
-        self._start_seconds = Histogram(
-            "sandboxd_sandbox_start_duration_seconds",
-            "Time from a free slot to a running command.",
-            ["phase", "warm"],
-            buckets=START_BUCKETS,
-            registry=registry,
-        )
-        self._cpu_seconds = Counter(
-            "sandboxd_job_cpu_seconds", "CPU time of jobs.", ["mode"], registry=registry
-        )
-        self._throttled = Counter(
-            "sandboxd_job_cpu_throttled_seconds",
-            "Time that jobs were throttled.",
-            registry=registry,
-        )
-        self._memory = Histogram(
-            "sandboxd_job_memory_peak_bytes",
-            "Peak memory of jobs.",
-            buckets=MEMORY_BUCKETS,
-            registry=registry,
-        )
-        self._oom = Counter(
-            "sandboxd_job_oom_kills", "Jobs that ran out of memory.", registry=registry
-        )
-        self._timeouts = Counter(
-            "sandboxd_job_timeouts", "Jobs that ran out of time.", ["kind"], registry=registry
-        )
-        self._retries = Counter(
-            "sandboxd_retries", "Attempts that will be repeated.", ["reason"], registry=registry
-        )
-        self._leases_lost = Counter(
-            "sandboxd_leases_lost", "Attempts that another service took over.", registry=registry
-        )
-        self._log_bytes = Counter(
-            "sandboxd_log_bytes", "Output kept.", ["stream"], registry=registry
-        )
-        self._logs_truncated = Counter(
-            "sandboxd_logs_truncated", "Jobs whose output was cut.", registry=registry
-        )
-
-    def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """An answered request; `route` is the template, never the path itself."""
-        self._requests.labels(method, route, str(status)).inc()
-        self._request_seconds.labels(method, route).observe(seconds)
-
-    def submitted(self) -> None:
-        """A job was accepted."""
-        self._submitted.labels("api").inc()
-
-    def finished(self, result: Result) -> None:
-        """A job reached its terminal state."""
-        usage = result.usage
-        self._finished.labels(result.state, result.reason).inc()
-        self._run_seconds.labels(result.state).observe(usage.wall_seconds)
-        self._queue_seconds.labels("default").observe(usage.queue_seconds)
-        if result.started_at is not None:
-            warm = "true" if usage.warm else "false"
-            self._start_seconds.labels("total", warm).observe(usage.setup_seconds)
-        self._cpu_seconds.labels("user").inc(usage.cpu_user_seconds or 0)
-        self._cpu_seconds.labels("system").inc(usage.cpu_system_seconds or 0)
-        self._throttled.inc(usage.cpu_throttled_seconds or 0)
-        if usage.memory_peak_bytes is not None:
-            self._memory.observe(usage.memory_peak_bytes)
-        if result.state is State.OUT_OF_MEMORY:
-            self._oom.inc()
-        if result.state is State.TIMED_OUT:
-            self._timeouts.labels(result.reason).inc()
-
-    def logged(self, stream: Stream, size_bytes: int, *, truncated: bool) -> None:
-        """What was kept of one stream of a job that ended."""
-        self._log_bytes.labels(stream).inc(size_bytes)
-        if truncated:
-            self._logs_truncated.inc()
-
-    def retried(self, reason: str) -> None:
-        """An attempt will be repeated."""
-        self._retries.labels(reason).inc()
-
-    def lease_lost(self) -> None:
-        """Another service had taken the job over."""
-        self._leases_lost.inc()
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition (Prometheus text or OpenMetrics, as asked) and its content type."""
-        encoder, content_type = choose_encoder(accept)
-        return encoder(self.registry), content_type
-
-    def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Serve `/metrics` on a port of its own, in threads. Returns what ends it. Raises OSError."""
-        server, thread = start_http_server(port, addr=host, registry=self.registry)
-
-        def close() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return close

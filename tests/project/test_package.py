@@ -103,7 +103,10 @@ def test_the_source_archive_has_the_whole_tree_and_makes_the_same_wheel(tmp_path
     assert ours - kept == set()
     assert os.access(source / ".ci" / "run", os.X_OK)
     assert not [path for path in kept if "__pycache__" in path.parts]
-    assert_complete(build("wheel", source, tmp_path / "wheel"))
+    (source / "sandboxd" / "COMMIT").write_text("0123abc\n")  # as a builder may, for build_info
+    wheel = build("wheel", source, tmp_path / "wheel")
+    assert_complete(wheel)
+    assert "sandboxd/COMMIT" in zipfile.ZipFile(wheel).namelist()
 
 
 RESTRICTED = {
