@@ -231,7 +231,8 @@ def test_no_path_of_the_host_is_in_the_list_of_mounts(facts: dict[str, Any], eit
     assert str(either.directory) not in text
     roots = {line[3] for line in facts["mounts"]}
     devices = {f"/{name}" for name in mounts.DEVICES}
-    assert roots <= {"/", "/usr", "/bus", "/fs", "/irq", "/sys"} | devices
+    etc = {f"/upper/etc/{name}" for name in ("hosts", "hostname", "resolv.conf")}
+    assert roots <= {"/", "/usr", "/bus", "/fs", "/irq", "/sys"} | devices | etc
 
 
 MASKED = """
