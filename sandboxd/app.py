@@ -6,6 +6,7 @@ settings ─ host ─ cgroups ─ launcher ─ pool ─ images ─ runner ─┐
 
 import asyncio
 import contextlib
+import math
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp
 from sandboxd import __version__
 from sandboxd.addresses import parse_address
 from sandboxd.api.app import create_api
-from sandboxd.errors import HostNotReady, SandboxdError
+from sandboxd.errors import HostNotReady, SandboxdError, Unavailable
 from sandboxd.ids import new_id
 from sandboxd.images import host as host_image
 from sandboxd.isolated import Isolation, serves_one_tenant
@@ -43,6 +44,9 @@ logger = structlog.get_logger(__name__)
 
 _SNAPSHOT_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
+_STORE_CHECK_SECONDS = 1.0
+_STORE_SECONDS = 2.0
+"""A store that takes longer to write nothing cannot take jobs."""
 
 
 class Service:
@@ -60,6 +64,8 @@ class Service:
         self.store = store
         self.features = features
         self._loop = asyncio.get_running_loop()
+        self._store_writable = True
+        self._store_checked_at = -math.inf
         self.metrics = Metrics(
             {feature.name: feature.status is not Status.MISSING for feature in features},
             self._snapshot,
@@ -164,10 +170,26 @@ class Service:
             "capacity": {**self.scheduler.capacity(), "parked": pool.parked},
         }
 
-    def readiness(self) -> dict[str, Any]:
+    async def readiness(self) -> dict[str, Any]:
         """What `GET /readyz` answers: whether a job that comes now could run."""
-        launcher = self.isolation.launcher.alive
-        return {"ready": launcher, "checks": {"launcher": launcher}}
+        checks = {
+            "launcher": self.isolation.launcher.alive,
+            "store": await self._store_is_writable(),
+            "accepting": not self.scheduler.draining,
+        }
+        return {"ready": all(checks.values()), "checks": checks}
+
+    async def _store_is_writable(self) -> bool:
+        """What was found is good for a second: anybody may ask, and to find it out costs a write."""
+        if time.monotonic() >= self._store_checked_at + _STORE_CHECK_SECONDS:
+            self._store_checked_at = time.monotonic()
+            try:
+                async with asyncio.timeout(_STORE_SECONDS):
+                    await self.store.check_writable()
+                self._store_writable = True
+            except (Unavailable, TimeoutError):
+                self._store_writable = False
+        return self._store_writable
 
     def _snapshot(self) -> Snapshot | None:
         """The figures for a scrape, asked for by a thread that is not the event loop's."""
@@ -231,14 +253,49 @@ async def _serve(settings: Settings) -> None:
         )
         server = Server(service.api(), settings.server, most_connections=most_connections)
         loop = asyncio.get_running_loop()
+        ending = _Ending(service.scheduler, server, settings.server.shutdown_grace_seconds)
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.stop)
+            loop.add_signal_handler(number, ending.begin)
         _announce(service)
         try:
             await server.serve(sockets=[listener])
         finally:
             await asyncio.to_thread(close_metrics)
     logger.info("stopped")
+
+
+class _Ending:
+    """How the service ends: first it takes no more jobs, and answers everything else while running ones end.
+
+    The port closes only then, so that a client is refused with a reason and finds out how its job ended.
+    """
+
+    def __init__(self, scheduler: Scheduler, server: Server, grace_seconds: float) -> None:
+        self._scheduler = scheduler
+        self._server = server
+        self._grace_seconds = grace_seconds
+        self._task: asyncio.Task[None] | None = None
+        self._at_once = asyncio.Event()
+
+    def begin(self) -> None:
+        """A signal asks for the end; the second time without grace, and without waiting for requests."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._end())
+        else:
+            self._at_once.set()
+            self._server.stop(at_once=True)
+
+    async def _end(self) -> None:
+        logger.info("draining", grace_seconds=self._grace_seconds)
+        drained = asyncio.ensure_future(self._scheduler.drain(self._grace_seconds))
+        at_once = asyncio.ensure_future(self._at_once.wait())
+        await asyncio.wait((drained, at_once), return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        at_once.cancel()
+        try:
+            await self._scheduler.close(0)
+        finally:
+            self._server.stop(at_once=self._at_once.is_set())
 
 
 def _serve_metrics(metrics: Metrics, listen: str) -> Callable[[], None]:

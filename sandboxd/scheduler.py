@@ -105,12 +105,21 @@ class Scheduler:
         self._spawn(self._claim_for_ever())
         self._spawn(self._maintain())
 
-    async def close(self, grace_seconds: float) -> None:
-        """Take no more jobs, give the running ones so long to end, then end them."""
+    @property
+    def draining(self) -> bool:
+        """Whether no more jobs are taken."""
+        return self._draining
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take no more jobs from now on, and give the running ones so long to end."""
         self._draining = True
         running = [active.task for active in self._active.values() if active.task is not None]
         if running and grace_seconds > 0:
             await asyncio.wait(running, timeout=grace_seconds)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Take no more jobs, give the running ones so long to end, then end them."""
+        await self.drain(grace_seconds)
         self._settlement.give_up()
         for active in list(self._active.values()):
             active.stop(Reason.SHUTDOWN)
@@ -128,7 +137,9 @@ class Scheduler:
         Where a slot is free and nobody waits, it is claimed in the same commit. Raises Unavailable, Invalid.
         """
         if self._draining:
-            raise Unavailable("the service is shutting down", retry_after_seconds=5)
+            raise Unavailable(
+                "the service is shutting down", code="draining", retry_after_seconds=5
+            )
         at_once = self._free > 0 and not self._may_wait
         if not at_once and self._queued >= self._max_queued:
             raise Unavailable(

@@ -51,9 +51,9 @@ class Server(uvicorn.Server):
         """Nothing: `app` hears the signals."""
         yield
 
-    def stop(self) -> None:
-        """Take no more requests and end; the second time without waiting for those under way."""
-        self.force_exit = self.should_exit
+    def stop(self, *, at_once: bool) -> None:
+        """Take no more requests and end; `at_once` without waiting for those under way."""
+        self.force_exit = self.force_exit or at_once
         self.should_exit = True
 
 

@@ -1,6 +1,6 @@
 """The API as one ASGI application, put together from the parts that it is handed."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.routing import Route as StarletteRoute
@@ -40,7 +40,7 @@ def create_api(
     limits: Limits,
     ceilings: Limits,
     check: Check,
-    readiness: Callable[[], dict[str, Any]],
+    readiness: Callable[[], Awaitable[dict[str, Any]]],
     one_tenant: bool = False,
 ) -> ASGIApp:
     """The whole API.

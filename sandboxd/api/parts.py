@@ -4,7 +4,7 @@ The parts are protocols because there are two of each: the service's own, and th
 tested without a sandbox.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,7 +129,7 @@ class Parts:
     limits: Limits
     ceilings: Limits
     check: Check
-    readiness: Callable[[], dict[str, Any]]
+    readiness: Callable[[], Awaitable[dict[str, Any]]]
     documents: Documents
     one_tenant: bool
     """Whether keys are given to a single tenant only."""

@@ -84,7 +84,7 @@ async def livez(call: Call) -> Response:
 
 async def readyz(call: Call) -> Response:
     """GET /readyz"""
-    readiness = call.parts.readiness()
+    readiness = await call.parts.readiness()
     if readiness.get("ready", False):
         return json_answer(readiness)
     return json_answer(readiness, HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})

@@ -177,6 +177,10 @@ class SqliteStore:
             await self._write(_give_back_space)
         return paths
 
+    async def check_writable(self) -> None:
+        """Write a little that means nothing, all the way to the disk. Raises Unavailable."""
+        await self._write(lambda c: c.exec_driver_sql("PRAGMA user_version = 0"))
+
     # Questions about jobs
 
     async def get(self, tenant: str, job_id: str, *, with_stdin: bool = True) -> Job:

@@ -99,6 +99,9 @@ class Service:
         finally:
             started.set()  # also where it never came to that
 
+    async def _readiness(self) -> dict[str, Any]:
+        return self.ready
+
     async def _serve(self, directory: Path, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         database = directory / "sandboxd.db"
@@ -115,7 +118,7 @@ class Service:
             limits=DEFAULT_LIMITS,
             ceilings=CEILINGS,
             check=refuse_gpu,
-            readiness=lambda: self.ready,
+            readiness=self._readiness,
         )
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]

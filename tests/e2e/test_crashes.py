@@ -5,6 +5,7 @@ import random
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx2
 import psutil
@@ -212,32 +213,81 @@ def test_killed_parked_sandboxes_are_noticed_by_nobody(own_service: RunningServi
 
 
 def test_sigterm_lets_running_jobs_finish_and_refuses_new_ones(own_service: RunningService) -> None:
-    with own_service.client() as client:
-        finishing = start(client, ["sh", "-c", "echo started; sleep 1; echo finished"])
+    with own_service.client() as client, own_service.http() as http:
+        finishing = start(client, ["sh", "-c", "echo started; sleep 2; echo finished"])
         filling = start(client, ["sh", "-c", "echo started; sleep 1"])
         waiting = client.submit(["echo", "later"])
 
         own_service.terminate()
-        refused = wait_for(lambda: refusal(own_service), "new jobs are refused", seconds=5)
+        unready = wait_for(lambda: unreadiness(http), "it says that it is not ready", seconds=5)
+        refused = http.post("/v1/jobs", json={"image": "host", "command": ["true"]})
+        finished = client.wait(finishing.id)
         assert own_service.process.wait(20) == 0
         own_service.start()
-        finishing, filling = client.wait(finishing.id), client.wait(filling.id)
-        waiting = client.wait(waiting.id)
+        filling, waiting = client.wait(filling.id), client.wait(waiting.id)
 
-    assert refused in ("ConnectError", "503")
-    assert (finishing.state, finishing.text) == ("succeeded", "started\nfinished\n")
+    assert unready["checks"] == {"launcher": True, "store": True, "accepting": False}
+    assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (finished.state, finished.text) == ("succeeded", "started\nfinished\n")
     assert filling.state == "succeeded"
     assert (waiting.state, waiting.text, waiting.attempt) == ("succeeded", "later\n", 1)
 
 
-def refusal(service: RunningService) -> str:
-    """How a new job is refused; nothing if it is not (yet)."""
-    try:
-        request = {"image": "host", "command": ["true"], "labels": {"late": "yes"}}
-        status = httpx2.post(f"{service.url}/v1/jobs", json=request, timeout=5).status_code
-    except httpx2.TransportError as error:
-        return type(error).__name__
-    return str(status) if status >= 400 else ""
+def unreadiness(http: httpx2.Client) -> dict[str, Any]:
+    """Why the service is not ready; nothing if it is (still)."""
+    answer = http.get("/readyz")
+    return {} if answer.status_code == 200 else answer.json()
+
+
+def test_a_second_signal_ends_at_once_and_running_jobs_are_told(prepared_host: None) -> None:
+    with running_service(server_shutdown_grace_seconds=300) as service, service.client() as client:
+        running = start(client, ENDLESS)
+        with service.http() as http:
+            service.terminate()
+            wait_for(lambda: unreadiness(http), "it drains", seconds=5)
+        assert service.process.poll() is None
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(20) == 0
+        service.start()
+        ended = client.wait(running.id)
+
+    assert (ended.state, ended.reason, ended.text) == ("error", "shutdown", "started\n")
+
+
+def test_a_client_that_waits_when_the_grace_is_over_hears_how_its_job_ended(
+    prepared_host: None,
+) -> None:
+    with running_service(server_shutdown_grace_seconds=1) as service, service.client() as client:
+        running = start(client, ENDLESS)
+        with ThreadPoolExecutor(1) as pool, service.http() as http:
+            held = pool.submit(http.get, f"/v1/jobs/{running.id}?wait=60")
+            service.terminate()
+            answer = held.result(20)
+        assert service.process.wait(20) == 0
+        service.start()
+
+    assert (answer.status_code, answer.json()["reason"]) == (200, "shutdown")
+
+
+# The store
+
+
+def test_a_service_whose_store_is_away_is_not_ready_until_it_is_back(
+    own_service: RunningService,
+) -> None:
+    database = own_service.data_dir / "sandboxd.sqlite3"
+    elsewhere = database.with_name("elsewhere")
+    with own_service.http() as http:
+        database.rename(elsewhere)
+        unready = wait_for(lambda: unreadiness(http), "it says that it is not ready", seconds=5)
+        elsewhere.rename(database)
+        wait_for(lambda: not unreadiness(http), "it is ready again", seconds=5)
+
+    assert unready == {
+        "ready": False,
+        "checks": {"launcher": True, "store": False, "accepting": True},
+    }
 
 
 def test_a_job_that_outlives_the_grace_is_ended_and_told_so(prepared_host: None) -> None:

@@ -139,3 +139,22 @@ def test_a_closed_store_answers_nothing(tmp_path: Path) -> None:
                     await question
 
     asyncio.run(scenario())
+
+
+def test_whether_it_can_be_written_is_found_out_by_writing(tmp_path: Path) -> None:
+    database = tmp_path / "sandboxd.db"
+    written = tmp_path / "sandboxd.db-wal"
+
+    async def scenario() -> tuple[bytes, bytes]:
+        async with opened(database) as store:
+            before = written.read_bytes()
+            await store.check_writable()
+            after = written.read_bytes()
+            database.rename(tmp_path / "elsewhere.db")
+            with pytest.raises(Unavailable):
+                await store.check_writable()
+            return before, after
+
+    before, after = asyncio.run(scenario())
+
+    assert before != after
