@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 from sandboxd.errors import Fault, Refused, SandboxdError, SandboxFailed
 from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.isolation.command import Unusable
 from sandboxd.isolation.pool import Pool, Taken
-from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Walls
+from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Unusable, Walls
 from sandboxd.isolation.streams import Drain, Feed, PassThrough
 from sandboxd.jobs import (
     Component,

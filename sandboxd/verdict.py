@@ -8,8 +8,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
-from sandboxd.isolation.command import Unusable
-from sandboxd.isolation.spec import Exit
+from sandboxd.isolation.spec import Exit, Unusable
 from sandboxd.jobs import (
     Component,
     ExitStatus,

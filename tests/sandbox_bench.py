@@ -14,9 +14,8 @@ from host_tests import host_required
 from sandboxd.images import host
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation import idmap, sandbox
-from sandboxd.isolation.command import Unusable
 from sandboxd.isolation.sandbox import Launcher, Sandbox
-from sandboxd.isolation.spec import Command, Exit, SandboxSpec
+from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Unusable
 from sandboxd.isolation.streams import Drain, Feed
 
 Result = TypeVar("Result")

@@ -5,21 +5,12 @@ import os
 import resource
 import signal
 import stat
-from typing import NamedTuple
 
 from sandboxd.isolation import privileges, syscalls
-from sandboxd.isolation.spec import Command
+from sandboxd.isolation.spec import Command, Unusable
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ALL_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-
-
-class Unusable(NamedTuple):
-    """Why the command cannot be started: the caller's mistake, not a failure of the sandbox."""
-
-    what: str
-    """`command` or `workdir`."""
-    errno: int
 
 
 def start(command: Command, descriptors: list[int]) -> int | Unusable:

@@ -15,16 +15,15 @@ from sandboxd.isolation.protocol import (
     Created,
     CreateFailed,
     Done,
-    Exited,
     Failed,
     FromInit,
     FromLauncher,
     LauncherReady,
-    NotStarted,
     Ready,
     Started,
     Unshared,
 )
+from sandboxd.isolation.spec import Exit, Unusable
 
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 _Words = Annotated[str, msgspec.Meta(max_length=1000)]
@@ -43,9 +42,9 @@ _FROM_INIT: dict[str, tuple[type[FromInit], Any]] = {
     "Ready": (Ready, tuple[()]),
     "Failed": (Failed, tuple[_Words, _Words]),
     "Started": (Started, tuple[_Seconds]),
-    "NotStarted": (NotStarted, tuple[_Words, _Errno]),
-    "Exited": (
-        Exited,
+    "Unusable": (Unusable, tuple[_Words, _Errno]),
+    "Exit": (
+        Exit,
         tuple[_Seconds, _ExitCode | None, _SignalNumber | None, _Seconds, _Seconds, _Count, bool],
     ),
     "Done": (Done, tuple[_Count, _Count]),

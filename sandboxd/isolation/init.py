@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 
 from sandboxd.errors import SandboxdError
 from sandboxd.isolation import command, mounts, network, privileges, protocol, syscalls
-from sandboxd.isolation.spec import SandboxSpec
+from sandboxd.isolation.spec import Exit, SandboxSpec, Unusable
 
 UNPACKING = frozenset({"chown", "dac_override", "fowner", "fsetid"})
 """What init keeps in a sandbox that is for unpacking an image and runs no command."""
@@ -235,9 +235,8 @@ class Init:
         self.set_oom_score(_OWN_OOM_SCORE)
         for descriptor in descriptors:
             os.close(descriptor)
-        if isinstance(started, command.Unusable):
-            answer = protocol.NotStarted(what=started.what, errno=started.errno)
-            protocol.send(self.channel, answer)
+        if isinstance(started, Unusable):
+            protocol.send(self.channel, started)
             return
         protocol.send(self.channel, protocol.Started(at=before))
         poll = select.poll()
@@ -268,7 +267,7 @@ class Init:
             os.pwrite(self.oom_score, score, 0)
 
 
-def reap(command_pid: int) -> protocol.Exited | None:
+def reap(command_pid: int) -> Exit | None:
     """Collect every dead child. The command's end if it is among them."""
     ended = None
     while True:
@@ -279,7 +278,7 @@ def reap(command_pid: int) -> protocol.Exited | None:
         if pid == 0:
             return ended
         if pid == command_pid:
-            ended = protocol.Exited(
+            ended = Exit(
                 at=time.monotonic(),
                 code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
                 signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,

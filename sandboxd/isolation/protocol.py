@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from sandboxd.isolation.spec import Command, NetworkMode, SandboxSpec
+from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Unusable
 
 INLINE_BYTES = 64 * 2**10
 """A larger message travels in a memfd: a datagram has to fit the socket's buffer."""
@@ -67,7 +67,7 @@ class CreateFailed(NamedTuple):
     reason: str
 
 
-# init to service
+# init to service (and `Unusable` and `Exit` of `spec`, as they are)
 
 
 class Ready(NamedTuple):
@@ -86,28 +86,6 @@ class Started(NamedTuple):
 
     at: float
     """time.monotonic(), which is one clock for all processes of the host."""
-
-
-class NotStarted(NamedTuple):
-    """The command cannot be executed: the user's fault, as exec(3) tells it."""
-
-    what: str
-    """`command` or `workdir`."""
-    errno: int
-
-
-class Exited(NamedTuple):
-    """The command ended, as wait4(2) tells it."""
-
-    at: float
-    """time.monotonic()."""
-    code: int | None
-    signal: int | None
-    cpu_user_seconds: float
-    cpu_system_seconds: float
-    max_rss_bytes: int
-    alone: bool
-    """No process of the sandbox is left but init (ECHILD of wait4: whoever lost its parent is init's child)."""
 
 
 class Done(NamedTuple):
@@ -148,7 +126,7 @@ class Empty(NamedTuple):
 ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
 ToInit = Run | Signal | Unpack | Empty
-FromInit = Ready | Failed | Started | NotStarted | Exited | Done
+FromInit = Ready | Failed | Started | Unusable | Exit | Done
 Message = ToLauncher | FromLauncher | ToInit | FromInit
 
 _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {

@@ -19,8 +19,7 @@ from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, idmap, launcher, protocol, seccomp, syscalls
-from sandboxd.isolation.command import Unusable
-from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Walls
+from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Unusable, Walls
 
 _BUILD_SECONDS = 30.0
 """A sandbox that is not ready by then never will be: the host is stuck."""
@@ -288,8 +287,8 @@ class Sandbox:
         match await self._messages.get():
             case protocol.Started(at=started_at):
                 return started_at
-            case protocol.NotStarted(what=what, errno=number):
-                return Unusable(what, number)
+            case Unusable() as unusable:
+                return unusable
             case protocol.Failed(step=step, reason=reason):
                 raise SandboxFailed(step, reason)
             case message:
@@ -298,16 +297,8 @@ class Sandbox:
     async def exited(self) -> Exit | None:
         """Wait for the command's end. None if init died without telling: it was killed, by us or by the kernel."""
         match await self._messages.get():
-            case protocol.Exited() as end:
-                return Exit(
-                    end.at,
-                    end.code,
-                    end.signal,
-                    end.cpu_user_seconds,
-                    end.cpu_system_seconds,
-                    end.max_rss_bytes,
-                    end.alone,
-                )
+            case Exit() as end:
+                return end
             case None:
                 return None
             case message:

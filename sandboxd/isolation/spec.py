@@ -49,6 +49,14 @@ class Command(NamedTuple):
     """Resource limit (`"nofile"`, `"fsize"`, …: getrlimit(2) without RLIMIT_) to soft and hard value."""
 
 
+class Unusable(NamedTuple):
+    """Why the command cannot be started, as exec(3) tells it: the caller's mistake, not a failure of the sandbox."""
+
+    what: str
+    """`command` or `workdir`."""
+    errno: int
+
+
 class Exit(NamedTuple):
     """How the command ended, as wait4(2) tells it."""
 

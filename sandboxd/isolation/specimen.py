@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.isolation.command import Unusable
 from sandboxd.isolation.idmap import IdRange
 from sandboxd.isolation.sandbox import Launcher, Sandbox
-from sandboxd.isolation.spec import Command, SandboxSpec
+from sandboxd.isolation.spec import Command, SandboxSpec, Unusable
 
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _RUN_SECONDS = 20.0

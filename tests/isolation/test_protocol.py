@@ -17,7 +17,7 @@ from sandbox_bench import Bench
 
 from sandboxd.isolation import hearing, protocol
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import Command, SandboxSpec
+from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Unusable
 
 SPEC = SandboxSpec(rootfs="/images/a", scratch_bytes=2**20, scratch_inodes=100)
 EXITED: dict[str, Any] = {
@@ -62,8 +62,8 @@ def open_descriptors() -> int:
         (protocol.Ready(), hearing.from_init),
         (protocol.Failed(step="pivot_root", reason="EPERM"), hearing.from_init),
         (protocol.Started(at=3.25), hearing.from_init),
-        (protocol.NotStarted(what="command", errno=2), hearing.from_init),
-        (protocol.Exited(**EXITED), hearing.from_init),
+        (Unusable(what="command", errno=2), hearing.from_init),
+        (Exit(**EXITED), hearing.from_init),
         (protocol.Done(entries=3, size_bytes=2**40), hearing.from_init),
     ],
 )
@@ -175,7 +175,7 @@ json_like = st.recursive(
     | st.integers(-(2**63), 2**64 - 1)
     | st.floats()
     | st.text(max_size=20)
-    | st.sampled_from(["Ready", "Failed", "Started", "NotStarted", "Exited", "Done", "Run"]),
+    | st.sampled_from(["Ready", "Failed", "Started", "Unusable", "Exit", "Done", "Run"]),
     lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=12,
 )
@@ -244,7 +244,7 @@ def test_an_end_in_impossible_figures_is_no_message(
 ) -> None:
     """They would end up in the job's record, which a store may refuse: the job would never end."""
     ours, theirs = ends
-    protocol.send(ours, protocol.Exited(**{**EXITED, **change}))
+    protocol.send(ours, Exit(**{**EXITED, **change}))
 
     with pytest.raises(protocol.BadMessage):
         hearing.receive_from_init(theirs)
