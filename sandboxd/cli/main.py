@@ -137,7 +137,7 @@ def _exit_code(error: Exception) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    from sandboxd.client_types import ConnectionFailed, KeyRefused
+    from sandboxd.client import ConnectionFailed, KeyRefused
 
     match error:
         case ConnectionFailed():

@@ -1,5 +1,6 @@
 """`sandboxd run` without a service: the parts of one, inside this process, for one job."""
 
+import base64
 import select
 from typing import Any
 
@@ -7,7 +8,6 @@ from sandboxd import isolated
 from sandboxd.api.schemas import Base64, JobView, StreamsView, StreamView
 from sandboxd.api.views import Output, job_view
 from sandboxd.cli.endings import Ending
-from sandboxd.client_protocol import text_or_base64
 from sandboxd.jobs import Job, LogSummary, Stream
 from sandboxd.settings import Settings
 
@@ -54,5 +54,7 @@ def nobody_reads(descriptor: int) -> bool:
 
 
 def _content(content: bytes) -> str | Base64:
-    field = text_or_base64(content)
-    return field if isinstance(field, str) else Base64(**field)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return Base64(base64=base64.b64encode(content).decode("ascii"))

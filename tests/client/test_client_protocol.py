@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sandboxd.client_protocol import (
+from sandboxd.client.protocol import (
     ATTEMPTS,
     Answer,
     Conversation,
@@ -22,7 +22,7 @@ from sandboxd.client_protocol import (
     submit,
     wait,
 )
-from sandboxd.client_types import (
+from sandboxd.client.types import (
     ClientError,
     Conflict,
     ConnectionFailed,

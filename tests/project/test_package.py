@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.client import types
 from sandboxd.settings_loader import fields
 
 TREE = Path(__file__).parents[2]
@@ -33,6 +34,10 @@ def package_inits() -> list[Path]:
     return sorted((TREE / "sandboxd").rglob("__init__.py"))
 
 
+CLIENT = TREE / "sandboxd" / "client" / "__init__.py"
+"""The one package whose users are other people's programs."""
+
+
 def lint_imports(tree: Path) -> "subprocess.CompletedProcess[str]":
     """Check the import contracts of a tree."""
     return subprocess.run(
@@ -51,7 +56,9 @@ def test_imports_point_down() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", package_inits(), ids=lambda path: str(path.parent.relative_to(TREE))
+    "path",
+    [path for path in package_inits() if path != CLIENT],
+    ids=lambda path: str(path.parent.relative_to(TREE)),
 )
 def test_a_package_init_holds_a_docstring_only(path: Path) -> None:
     tree = ast.parse(path.read_text())
@@ -63,6 +70,22 @@ def test_a_package_init_holds_a_docstring_only(path: Path) -> None:
         ]
     assert ast.get_docstring(tree)
     assert statements == []
+
+
+def test_the_client_package_gives_its_public_names_and_nothing_else() -> None:
+    tree = ast.parse(CLIENT.read_text())
+    imports = [line for line in tree.body[1:] if isinstance(line, ast.ImportFrom)]
+
+    assert ast.get_docstring(tree)
+    assert imports == tree.body[1:]
+    assert all(alias.asname == alias.name for line in imports for alias in line.names)
+    given = {alias.name for line in imports for alias in line.names}
+    errors = {
+        name
+        for name, each in vars(types).items()
+        if isinstance(each, type) and issubclass(each, types.ClientError)
+    }
+    assert errors | {"Client", "AsyncClient", "Job", "State", "Stream"} <= given
 
 
 def build(target: str, source: Path, directory: Path) -> Path:
@@ -117,6 +140,7 @@ RESTRICTED = {
     "sqlite3": "import sqlite3",
     "prometheus_client": "from prometheus_client import Counter",
     "psutil": "import psutil",
+    "httpx2": "import httpx2",
     "prctl": "import prctl",
     "ctypes": "import ctypes",
 }

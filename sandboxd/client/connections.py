@@ -1,15 +1,4 @@
-"""The Python client, for threads (`Client`) and for asyncio (`AsyncClient`).
-
-    from sandboxd.client import Client
-
-    with Client("http://127.0.0.1:8080") as client:
-        job = client.run(["python3", "-c", "print(6 * 7)"], limits={"memory": "128Mi"})
-        print(job.state, job.exit_code, job.text)
-
-Both do the same in the same words. Requests that are safe to repeat are repeated a few times when the connection
-breaks or the service says that it cannot just now; every job is handed in under a key of its own, so that it runs
-once whatever happens on the way.
-"""
+"""The two clients: each carries on the conversations of `protocol` over HTTP, one blocking, one on asyncio."""
 
 import asyncio
 import contextlib
@@ -19,8 +8,8 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
-from sandboxd import client_protocol as protocol
-from sandboxd.client_protocol import (
+from sandboxd.client import protocol
+from sandboxd.client.protocol import (
     Answer,
     Conversation,
     JobOptions,
@@ -29,56 +18,17 @@ from sandboxd.client_protocol import (
     Lost,
     Pause,
 )
-from sandboxd.client_types import (
+from sandboxd.client.types import (
     ClientError,
-    Conflict,
-    ConnectionFailed,
     Event,
-    Fault,
     Image,
-    InvalidRequest,
     Job,
     JobPage,
     Key,
-    KeyRefused,
     LogChunk,
     NewKey,
-    NotFound,
-    NotTheService,
-    Problem,
-    RequestRefused,
-    ServiceFault,
-    Unavailable,
-    WaitTimedOut,
 )
-from sandboxd.jobs import State, Stream
-
-__all__ = [
-    "AsyncClient",
-    "Client",
-    "ClientError",
-    "Conflict",
-    "ConnectionFailed",
-    "Event",
-    "Fault",
-    "Image",
-    "InvalidRequest",
-    "Job",
-    "JobPage",
-    "Key",
-    "KeyRefused",
-    "LogChunk",
-    "NewKey",
-    "NotFound",
-    "NotTheService",
-    "Problem",
-    "RequestRefused",
-    "ServiceFault",
-    "State",
-    "Stream",
-    "Unavailable",
-    "WaitTimedOut",
-]
+from sandboxd.jobs import Stream
 
 _Result = TypeVar("_Result")
 _CONNECT_SECONDS = 5.0

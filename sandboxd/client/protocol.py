@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import msgspec
 
-from sandboxd.client_types import (
+from sandboxd.client.types import (
     ClientError,
     Conflict,
     ConnectionFailed,
