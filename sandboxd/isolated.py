@@ -22,8 +22,8 @@ from sandboxd.api.validate import job_spec_of
 from sandboxd.ids import new_id
 from sandboxd.images.catalogue import Images
 from sandboxd.isolation import idmap
+from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Pool
-from sandboxd.isolation.sandbox import Launcher
 from sandboxd.jobs import Job, Reason, State, Stream
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
 from sandboxd.quotas.host import CgroupVersion, Host, probe_host
@@ -74,6 +74,7 @@ class Isolation:
             enforcement=self.cgroups.enforcement,
             best_effort=isolation.best_effort,
             cpu_count=self.host.cpus,
+            id_count=self.launcher.ids.size if self.launcher.ids else 0,
         )
 
     def _make_pool(self, isolation: IsolationSettings, parked: int) -> Pool[Cgroup]:

@@ -110,14 +110,19 @@ class Runner:
         enforcement: dict[str, str],
         best_effort: bool,
         cpu_count: int,
+        id_count: int,
     ) -> None:
-        """`enforcement`: limit to what enforces it here, as `quotas.cgroups` says."""
+        """`enforcement`: limit to what enforces it here, as `quotas.cgroups` says.
+
+        `id_count`: user and group ids that exist in a sandbox, from 0 on; 0 where one id is mapped to whatever is asked.
+        """
         self._pool = pool
         self._images = images
         self._walls = walls
         self._enforcement = enforcement
         self._best_effort = best_effort
         self._cpu_count = cpu_count
+        self._id_count = id_count
 
     def check(self, spec: JobSpec) -> list[Fault]:
         """What this host cannot give: limits that nothing enforces, and minimums that are not met."""
@@ -127,6 +132,8 @@ class Runner:
                 if word == "none":
                     detail = f"this host cannot enforce {limit}; see `sandboxd doctor`"
                     faults.append(Fault(f"/limits/{limit}", detail))
+        if self._id_count and spec.user is not None and max(spec.user) >= self._id_count:
+            faults.append(Fault("/user", f"ids in a sandbox are from 0 to {self._id_count - 1} here"))
         offered = self._offered()
         for name, least in spec.require.items():
             if name not in offered:

@@ -47,6 +47,8 @@ FIELDS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "a workdir that climbs": ({"workdir": "/work/../.."}, {"/workdir"}),
     "a user by name": ({"user": "root"}, {"/user"}),
     "a user out of range": ({"user": "4294967296"}, {"/user"}),
+    "a user that no sandbox has": ({"user": "65536"}, {"/user"}),
+    "a group that no sandbox has": ({"user": "0:65536"}, {"/user"}),
     "a group that is missing": ({"user": "1000:"}, {"/user"}),
     "more CPUs than there are": ({"limits": {"cpus": 10_000}}, {"/limits/cpus"}),
     "more memory than there is": ({"limits": {"memory": "1Pi"}}, {"/limits/memory"}),
