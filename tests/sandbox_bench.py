@@ -13,8 +13,9 @@ from host_tests import host_required
 
 from sandboxd.images import host
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.isolation import idmap, sandbox
-from sandboxd.isolation.sandbox import Launcher, Sandbox
+from sandboxd.isolation import idmap, launcher_client
+from sandboxd.isolation.launcher_client import Launcher
+from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Unusable
 from sandboxd.isolation.streams import Drain, Feed
 
@@ -154,13 +155,13 @@ def without(statements: str) -> Iterator[Bench]:
 @contextlib.contextmanager
 def launchers_changed(statements: str) -> Iterator[None]:
     """Every launcher that is started in the block runs these statements first."""
-    plain = sandbox._BOOTSTRAP
+    plain = launcher_client._BOOTSTRAP
     changed = f"from sandboxd.isolation import init, launcher, seccomp; {statements}; "
-    sandbox._BOOTSTRAP = plain.replace("from sandboxd", changed + "from sandboxd", 1)
+    launcher_client._BOOTSTRAP = plain.replace("from sandboxd", changed + "from sandboxd", 1)
     try:
         yield
     finally:
-        sandbox._BOOTSTRAP = plain
+        launcher_client._BOOTSTRAP = plain
 
 
 ALLOW_ALL_CALLS = "seccomp.build = lambda machine: [seccomp.Instruction(6, 0, 0, 0x7FFF0000)]"

@@ -25,9 +25,10 @@ from sandboxd.errors import Conflict, Fault, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images import host
 from sandboxd.images.resolved import ResolvedImage
+from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Place, remove_place, see_dead
 from sandboxd.isolation.protocol import Empty, Unpack
-from sandboxd.isolation.sandbox import Launcher, Sandbox
+from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import SandboxSpec
 from sandboxd.jobs import Image
 

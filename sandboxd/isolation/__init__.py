@@ -24,6 +24,6 @@ signals). A sandbox runs for one user and is never used again.
 *What fails.* Each wall is a named step. A step that fails ends init, which reports the step and the reason; the command
 never runs without a wall.
 
-Modules, in the order of a sandbox's life: `sandbox` (the service's side), `pool` (sandboxes built ahead of need),
-`idmap`, `launcher`, `init`, `mounts`, `network`, `privileges`, `seccomp`, `command`, and below them `syscalls`.
+Modules, in the order of a sandbox's life: `launcher_client` and `sandbox` (the service's side), `pool` (sandboxes
+built ahead of need), `idmap`, `launcher`, `init`, `mounts`, `network`, `privileges`, `seccomp`, `command`, and below them `syscalls`.
 """

@@ -1,6 +1,6 @@
 """launcher: root of a user namespace of its own (U1). Clones sandboxes, writes their maps, reaps. Nothing else.
 
-It is started by `sandbox.Launcher` with an empty environment and one descriptor, and dies with the service. It is single-threaded
+It is started by `launcher_client.Launcher` with an empty environment and one descriptor, and dies with the service. It is single-threaded
 and imports everything that init will need, because init cannot import once its root has changed.
 """
 
@@ -45,14 +45,14 @@ def main(control_fd: int, parent_pid: int, stage: str) -> NoReturn:
     # limit than theirs lets this process go on sending.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    launcher = Launcher(socket.socket(fileno=control_fd), parent_pid)
+    launcher = LauncherProcess(socket.socket(fileno=control_fd), parent_pid)
     launcher.enter_user_namespace()
     launcher.prepare(stage)
     launcher.serve()
     os._exit(0)
 
 
-class Launcher:
+class LauncherProcess:
     """The launcher's own state: its control socket and the sandboxes that wait for their maps."""
 
     def __init__(self, control: socket.socket, parent_pid: int) -> None:

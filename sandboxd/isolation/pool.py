@@ -14,7 +14,8 @@ from collections.abc import Callable, Coroutine
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from sandboxd.errors import SandboxdError, SandboxFailed
-from sandboxd.isolation.sandbox import Launcher, Sandbox
+from sandboxd.isolation.launcher_client import Launcher
+from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import SandboxSpec
 
 _DEATH_SECONDS = 5.0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.idmap import IdRange
-from sandboxd.isolation.sandbox import Launcher, Sandbox
+from sandboxd.isolation.launcher_client import Launcher
+from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import Command, SandboxSpec, Unusable
 
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")

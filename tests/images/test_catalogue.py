@@ -19,7 +19,7 @@ import asyncio, sys
 from pathlib import Path
 from sandboxd.images.catalogue import Images
 from sandboxd.isolation import idmap
-from sandboxd.isolation.sandbox import Launcher
+from sandboxd.isolation.launcher_client import Launcher
 from image_bench import Nowhere
 
 async def main(base):

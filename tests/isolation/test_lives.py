@@ -14,8 +14,9 @@ from sandbox_bench import Bench, a_bench, children_of, run_in, start_in, without
 from waiting import wait_for
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.isolation import sandbox as sandbox_module
-from sandboxd.isolation.sandbox import Launcher, Sandbox
+from sandboxd.isolation import launcher_client
+from sandboxd.isolation.launcher_client import Launcher
+from sandboxd.isolation.sandbox import Sandbox
 
 DAEMONS = """
 import os, signal, sys, time
@@ -180,7 +181,7 @@ def test_a_maker_cancelled_in_the_turn_of_the_answer_leaves_no_descriptor_and_no
         control = await launcher._ensure_started()
         loop.remove_reader(control.fileno())
         making = asyncio.ensure_future(launcher.create(bench.spec()))
-        await sandbox_module._readable(control.fileno())
+        await launcher_client._readable(control.fileno())
         launcher._read_control()
         making.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -12,7 +12,7 @@ import pytest
 from host_tests import host_required
 
 from sandboxd.isolation import seccomp, syscall_numbers
-from sandboxd.isolation.sandbox import filter_digest
+from sandboxd.isolation.launcher_client import filter_digest
 
 MACHINES = ["x86_64", "aarch64"]
 

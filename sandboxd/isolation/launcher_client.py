@@ -1,0 +1,260 @@
+"""The service's side of the launcher: starting it, asking it for sandboxes, starting another when it has died.
+
+Runs in the service's event loop and waits for one descriptor: the launcher's socket.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+from sandboxd.errors import SandboxFailed
+from sandboxd.isolation import hearing, idmap, launcher, protocol, seccomp, syscalls
+from sandboxd.isolation.sandbox import Sandbox
+from sandboxd.isolation.spec import NetworkMode, SandboxSpec, Walls
+
+_BUILD_SECONDS = 30.0
+"""A sandbox that is not ready by then never will be: the host is stuck."""
+_BARE = ("-I", "-S", "-B")
+"""No environment, no site directories, no bytecode written: what it imports is in the path that it is given."""
+_BOOTSTRAP = (
+    "import sys, json; control, parent, stage, sys.path[:] = json.loads(sys.argv[1]); "
+    "from sandboxd.isolation.launcher import main; main(control, parent, stage)"
+)
+
+
+class Launcher:
+    """Starts the launcher process and asks it for sandboxes. Starts another when it has died."""
+
+    def __init__(
+        self, *, stage: Path, ids: idmap.IdRange | None, show_cgroup: bool = False
+    ) -> None:
+        """`stage` is an existing empty directory; `ids` None means the single-id map."""
+        self.stage = stage
+        self.ids = ids
+        self.show_cgroup = show_cgroup
+        self.process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+        self._seccomp_digest = filter_digest(syscalls.MACHINE)
+        self._control: socket.socket | None = None
+        self._sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+        self._creations: dict[int, asyncio.Future[tuple[int, int, int]]] = {}
+        self._number = 0
+        self._starting = asyncio.Lock()
+
+    @property
+    def alive(self) -> bool:
+        return self._control is not None
+
+    def walls(self, network: NetworkMode) -> Walls:
+        """What stands around every sandbox of this launcher."""
+        return Walls(
+            id_map=idmap.IdMapMode.RANGE if self.ids else idmap.IdMapMode.SINGLE,
+            namespaces=launcher.NAMESPACE_NAMES,
+            seccomp_digest=self._seccomp_digest,
+            no_new_privileges=True,
+            capabilities=(),
+            network=network,
+        )
+
+    async def start(self) -> None:
+        """Start the process and map its ids. Raises SandboxFailed."""
+        loop = asyncio.get_running_loop()
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.setblocking(False)
+        with theirs:
+            arguments = [theirs.fileno(), os.getpid(), str(self.stage), sys.path]
+            self.process = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec; done once)
+                [sys.executable, *_BARE, "-c", _BOOTSTRAP, json.dumps(arguments)],
+                env={},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                cwd="/",
+            )
+        try:
+            async with asyncio.timeout(_BUILD_SECONDS):
+                await self._expect(control, protocol.Unshared)
+                await loop.run_in_executor(None, idmap.map_launcher, self.process.pid, self.ids)
+                count = self.ids.size if self.ids else 0
+                protocol.send(control, protocol.MapYourself(id_count=count))
+                await self._expect(control, protocol.LauncherReady)
+        except BaseException:
+            control.close()
+            self.process.kill()
+            self.process.wait()
+            raise
+        self.starts += 1
+        self._control = control
+        loop.add_reader(control.fileno(), self._read_control)
+
+    async def _expect(self, control: socket.socket, kind: type[protocol.FromLauncher]) -> None:
+        await _readable(control.fileno())
+        try:
+            message, _ = protocol.receive(control, hearing.from_launcher)
+        except (EOFError, ConnectionError):
+            raise SandboxFailed("start launcher", "it ended at once; its log says why") from None
+        if not isinstance(message, kind):
+            raise SandboxFailed("start launcher", f"unexpected answer {message!r}")
+
+    async def create(
+        self,
+        spec: SandboxSpec,
+        *,
+        join_files: tuple[str, ...] = (),
+        cgroup_fd: int | None = None,
+    ) -> Sandbox:
+        """Clone a sandbox and wait until all its walls stand. Raises SandboxFailed."""
+        control = await self._ensure_started()
+        sandbox = await self._clone(control, spec, join_files, cgroup_fd)
+        self._sandboxes.add(sandbox)
+        try:
+            async with asyncio.timeout(_BUILD_SECONDS):
+                await sandbox.ready()
+            if self._control is not control:
+                raise SandboxFailed("build", "the launcher ended")
+        except BaseException as error:
+            sandbox.kill()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_BUILD_SECONDS):
+                    await sandbox.dead()
+            if isinstance(error, TimeoutError):
+                raise SandboxFailed("build", f"not ready after {_BUILD_SECONDS:.0f} s") from None
+            raise
+        return sandbox
+
+    async def _clone(
+        self,
+        control: socket.socket,
+        spec: SandboxSpec,
+        join_files: tuple[str, ...],
+        cgroup_fd: int | None,
+    ) -> Sandbox:
+        """Have the launcher clone an init, which then builds. Raises SandboxFailed."""
+        self._number += 1
+        number = self._number
+        created = asyncio.get_running_loop().create_future()
+        self._creations[number] = created
+        request = protocol.Create(
+            number=number,
+            spec=spec,
+            join_files=join_files,
+            into_cgroup=cgroup_fd is not None,
+            show_cgroup=self.show_cgroup,
+        )
+        try:
+            protocol.send(control, request, [] if cgroup_fd is None else [cgroup_fd])
+            async with asyncio.timeout(_BUILD_SECONDS):
+                pid, channel_fd, pidfd = await created
+        except TimeoutError:
+            raise SandboxFailed("clone3", f"no answer after {_BUILD_SECONDS:.0f} s") from None
+        except OSError as error:
+            raise SandboxFailed("ask launcher", str(error)) from error
+        except asyncio.CancelledError:
+            # In the same turn in which the answer came: nobody else knows of these descriptors.
+            if created.done() and not created.cancelled() and created.exception() is None:
+                _, channel_fd, pidfd = created.result()
+                os.close(channel_fd)
+                os.close(pidfd)
+            raise
+        finally:
+            self._creations.pop(number, None)
+        return Sandbox(spec, pid, socket.socket(fileno=channel_fd), pidfd)
+
+    async def _ensure_started(self) -> socket.socket:
+        async with self._starting:
+            if self._control is None:
+                await self.start()
+        if self._control is None:
+            raise SandboxFailed("start launcher", "it ended at once")
+        return self._control
+
+    def _read_control(self) -> None:
+        if self._control is None:
+            return
+        try:
+            message, descriptors = protocol.receive(self._control, hearing.from_launcher)
+        except BlockingIOError:
+            return
+        except protocol.DescriptorsLost as lost:
+            # init sees the end of its socket. Those that run go on: they have theirs.
+            if isinstance(lost.message, protocol.Created):
+                self._failed(lost.message.number, SandboxFailed("receive sandbox", str(lost)))
+            return
+        except (EOFError, OSError, protocol.BadMessage) as error:
+            self._lost(f"launcher ended ({type(error).__name__})")
+            return
+        match message:
+            case protocol.Created():
+                future = self._creations.pop(message.number, None)
+                if future is None or future.cancelled():
+                    for descriptor in descriptors:  # Nobody waits: init sees the end of its socket.
+                        os.close(descriptor)
+                else:
+                    future.set_result((message.pid, descriptors[0], descriptors[1]))
+            case protocol.CreateFailed():
+                self._failed(message.number, SandboxFailed(message.step, message.reason))
+            case _:
+                self._lost(f"launcher sent {type(message).__name__}")
+
+    def _failed(self, number: int, error: SandboxFailed) -> None:
+        future = self._creations.pop(number, None)
+        if future is not None and not future.cancelled():
+            future.set_exception(error)
+
+    def _lost(self, reason: str) -> None:
+        """The process is gone, and with it every init (parent-death signal): their pidfds tell who waits for them.
+
+        An init that was just changing its ids had no such signal for a moment: each is killed by name, too.
+        """
+        self._close_control()
+        for sandbox in list(self._sandboxes):
+            sandbox.kill()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for future in self._creations.values():
+            if not future.done():
+                future.set_exception(SandboxFailed("clone3", reason))
+        self._creations.clear()
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._control.close()
+            self._control = None
+
+    async def close(self) -> None:
+        """End the launcher and every sandbox."""
+        self._close_control()
+        if self.process is not None:
+            self.process.terminate()
+            await asyncio.get_running_loop().run_in_executor(None, self.process.wait)
+
+
+def filter_digest(machine: str) -> str:
+    """`sha256:…` of the filter program for an architecture, for the record of each job."""
+    program = seccomp.assemble(seccomp.build(machine))
+    return f"sha256:{hashlib.sha256(program).hexdigest()}"
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+
+    def notice() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(descriptor, notice)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(descriptor)
