@@ -2,6 +2,7 @@
 #   make run ARGS='serve --listen 127.0.0.1:8080 --data-dir /tmp/sbx --no-auth'
 MAKEFLAGS += --no-print-directory
 ARGS ?= --help
+# $(value ARGS) below: as it was typed, so that a $ in it is for the job's shell, not for make.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo run test lint lock setup
@@ -13,7 +14,7 @@ demo: ## Set up, start the service as an ordinary user, run one job over HTTP, s
 	@.ci/prepare run .ci/demo
 
 run: ## Set up, then run the sandboxd command as the service's user: make run ARGS="doctor"
-	@.ci/prepare run python -m sandboxd $(ARGS)
+	@.ci/prepare run python -m sandboxd $(value ARGS)
 
 test: ## Set up with the development tools, then lint and run every test
 	@.ci/prepare dev .ci/test
