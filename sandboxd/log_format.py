@@ -4,7 +4,7 @@ import logging
 import sys
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from sandboxd.settings import LogSettings
 
@@ -21,6 +21,7 @@ def configure_logging(settings: LogSettings) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info if as_json else structlog.dev.set_exc_info,
+            _tidy,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(settings.level),
@@ -28,6 +29,12 @@ def configure_logging(settings: LogSettings) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_Library()], level=logging.WARNING, force=True)
+
+
+def _tidy(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """When, how bad and what come first, then the rest; what has no value is left out."""
+    first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
+    return first | {name: value for name, value in event.items() if value is not None}
 
 
 class _Library(logging.Handler):

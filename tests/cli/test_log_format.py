@@ -1,0 +1,23 @@
+"""The service's own log, as a pipe has it."""
+
+import json
+import subprocess
+import sys
+
+from command_line import environment
+
+
+def test_a_json_line_begins_with_time_level_and_event_and_has_no_empty_values() -> None:
+    code = (
+        "import structlog\n"
+        "from sandboxd.log_format import configure_logging\n"
+        "from sandboxd.settings import LogSettings\n"
+        "configure_logging(LogSettings())\n"
+        "structlog.get_logger().info('ended', job='job_1', error=None, code=0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, check=True
+    )
+
+    line = json.loads(ended.stderr)
+    assert list(line) == ["timestamp", "level", "event", "job", "code"]
