@@ -23,7 +23,7 @@ Examples:
   sandboxd jobs list --state running --state queued
   sandboxd jobs list --label build=42 --json
   sandboxd jobs logs -f job_06f8k0...
-  sandboxd jobs cancel $(sandboxd jobs list --state queued | cut -f1 | tail -n +2)
+  sandboxd jobs list --state queued | cut -f1 | tail -n +2 | xargs -r sandboxd jobs cancel
 """
 LIST_EXAMPLES = """In a pipe the columns are separated by tabs and the first line names them."""
 
@@ -71,6 +71,7 @@ def list_jobs(
         (_row(job) for job in listed),
         empty="no jobs",
         state=1,
+        cut=(4, 5),
     )
 
 
@@ -206,7 +207,9 @@ def _row(job: "Job") -> tuple[str, ...]:
     return (
         job.id,
         job.state,
-        _moment(job.created_at),
+        _short_moment(job.created_at)
+        if output.is_terminal(sys.stdout)
+        else _moment(job.created_at),
         f"{job.usage.wall_seconds:.3f} s" if job.usage else "",
         job.image,
         " ".join(job.command),
@@ -262,3 +265,11 @@ def _end_fields(job: "Job") -> Iterator[tuple[str, str]]:
 
 def _moment(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def _short_moment(moment: datetime) -> str:
+    """The time of a moment of today, the day of any other."""
+    moment = moment.astimezone(UTC)
+    return (
+        f"{moment:%H:%M:%S}Z" if moment.date() == datetime.now(UTC).date() else f"{moment:%Y-%m-%d}"
+    )

@@ -28,17 +28,23 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str, state: int | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    empty: str,
+    state: int | None = None,
+    cut: Sequence[int] = (),
 ) -> None:
     """A table on a terminal; in a pipe a line of names and then one line per row, separated by tabs.
 
     `state` is the column that holds job states, which are coloured. `empty` is said (on stderr) of no rows.
+    With `cut` each row is one line: these columns are shortened to what the terminal has room for, no other is.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     if not cells:
         click.echo(empty, err=True)
     elif is_terminal(sys.stdout):
-        _print_rich_table(columns, cells, state)
+        _print_rich_table(columns, cells, state, cut)
     else:
         for line in (columns, *cells):
             click.echo("\t".join(line))
@@ -102,22 +108,33 @@ def colour(text: str, name: str, stream: TextIO) -> str:
     return text
 
 
-def _print_rich_table(columns: Sequence[str], cells: list[list[str]], state: int | None) -> None:
+def _print_rich_table(
+    columns: Sequence[str], cells: list[list[str]], state: int | None, cut: Sequence[int]
+) -> None:
     # Imported here: rich takes longer to load than most commands to run.
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    def cell_text(index: int, cell: str) -> Text:
+        style = STATE_COLOURS.get(cell, "red") if index == state else ""
+        if index in cut:
+            return Text(cell, style=style, no_wrap=True, overflow="ellipsis")
+        return Text(cell, style=style)
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        header_style="bold",
+    )
     for index, column in enumerate(columns):
         # The first column names the row: never cut, so that it can be copied.
-        table.add_column(column.upper(), no_wrap=index == 0, overflow="fold")
+        whole = index == 0 or (bool(cut) and index not in cut)
+        heading = Text(column.upper(), no_wrap=True, overflow="crop")
+        table.add_column(heading, no_wrap=whole, overflow="fold")
     for row in cells:
-        table.add_row(
-            *(
-                Text(cell, style=STATE_COLOURS.get(cell, "red") if index == state else "")
-                for index, cell in enumerate(row)
-            )
-        )
+        table.add_row(*(cell_text(index, cell) for index, cell in enumerate(row)))
     Console(highlight=False).print(table)

@@ -35,15 +35,15 @@ def sandboxd(*words: str, stdin: bytes = b"", **variables: str) -> Outcome:
     return Outcome(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 
 
-def sandboxd_on_terminal(*words: str, **variables: str) -> Outcome:
-    """`sandboxd WORDS…` with output and errors on one terminal of 100 columns."""
+def sandboxd_on_terminal(*words: str, columns: int = 100, **variables: str) -> Outcome:
+    """`sandboxd WORDS…` with output and errors on one terminal."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "sandboxd", *words],
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
-        env=environment(TERM="xterm-256color", COLUMNS="100", **variables),
+        env=environment(TERM="xterm-256color", COLUMNS=str(columns), **variables),
     ) as process:
         os.close(theirs)
         with open(ours, "rb", buffering=0) as terminal:

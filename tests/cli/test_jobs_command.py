@@ -1,6 +1,7 @@
 """`sandboxd jobs`, `system` and `images list` on a service."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_a_terminal_shows_the_whole_id_and_the_state_in_colour(service: Service,
 
     assert job.id in shown.output
     assert "\x1b[31mfailed" in shown.output
+
+
+def test_a_terminal_of_80_columns_shows_each_job_on_one_line(service: Service) -> None:
+    with Client(service.url) as client:
+        job = client.run(["echo", "word " * 40, "the end"], labels={"test": "narrow"})
+
+    shown = sandboxd_on_terminal(
+        "jobs", "list", "--label", "test=narrow", columns=80, NO_COLOR="1", SANDBOXD_URL=service.url
+    )
+
+    (line,) = [line for line in shown.output.splitlines() if line.startswith("job_")]
+    name, state, created, took, _ = line.split(maxsplit=4)
+    assert (name, state) == (job.id, "succeeded")
+    assert re.fullmatch(r"\d\d:\d\d:\d\dZ|\d{4}-\d\d-\d\d", created)
+    assert float(took) >= 0
+    assert line.rstrip().endswith("…")
+    assert len(line.rstrip()) <= 80
 
 
 def test_one_job_is_shown(service: Service, job: Job) -> None:
