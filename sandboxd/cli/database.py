@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxd.cli.accounts import refuse_root
+from sandboxd.cli.data_directory import check_data_dir
 from sandboxd.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def upgrade(settings: StoreSettings) -> Revisions:
     from sandboxd.store.ownership import owned
 
     refuse_root()
+    check_data_dir(settings.data_dir)
     os.makedirs(settings.data_dir, mode=0o700, exist_ok=True)
     with owned(settings.database):
         before = revisions(settings)
@@ -50,6 +52,7 @@ async def opened(settings: StoreSettings) -> AsyncIterator["SqliteStore"]:
     from sandboxd.store.sqlite import SqliteStore
 
     refuse_root()
+    check_data_dir(settings.data_dir)
     if not settings.database.exists():
         upgrade(settings)
     store = await SqliteStore.open(settings.database, inline_log_bytes=settings.inline_log_bytes)

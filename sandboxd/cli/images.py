@@ -1,6 +1,8 @@
 """`sandboxd images`: the root file systems that jobs can name."""
 
 import asyncio
+import os
+import pwd
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -11,7 +13,14 @@ import click
 
 from sandboxd.cli import output
 from sandboxd.cli.accounts import refuse_root
-from sandboxd.cli.options import config_option, data_dir_option, json_option, load, url_option
+from sandboxd.cli.data_directory import check_data_dir
+from sandboxd.cli.options import (
+    config_option,
+    data_dir_option,
+    json_option,
+    load,
+    optional_url_option,
+)
 from sandboxd.quantities import format_bytes
 from sandboxd.settings import Settings
 
@@ -33,7 +42,7 @@ def images() -> None:
 
 @images.command("list")
 @data_dir_option
-@url_option
+@optional_url_option
 @config_option
 @json_option
 def list_images(
@@ -60,7 +69,7 @@ def list_images(
 
 @images.command("import")
 @click.argument("name")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(readable=False, path_type=Path))
 @data_dir_option
 @config_option
 @json_option
@@ -72,12 +81,15 @@ def import_image(
     An image of that name is replaced; jobs that run from it are not disturbed.
     """
     settings = load({"store.data_dir": data_dir}, config_file).settings
+    if not os.access(file, os.R_OK):
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        raise click.UsageError(f"{file} does not exist, or user {user} may not read it")
     image = asyncio.run(_import(settings, name, file.absolute()))
     if as_json:
         output.print_json(image)
     else:
         size = format_bytes(image.size_bytes)
-        click.echo(f"imported {image.name}: {size}, {image.digest}")
+        click.echo(f"imported {image.name} into {settings.store.data_dir}: {size}, {image.digest}")
 
 
 @images.command()
@@ -123,9 +135,10 @@ async def _remove(settings: Settings, name: str) -> None:
 async def _images(settings: Settings) -> AsyncIterator[Any]:
     """The images of the data directory. Their trees belong to ids that only a launcher can handle."""
     refuse_root()
-    from sandboxd import isolated
+    check_data_dir(settings.store.data_dir)
+    from sandboxd import execution
 
-    async with isolated.embedded(settings) as service:
+    async with execution.embedded(settings) as service:
         yield service.images
 
 

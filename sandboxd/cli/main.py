@@ -12,7 +12,7 @@ from click.exceptions import NoSuchCommand
 
 from sandboxd import __version__
 from sandboxd.cli import output
-from sandboxd.errors import Invalid, SandboxdError, SettingsError
+from sandboxd.errors import Invalid, NotFound, SandboxdError, SettingsError
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells say it."""
@@ -138,19 +138,26 @@ def _exit_code(error: Exception) -> int:
 
 def _sentence(error: Exception) -> str:
     from sandboxd.client import ConnectionFailed, KeyRefused
+    from sandboxd.client import NotFound as NothingThere
 
     match error:
         case ConnectionFailed():
-            return f"{error}: is the service running there? Name another by --url or SANDBOXD_URL"
+            fact = str(error).removesuffix(".")
+            return f"{fact}: is the service running there? Name another by --url or SANDBOXD_URL"
         case KeyRefused():
             return f"{error} Put a key into SANDBOXD_KEY or the settings (`sandboxd keys create`)"
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else "sandboxd"
-            return f"{error.format_message()} (see: {path} --help)"
+            message = error.format_message().replace("\n\t", " ")  # click's list of choices
+            return f"{message} (see: {path} --help)"
         case click.ClickException():
             return error.format_message()
         case Invalid():
-            return "\n  ".join([str(error), *(f"{at}: {detail}" for at, detail in error.faults)])
+            # A refusal with one reason may have it in its sentence already.
+            faults = [fault for fault in error.faults if fault.detail not in str(error)]
+            return "\n  ".join([str(error), *(f"{at}: {detail}" for at, detail in faults)])
+        case NotFound(code="image_not_found") | NothingThere(code="image_not_found"):
+            return f"{error} here: see `sandboxd images list`; `sandboxd images import` makes one"
         case SandboxdError() | OSError():
             return str(error)
         case _:

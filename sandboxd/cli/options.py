@@ -9,7 +9,11 @@ import click
 from sandboxd.settings_loader import Loaded, load_settings
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_Decorator = Callable[[_Command], _Command]
+
+_URL = (
+    "The service to talk to: http://HOST:PORT or unix:/path. Default: $SANDBOXD_URL; {}. "
+    "Its key comes from $SANDBOXD_KEY or the settings."
+)
 
 
 def config_option(command: _Command) -> _Command:
@@ -24,12 +28,16 @@ def config_option(command: _Command) -> _Command:
 
 def url_option(command: _Command) -> _Command:
     """`--url URL`: which service to talk to."""
-    return click.option(
-        "--url",
-        metavar="URL",
-        help="The service to talk to: http://HOST:PORT or unix:/path. Default: $SANDBOXD_URL, "
-        "else the one on this machine. Its key comes from $SANDBOXD_KEY or the settings.",
-    )(command)
+    return click.option("--url", metavar="URL", help=_URL.format("else the one on this machine"))(
+        command
+    )
+
+
+def optional_url_option(command: _Command) -> _Command:
+    """`--url URL` of a command that can do without a service."""
+    return click.option("--url", metavar="URL", help=_URL.format("without it no service is used"))(
+        command
+    )
 
 
 def data_dir_option(command: _Command) -> _Command:

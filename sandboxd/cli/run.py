@@ -11,6 +11,7 @@ import click
 
 from sandboxd.cli import output
 from sandboxd.cli.accounts import refuse_root
+from sandboxd.cli.data_directory import check_data_dir
 from sandboxd.cli.endings import SIGNAL_BASE, Ending, exit_code_of, sentence_of
 from sandboxd.cli.interrupts import interrupts_cancel_task
 from sandboxd.cli.options import (
@@ -18,7 +19,7 @@ from sandboxd.cli.options import (
     data_dir_option,
     json_option,
     load,
-    url_option,
+    optional_url_option,
 )
 from sandboxd.jobs import State
 from sandboxd.settings import Settings
@@ -61,7 +62,7 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
 @click.option("--label", multiple=True, metavar="K=V", help="Label on the record; repeatable.")
 @click.option("--interactive", "-i", is_flag=True, help="Read the input though it is a terminal.")
 @click.option("--detach", "-d", is_flag=True, help="Print the job's id and do not wait (--url).")
-@url_option
+@optional_url_option
 @data_dir_option
 @config_option
 @json_option
@@ -160,6 +161,7 @@ def _run_embedded(
     settings: Settings, request: dict[str, Any], interactive: bool, as_json: bool
 ) -> int:
     refuse_root()
+    check_data_dir(settings.store.data_dir)
     from sandboxd.cli import run_embedded
 
     async def run_interruptibly(stdout_fd: int, stderr_fd: int) -> tuple[Any, int | None]:

@@ -5,6 +5,7 @@ import os
 import click
 
 from sandboxd.cli.accounts import SYSTEM_USER, become
+from sandboxd.cli.data_directory import check_data_dir
 from sandboxd.cli.options import config_option, data_dir_option, load
 from sandboxd.errors import HostNotReady
 
@@ -76,6 +77,7 @@ def serve(
         },
         config_file,
     )
+    check_data_dir(loaded.settings.store.data_dir)
     from sandboxd import app
 
     app.serve(loaded)

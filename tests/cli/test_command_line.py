@@ -100,6 +100,19 @@ def test_a_service_that_is_not_there_is_said_in_one_line() -> None:
     assert ended.errors.count("\n") == 1
     assert "http://127.0.0.1:1" in ended.errors
     assert "--url" in ended.errors
+    assert ".:" not in ended.errors
+
+
+def test_a_data_directory_of_somebody_else_is_said_to_be_theirs() -> None:
+    for words in (["run", "true"], ["images", "list"], ["keys", "list"], ["migrate"], ["serve"]):
+        first, *rest = words
+        where = ["--data-dir", "/root/there"]
+        inner = rest if first in ("images", "keys") else []
+        ended = sandboxd(first, *inner, *where, *([] if inner else rest))
+
+        assert ended.code in (1, 125)
+        assert ": choose another --data-dir" in ended.errors
+        assert "belongs to root, and you are" in ended.errors
 
 
 def test_run_tells_its_own_failures_from_those_of_the_command() -> None:
@@ -117,6 +130,7 @@ def test_run_tells_its_own_failures_from_those_of_the_command() -> None:
         (["jobs", "list", "--label", "x"], "--label takes KEY=VALUE"),
         (["keys", "create", "x", "--expires", "soon"], "--expires takes a time"),
         (["completion", "csh"], "'csh' is not one of"),
+        (["completion"], "Choose from: bash, zsh, fish"),
         (["run", "--url", "nowhere", "true"], "http://HOST:PORT"),
     ],
 )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -152,11 +153,13 @@ def test_an_image_is_imported_listed_used_and_removed(data: str, tmp_path: Path)
     removed = sandboxd("images", "remove", "box", "--data-dir", data)
     gone = run(data, "--image", "box", "/bin/sh")
 
-    assert imported.output.startswith("imported box: ")
+    assert imported.output.startswith(f"imported box into {data}: ")
     assert [line.split("\t")[0] for line in listed.output.splitlines()] == ["name", "host", "box"]
     assert used == (0, "from /bin/sh\n", "")
     assert removed.output == "removed box\n"
     assert gone.code == 125
+    assert 'no image "box" here' in gone.errors
+    assert "sandboxd images import" in gone.errors
 
 
 def test_an_archive_that_is_none_is_refused(data: str, tmp_path: Path) -> None:
@@ -167,3 +170,22 @@ def test_an_archive_that_is_none_is_refused(data: str, tmp_path: Path) -> None:
     assert ended.code == 1
     assert ended.errors.startswith("sandboxd: ")
     assert "bug" not in ended.errors
+
+
+def test_an_archive_that_cannot_be_read_names_who_cannot(data: str, tmp_path: Path) -> None:
+    closed = tmp_path / "closed.tar"
+    closed.touch(mode=0)
+
+    for path in (closed, tmp_path / "nothing.tar"):
+        ended = sandboxd("images", "import", "box", str(path), "--data-dir", data)
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        assert f"{path} does not exist, or user {user} may not read it" in ended.errors
+
+
+def test_a_bad_image_name_is_explained_once(data: str, tmp_path: Path) -> None:
+    archive = tmp_path / "archive.tar"
+    archive.touch()
+
+    ended = sandboxd("images", "import", "B B", str(archive), "--data-dir", data)
+
+    assert ended.errors.count("lower-case letters") == 1
