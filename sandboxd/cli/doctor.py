@@ -8,6 +8,7 @@ import click
 
 from sandboxd.cli.options import config_option, data_dir_option, json_option, load
 from sandboxd.cli.output import print_json, print_table
+from sandboxd.cli.setup import find_program
 from sandboxd.isolation.features import Feature, Status, probe_features
 from sandboxd.quotas.host import (
     CONTROLLERS,
@@ -34,7 +35,7 @@ def doctor(config_file: str | None, data_dir: str | None, as_json: bool) -> int:
     """
     flags: dict[str, Any] = {"store.data_dir": data_dir}
     loaded = load(flags, config_file)
-    features = examine(loaded.settings)
+    features = [in_reach(feature) for feature in examine(loaded.settings)]
     safe = all(feature.status is not Status.MISSING for feature in features)
     if as_json:
         print_json({"ok": safe, "features": [feature._asdict() for feature in features]})
@@ -106,6 +107,14 @@ def examine_data_dir(directory: str, user: str) -> Feature:
         return Feature("data directory", Status.MISSING, f"{parent}: {error.strerror}", remedy)
     detail = f"{directory} is writable" if parent == directory else f"{directory} can be made"
     return Feature("data directory", Status.OK, detail, "")
+
+
+def in_reach(feature: Feature) -> Feature:
+    """From a source tree no `sandboxd` is on the path: there it is a target of the Makefile that sets up."""
+    if find_program() is not None:
+        return feature
+    remedy = feature.remedy.replace("sandboxd setup --user ", "make setup FOR=")
+    return feature._replace(remedy=remedy)
 
 
 def _start_command(user: str) -> str:

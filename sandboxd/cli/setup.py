@@ -70,7 +70,10 @@ def setup(user: str, dry_run: bool, as_json: bool) -> None:
     if as_json:
         pairs = zip(steps, outcomes, strict=True)
         print_json([{"step": step.describe(), "outcome": outcome} for step, outcome in pairs])
-    elif set(outcomes) == {Outcome.ALREADY}:
+        return
+    if is_service_account(user) and _has_systemd() and find_program() is None:
+        click.echo(f"{'skipped:':13} systemd unit (runs from a source tree)")
+    if set(outcomes) == {Outcome.ALREADY}:
         click.echo("nothing to do")
 
 
@@ -87,7 +90,7 @@ def plan(user: str) -> list[Step]:
     if is_service_account(user):
         steps.append(MakeDataDirectory(user=user, path=home_of(user)))
         program = find_program()
-        if program is not None and shutil.which("systemctl", path=_SBIN):
+        if program is not None and _has_systemd():
             steps.append(WriteUnit(path=UNIT, text=unit_text(user, program)))
     return steps
 
@@ -127,6 +130,10 @@ def home_of(user: str) -> str:
         return pwd.getpwnam(user).pw_dir
     except KeyError:
         return f"{STATE_DIRECTORY}/{user}"
+
+
+def _has_systemd() -> bool:
+    return shutil.which("systemctl", path=_SBIN) is not None
 
 
 def find_program() -> str | None:
