@@ -70,7 +70,7 @@ def test_1000_jobs_in_a_row_and_500_by_50_at_once_leave_the_service_as_it_was(
     assert sorted(recorded) == list(range(-WARM_UP, 0)) + list(numbers)
     assert len({job.id for job in on_record}) == len(on_record)
     assert "\nsandboxd_queue_conservation_drift 0.0\n" in metrics
-    print(before, after)
-    assert after.cgroups == before.cgroups
-    assert after.descriptors - before.descriptors <= MORE_DESCRIPTORS
-    assert after.memory_bytes - before.memory_bytes <= MORE_MEMORY_BYTES
+    assert after.cgroups == before.cgroups, (before, after)
+    assert after.descriptors - before.descriptors <= MORE_DESCRIPTORS, (before, after)
+    assert after.launcher_descriptors == before.launcher_descriptors, (before, after)
+    assert after.memory_bytes - before.memory_bytes <= MORE_MEMORY_BYTES, (before, after)
