@@ -23,9 +23,9 @@ from sandboxd import __version__
 from sandboxd.addresses import parse_address
 from sandboxd.api.app import create_api
 from sandboxd.errors import HostNotReady, SandboxdError, Unavailable
+from sandboxd.execution import Execution, serves_one_tenant
 from sandboxd.ids import new_id
 from sandboxd.images import host as host_image
-from sandboxd.isolated import Isolation, serves_one_tenant
 from sandboxd.isolation.features import Feature, Status, probe_features
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import JobSpec
@@ -55,12 +55,12 @@ class Service:
     def __init__(
         self,
         settings: Settings,
-        isolation: Isolation,
+        execution: Execution,
         store: SqliteStore,
         features: list[Feature],
     ) -> None:
         self.settings = settings
-        self.isolation = isolation
+        self.execution = execution
         self.store = store
         self.features = features
         self._loop = asyncio.get_running_loop()
@@ -72,10 +72,10 @@ class Service:
         )
         self.scheduler = Scheduler(
             store,
-            isolation.runner,
+            execution.runner,
             self.metrics,
             owner=new_id("node"),
-            slots=settings.scheduler.slots or 2 * isolation.host.cpus,
+            slots=settings.scheduler.slots or 2 * execution.host.cpus,
             max_queued=settings.scheduler.max_queued,
             log_directory=Path(settings.store.data_dir) / "logs",
             inline_log_bytes=settings.store.inline_log_bytes,
@@ -99,19 +99,19 @@ class Service:
             if settings.server.auth and serves_one_tenant(settings.isolation):
                 await _refuse_many_tenants(store)
             # Only now: the store's lock says that no other service uses this directory.
-            isolation = Isolation(
+            execution = Execution(
                 settings,
                 state=data,
                 images_directory=data / "images",
                 parked=settings.isolation.parked_sandboxes,
             )
-            parts.push_async_callback(isolation.close)
+            parts.push_async_callback(execution.close)
             features = await asyncio.to_thread(
                 probe_features,
                 id_map=settings.isolation.id_map,
-                show_cgroup=isolation.launcher.show_cgroup,
+                show_cgroup=execution.launcher.show_cgroup,
             )
-            service = cls(settings, isolation, store, features)
+            service = cls(settings, execution, store, features)
             await service._begin()
             parts.push_async_callback(
                 service.scheduler.close, settings.server.shutdown_grace_seconds
@@ -119,13 +119,13 @@ class Service:
             yield service
 
     async def _begin(self) -> None:
-        images = self.isolation.images
-        await self.isolation.launcher.start()
+        images = self.execution.images
+        await self.execution.launcher.start()
         for path, reason in (await images.sweep()).items():
             logger.warning("leftover not removed", path=str(path), error=reason)
         await self.scheduler.start()
         image = await images.resolve(host_image.NAME)
-        self.isolation.pool.prepare(sandbox_spec(image, default_spec(self.settings.limits)))
+        self.execution.pool.prepare(sandbox_spec(image, default_spec(self.settings.limits)))
 
     def api(self) -> ASGIApp:
         """The HTTP API of this service."""
@@ -133,22 +133,22 @@ class Service:
         return create_api(
             scheduler=self.scheduler,
             store=self.store,
-            images=self.isolation.images,
+            images=self.execution.images,
             system=self.system,
             metrics=self.metrics,
             settings=settings.server,
             limits=settings.limits,
-            ceilings=self.isolation.ceilings,
-            check=self.isolation.runner.check,
+            ceilings=self.execution.ceilings,
+            check=self.execution.runner.check,
             readiness=self.readiness,
             one_tenant=serves_one_tenant(settings.isolation),
         )
 
     def system(self) -> dict[str, Any]:
         """What `GET /v1/system` answers."""
-        host = self.isolation.host
-        walls = self.isolation.launcher.walls(NetworkMode.NONE)
-        pool = self.isolation.pool
+        host = self.execution.host
+        walls = self.execution.launcher.walls(NetworkMode.NONE)
+        pool = self.execution.pool
         return {
             "version": __version__,
             "host": {
@@ -165,15 +165,15 @@ class Service:
                     {"name": f.name, "status": f.status, "detail": f.detail} for f in self.features
                 ],
             },
-            "enforcement": self.isolation.cgroups.enforcement,
-            "limits": {"default": self.settings.limits, "most": self.isolation.ceilings},
+            "enforcement": self.execution.cgroups.enforcement,
+            "limits": {"default": self.settings.limits, "most": self.execution.ceilings},
             "capacity": {**self.scheduler.capacity(), "parked": pool.parked},
         }
 
     async def readiness(self) -> dict[str, Any]:
         """What `GET /readyz` answers: whether a job that comes now could run."""
         checks = {
-            "launcher": self.isolation.launcher.alive,
+            "launcher": self.execution.launcher.alive,
             "store": await self._store_is_writable(),
             "accepting": not self.scheduler.draining,
         }
@@ -203,7 +203,7 @@ class Service:
         counts = await self.store.counts()
         waiting_since = await self.store.oldest_waiting()
         conservation = await self.store.conservation()
-        capacity, pool = self.scheduler.capacity(), self.isolation.pool
+        capacity, pool = self.scheduler.capacity(), self.execution.pool
         return Snapshot(
             jobs=counts,
             oldest_waiting_seconds=time.time() - waiting_since if waiting_since else 0.0,
@@ -323,6 +323,6 @@ def _announce(service: Service) -> None:
         listen=settings.server.listen,
         metrics=settings.server.metrics_listen or None,
         data_dir=settings.store.data_dir,
-        id_map=service.isolation.launcher.walls(NetworkMode.NONE).id_map,
+        id_map=service.execution.launcher.walls(NetworkMode.NONE).id_map,
         slots=service.scheduler.capacity()["slots"],
     )

@@ -169,7 +169,7 @@ async def _create(
     from sandboxd.api.auth import new_key
     from sandboxd.api.schemas import KeyRequest
     from sandboxd.client import NewKey
-    from sandboxd.isolated import serves_one_tenant
+    from sandboxd.execution import serves_one_tenant
 
     try:
         msgspec.convert({"name": name, "tenant": tenant, "scopes": scopes}, KeyRequest)

@@ -4,7 +4,7 @@ import base64
 import select
 from typing import Any
 
-from sandboxd import isolated
+from sandboxd import execution
 from sandboxd.api.schemas import Base64, JobView, StreamsView, StreamView
 from sandboxd.api.views import Output, job_view
 from sandboxd.cli.endings import Ending
@@ -16,7 +16,7 @@ async def run(
     settings: Settings, request: dict[str, Any], *, stdin_fd: int, stdout_fd: int, stderr_fd: int
 ) -> Job:
     """The job at its end. Cancelling this task cancels the job, and the job comes back all the same."""
-    async with isolated.embedded(settings) as service:
+    async with execution.embedded(settings) as service:
         job: Job = await service.run_once(
             request, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from archives import entry, packed
 
-from sandboxd.isolated import Isolation
+from sandboxd.execution import Execution
 from sandboxd.quotas.host import CgroupVersion, probe_host
 from sandboxd.settings import Settings
 
@@ -43,19 +43,19 @@ def test_an_import_has_a_gibibyte_and_eight_processes(tmp_path: Path) -> None:
                     seen[controller].add(path.read_text().strip())
 
     async def load() -> int:
-        isolation = Isolation(
+        execution = Execution(
             Settings(), state=tmp_path / "state", images_directory=tmp_path / "images", parked=0
         )
         files = limit_files(tmp_path / "state")
         try:
-            importing = asyncio.ensure_future(isolation.images.import_tar("made", archive))
+            importing = asyncio.ensure_future(execution.images.import_tar("made", archive))
             while not importing.done():
                 look(files)
                 await asyncio.sleep(0)
-            await isolation.images.remove("made")
+            await execution.images.remove("made")
             return (await importing).size_bytes
         finally:
-            await isolation.close()
+            await execution.close()
 
     assert asyncio.run(load()) == 60_000_000
     assert seen["memory"] == {str(2**30)}

@@ -36,7 +36,7 @@ _IMAGE_MEMORY_BYTES = 2**30
 _IMAGE_PIDS = 8
 
 
-class Isolation:
+class Execution:
     """The parts that run commands: launcher, cgroups, pool, images, runner."""
 
     def __init__(
@@ -114,10 +114,10 @@ class Isolation:
 class Embedded:
     """The parts of a service without its API and its record, for one command of `sandboxd run` or `sandboxd images`."""
 
-    def __init__(self, settings: Settings, isolation: Isolation) -> None:
+    def __init__(self, settings: Settings, execution: Execution) -> None:
         self._settings = settings
-        self._isolation = isolation
-        self.images = isolation.images
+        self._execution = execution
+        self.images = execution.images
 
     async def run_once(
         self, request: dict[str, Any], *, stdin_fd: int, stdout_fd: int, stderr_fd: int
@@ -126,11 +126,11 @@ class Embedded:
 
         Cancelling the calling task cancels the job; the job comes back all the same. Raises Invalid, NotFound.
         """
-        runner = self._isolation.runner
+        runner = self._execution.runner
         spec = job_spec_of(
             request,
             defaults=self._settings.limits,
-            ceilings=self._isolation.ceilings,
+            ceilings=self._execution.ceilings,
             check=runner.check,
         )
         await self.images.resolve(spec.image)
@@ -199,11 +199,11 @@ async def embedded(settings: Settings) -> AsyncIterator[Embedded]:
     images = Path(settings.store.data_dir) / "images"
     images.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(prefix="sandboxd-") as state:
-        isolation = Isolation(settings, state=Path(state), images_directory=images, parked=0)
+        execution = Execution(settings, state=Path(state), images_directory=images, parked=0)
         try:
-            yield Embedded(settings, isolation)
+            yield Embedded(settings, execution)
         finally:
-            await isolation.close()
+            await execution.close()
 
 
 def serves_one_tenant(isolation: IsolationSettings) -> bool:
