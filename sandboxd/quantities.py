@@ -60,3 +60,10 @@ def format_bytes(size: int) -> str:
         if amount < 999.95 or unit == "TB":
             break
     return f"{amount:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def format_quantity(size: int) -> str:
+    """A size as `parse_bytes` reads it, rounded down to a tenth of its unit: `23.5Gi`."""
+    unit = next((unit for unit in ("Ti", "Gi", "Mi", "Ki") if size >= _FACTORS[unit]), "")
+    whole, tenth = divmod(size * 10 // _FACTORS[unit], 10)
+    return f"{whole}.{tenth}{unit}" if tenth else f"{whole}{unit}"

@@ -3,6 +3,7 @@
 import msgspec
 
 from sandboxd.errors import Fault
+from sandboxd.quantities import format_quantity, parse_bytes
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +71,17 @@ def settle(asked: LimitsAsked, defaults: Limits, ceilings: Limits) -> tuple[Limi
             wish = min(getattr(defaults, name), most)
         elif not least <= wish <= most:
             word = WIRE_NAMES.get(name, name)
-            faults.append(Fault(f"/limits/{word}", f"{wish} is not from {least} to {most}"))
+            faults.append(Fault(f"/limits/{word}", _out_of_bounds(name, wish, least, most)))
             wish = most
         values[name] = wish
     return Limits(**values), faults  # type: ignore[arg-type]
+
+
+def _out_of_bounds(name: str, wish: float, least: float, most: float) -> str:
+    """Sizes as quantities, which is how people ask; a size that is none stays a number of bytes."""
+    if not name.endswith("_bytes"):
+        return f"{wish} is not from {least} to {most}"
+    quantity = format_quantity(int(wish))
+    if parse_bytes(quantity) != wish:
+        quantity = str(wish)
+    return f"{quantity} is not from {format_quantity(int(least))} to {format_quantity(int(most))}"
