@@ -21,6 +21,7 @@ from sandboxd.isolation.spec import NetworkMode, SandboxSpec, Walls
 
 _BUILD_SECONDS = 30.0
 """A sandbox that is not ready by then never will be: the host is stuck."""
+_END_SECONDS = 5.0
 _BARE = ("-I", "-S", "-B")
 """No environment, no site directories, no bytecode written: what it imports is in the path that it is given."""
 _BOOTSTRAP = (
@@ -86,10 +87,12 @@ class Launcher:
                 count = self.ids.size if self.ids else 0
                 protocol.send(control, protocol.MapYourself(id_count=count))
                 await self._expect(control, protocol.LauncherReady)
-        except BaseException:
+        except BaseException as error:
             control.close()
-            self.process.kill()
-            self.process.wait()
+            _end(self.process)
+            if isinstance(error, TimeoutError):
+                reason = f"not ready after {_BUILD_SECONDS:.0f} s"
+                raise SandboxFailed("start launcher", reason) from None
             raise
         self.starts += 1
         self._control = control
@@ -218,8 +221,7 @@ class Launcher:
         for sandbox in list(self._sandboxes):
             sandbox.kill()
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+            _end(self.process)
         for future in self._creations.values():
             if not future.done():
                 future.set_exception(SandboxFailed("clone3", reason))
@@ -235,8 +237,14 @@ class Launcher:
         """End the launcher and every sandbox."""
         self._close_control()
         if self.process is not None:
-            self.process.terminate()
-            await asyncio.get_running_loop().run_in_executor(None, self.process.wait)
+            await asyncio.get_running_loop().run_in_executor(None, _end, self.process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill and reap. One that is stuck in the kernel ends when the kernel lets it go: nobody waits for that."""
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_END_SECONDS)
 
 
 def filter_digest(machine: str) -> str:

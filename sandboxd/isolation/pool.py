@@ -22,6 +22,7 @@ _DEATH_SECONDS = 5.0
 """A sandbox whose init was killed is gone in milliseconds; what is left after this has not heard of it, or is stuck."""
 _REMOVAL_PAUSE_SECONDS = 0.05
 _REMOVAL_TRIES = 200
+_TRIES_BEFORE_KILL = 100
 _CLOSE_SECONDS = 15.0
 """Longer than the removal of a place is tried."""
 _CANCEL_SECONDS = 1.0
@@ -229,9 +230,13 @@ async def see_dead(sandbox: Sandbox, place: Place) -> bool:
     """
     if await _dead_in_time(sandbox):
         return True
+    await _kill_place(place)
+    return await _dead_in_time(sandbox)
+
+
+async def _kill_place(place: Place) -> None:
     with contextlib.suppress(SandboxFailed):  # It is the second line: the first may still hold.
         await asyncio.to_thread(place.kill)
-    return await _dead_in_time(sandbox)
 
 
 async def _dead_in_time(sandbox: Sandbox) -> bool:
@@ -246,9 +251,12 @@ async def _dead_in_time(sandbox: Sandbox) -> bool:
 async def remove_place(place: Place) -> None:
     """Remove a cgroup, in a thread: the kernel may take its time.
 
-    For a moment after a process is gone the kernel may still count it (cgroup v1 sends no event).
+    For a moment after a process is gone the kernel may still count it (cgroup v1 sends no event). What is in it for longer
+    is killed: of a sandbox that was not ready in time nobody knows the processes.
     """
-    for _ in range(_REMOVAL_TRIES):
+    for tried in range(_REMOVAL_TRIES):
         if await asyncio.to_thread(place.remove):
             return
+        if tried == _TRIES_BEFORE_KILL:
+            await _kill_place(place)
         await asyncio.sleep(_REMOVAL_PAUSE_SECONDS)

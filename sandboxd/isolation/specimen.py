@@ -32,12 +32,13 @@ async def run_one(ids: IdRange | None, *, show_cgroup: bool) -> float:
             try:
                 async with asyncio.timeout(_RUN_SECONDS):
                     await _run_true(sandbox)
-            except TimeoutError:
-                raise SandboxFailed("run", f"not done in {_RUN_SECONDS:.0f} s") from None
             finally:
                 sandbox.kill()
-                await sandbox.dead()
+                async with asyncio.timeout(_RUN_SECONDS):
+                    await sandbox.dead()
             return time.monotonic() - begun
+        except TimeoutError:
+            raise SandboxFailed("run", f"not done in {_RUN_SECONDS:.0f} s") from None
         finally:
             await launcher.close()
 

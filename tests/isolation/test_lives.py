@@ -161,6 +161,18 @@ def test_the_death_of_the_launcher_ends_every_sandbox_and_the_next_one_gets_a_ne
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all are gone")
 
 
+def test_a_launcher_that_is_not_ready_in_time_is_ended_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with a_bench() as bench:
+        monkeypatch.setattr(launcher_client, "_BUILD_SECONDS", 0.0)
+        with pytest.raises(SandboxFailed, match=r"start launcher.*not ready"):
+            bench.do(bench.launcher.start())
+
+        assert bench.launcher.process is not None
+        assert bench.launcher.process.returncode == -signal.SIGKILL
+
+
 def test_no_sandbox_outlives_the_launcher_even_without_the_kernel_s_signal() -> None:
     """A change of ids clears the parent-death signal: for a moment init has none."""
 

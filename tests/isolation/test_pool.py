@@ -245,6 +245,18 @@ def test_a_place_is_killed_only_where_the_death_of_init_does_not_suffice(
     assert with_pool(bench, work, per_shape=0) == [0, 1]
 
 
+def test_a_place_that_stays_busy_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> int:
+        monkeypatch.setattr(pool_module, "_TRIES_BEFORE_KILL", 2)
+        taken = await pool.take(bench.spec())
+        pool.discard(taken)
+        await pool.settled()
+        return taken.place.killed
+
+    assert with_pool(bench, work, per_shape=0, busy=2) == 0
+    assert with_pool(bench, work, per_shape=0, busy=5) == 1
+
+
 def test_closing_does_not_wait_for_ever_for_what_cannot_be_removed(bench: Bench) -> None:
     async def run() -> float:
         places: list[CountedPlace] = []
