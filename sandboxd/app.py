@@ -43,6 +43,7 @@ from sandboxd.store.sqlite import SqliteStore
 logger = structlog.get_logger(__name__)
 
 _SNAPSHOT_SECONDS = 5.0
+_LOOP_LAG_SECONDS = 1.0
 _SWITCH_SECONDS = 0.0005
 _STORE_CHECK_SECONDS = 1.0
 _STORE_SECONDS = 2.0
@@ -66,10 +67,10 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._store_writable = True
         self._store_checked_at = -math.inf
-        self.metrics = Metrics(
-            {feature.name: feature.status is not Status.MISSING for feature in features},
-            self._snapshot,
-        )
+        there = {feature.name: feature.status is not Status.MISSING for feature in features}
+        for controller in execution.host.controllers.values():
+            there[f"cgroup {controller.name}"] = controller.directory is not None
+        self.metrics = Metrics(there, self._snapshot)
         self.scheduler = Scheduler(
             store,
             execution.runner,
@@ -116,6 +117,8 @@ class Service:
             parts.push_async_callback(
                 service.scheduler.close, settings.server.shutdown_grace_seconds
             )
+            measuring = asyncio.create_task(service._measure_loop_lag())
+            parts.callback(measuring.cancel)
             yield service
 
     async def _begin(self) -> None:
@@ -126,6 +129,13 @@ class Service:
         await self.scheduler.start()
         image = await images.resolve(host_image.NAME)
         self.execution.pool.prepare(sandbox_spec(image, default_spec(self.settings.limits)))
+
+    async def _measure_loop_lag(self) -> None:
+        """For ever: how late the loop comes back to something is how late it comes to a client."""
+        while True:
+            due = time.monotonic() + _LOOP_LAG_SECONDS
+            await asyncio.sleep(_LOOP_LAG_SECONDS)
+            self.metrics.loop_lag(max(0.0, time.monotonic() - due))
 
     def api(self) -> ASGIApp:
         """The HTTP API of this service."""

@@ -70,8 +70,14 @@ FEATURES = {
     "sandbox": "sandbox",
     "core dumps": "core_dumps",
     "/dev/net/tun": "tun",
+    "cgroup memory": "cgroup_memory",
+    "cgroup cpu": "cgroup_cpu",
+    "cgroup cpuacct": "cgroup_cpuacct",
+    "cgroup pids": "cgroup_pids",
+    "cgroup io": "cgroup_io",
 }
-"""What `isolation.features` calls a feature, to its label: the first is for people, the second for queries."""
+"""What `isolation.features` calls a feature, and the cgroup controllers that we may use, to their labels: the first is for
+people, the second for queries."""
 
 
 class Snapshot(NamedTuple):

@@ -8,6 +8,7 @@ from exposition import PROMISED, Exposition
 from sandboxd.isolation import features
 from sandboxd.jobs import TERMINAL, Reason, Result, State, Stream, Usage
 from sandboxd.metrics import ENDS, FEATURES, Metrics, Snapshot
+from sandboxd.quotas.host import CONTROLLERS, OPTIONAL_CONTROLLERS
 
 SNAPSHOT = Snapshot(
     jobs={State.QUEUED: 2, State.RUNNING: 1},
@@ -77,7 +78,8 @@ def test_every_feature_of_the_host_has_a_label() -> None:
     }
     shown = scrape(some_metrics())
 
-    assert named == set(FEATURES)
+    cgroups = {f"cgroup {name}" for name in (*CONTROLLERS, *OPTIONAL_CONTROLLERS)}
+    assert named | cgroups == set(FEATURES)
     labels = {each["feature"] for each in shown.labels("sandboxd_isolation_feature")}
     assert labels == set(FEATURES.values())
     assert all(label.isidentifier() and label.islower() for label in labels)

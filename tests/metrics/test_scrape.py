@@ -8,6 +8,7 @@ import pytest
 from exposition import PROMISED, Exposition
 from host_tests import host_required
 from running_service import running_service
+from waiting import wait_for
 
 from sandboxd.client import Client
 from sandboxd.metrics import FEATURES
@@ -64,9 +65,15 @@ def test_a_scrape_of_the_real_service_has_every_figure_and_counts_every_job(
         assert seen.total("sandboxd_job_cpu_seconds_total") > 0
         features = {each["feature"] for each in seen.labels("sandboxd_isolation_feature")}
         assert features == set(FEATURES.values())
-        for needed in ("account", "user_namespaces", "overlay", "sandbox"):
+        for needed in ("account", "user_namespaces", "overlay", "sandbox", "cgroup_memory"):
             assert seen.value("sandboxd_isolation_feature", feature=needed) == 1
         check_with_promtool(text)
+
+        def lag_seconds() -> float:
+            return Exposition(httpx2.get(address).text).value("sandboxd_event_loop_lag_seconds")
+
+        # Measured once a second, in which a loop with nothing to do may be in time.
+        wait_for(lambda: lag_seconds() > 0, "the loop's lag is measured", seconds=30)
 
 
 def check_with_promtool(text: str) -> None:
