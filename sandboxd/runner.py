@@ -133,7 +133,9 @@ class Runner:
                     detail = f"this host cannot enforce {limit}; see `sandboxd doctor`"
                     faults.append(Fault(f"/limits/{limit}", detail))
         if self._id_count and spec.user is not None and max(spec.user) >= self._id_count:
-            faults.append(Fault("/user", f"ids in a sandbox are from 0 to {self._id_count - 1} here"))
+            faults.append(
+                Fault("/user", f"ids in a sandbox are from 0 to {self._id_count - 1} here")
+            )
         offered = self._offered()
         for name, least in spec.require.items():
             if name not in offered:

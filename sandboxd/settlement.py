@@ -73,6 +73,7 @@ class Settlement:
 
     async def lost(self, job: Job) -> None:
         """A job that was running when a former process died: end it, or let it wait again if it may be repeated."""
+        self._metrics.reaped()
         result = Result(
             state=State.ERROR,
             reason=Reason.SERVICE_LOST,
