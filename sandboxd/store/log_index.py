@@ -1,10 +1,13 @@
 """Which part of a merged log belongs to which stream, and when it came."""
 
 import struct
+import sys
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
+from itertools import accumulate, compress
+from operator import sub
+from typing import Any, NamedTuple
 
 from sandboxd.jobs import Stream
 
@@ -66,9 +69,16 @@ class LogIndex:
         self._size += size
         self._own_sizes[stream] += size
 
-    def chunks(self, offset: int = 0) -> Iterator[Chunk]:
-        """The chunks that end after `offset` of the merged log."""
-        for number in range(max(0, bisect_right(self._offsets, offset) - 1), len(self._offsets)):
+    def chunks(self, offset: int = 0, stream: Stream | None = None) -> Iterator[Chunk]:
+        """The chunks, of one stream or of both, that end after `offset` of the merged log."""
+        first = max(0, bisect_right(self._offsets, offset) - 1)
+        if stream is None:
+            numbers: Iterator[int] = iter(range(first, len(self._offsets)))
+        else:
+            own_chunks = self._own_chunks[stream]
+            start = bisect_left(own_chunks, first)
+            numbers = (own_chunks[position] for position in range(start, len(own_chunks)))
+        for number in numbers:
             chunk = self._chunk(number)
             if chunk.offset + chunk.size > offset:
                 yield chunk
@@ -87,6 +97,29 @@ class LogIndex:
                 size -= taken
             position += 1
 
+    def own_offset(self, stream: Stream, offset: int) -> int:
+        """How many bytes of one stream come before `offset` of the merged log."""
+        following = bisect_right(self._own_chunks[stream], bisect_right(self._offsets, offset) - 1)
+        if following == 0:
+            return 0
+        chunk = self._chunk(self._own_chunks[stream][following - 1])
+        into = min(chunk.size, offset - chunk.offset)
+        return self._own_offsets[stream][following - 1] + into
+
+    def merged_offset(self, stream: Stream, own_offset: int) -> int:
+        """Where in the merged log the byte lies that has `own_offset` in its stream; the end if there is none."""
+        if own_offset >= self._own_sizes[stream]:
+            return self._size
+        position = bisect_right(self._own_offsets[stream], own_offset) - 1
+        within = own_offset - self._own_offsets[stream][position]
+        return self._offsets[self._own_chunks[stream][position]] + within
+
+    def start_before(self, stream: Stream, own_end: int, size: int, most_pieces: int) -> int:
+        """The own offset, at most `size` before `own_end`, from which at most `most_pieces` pieces lead there."""
+        own_offsets = self._own_offsets[stream]
+        first = max(0, bisect_left(own_offsets, own_end) - most_pieces)
+        return max(0, own_end - size, own_offsets[first] if own_offsets else 0)
+
     def encode(self) -> bytes:
         """All records."""
         return b"".join(map(RECORD.pack, self._offsets, self._times, self._streams))
@@ -102,12 +135,22 @@ class LogIndex:
 
         A record of bytes that never came, or a part of one, as a killed process leaves it, is left out.
         """
+        # Column by column, each in one call: a loop over a full index would take a second.
         index = cls()
         whole = len(records) - len(records) % RECORD.size
-        chunks = [found for found in RECORD.iter_unpack(records[:whole]) if found[0] < size]
-        ends = [*(offset for offset, _, _ in chunks), size][1:]
-        for (offset, time, number), end in zip(chunks, ends, strict=True):
-            index.add(_STREAMS[number], time, end - offset)
+        offsets = _column("q", records[:whole], 0)
+        known = bisect_left(offsets, size)
+        index._size = size if known else 0
+        index._offsets = offsets[:known]
+        index._times = _column("d", records[:whole], 8)[:known]
+        index._streams = bytearray(records[16 : whole : RECORD.size][:known])
+        sizes = array("q", map(sub, [*index._offsets[1:], size], index._offsets))
+        for number, stream in enumerate(_STREAMS):
+            own = index._streams.translate(bytes(number == other for other in range(256)))
+            own_sizes = array("q", compress(sizes, own))
+            index._own_chunks[stream] = array("q", compress(range(known), own))
+            index._own_offsets[stream] = array("q", accumulate(own_sizes, initial=0))[:-1]
+            index._own_sizes[stream] = sum(own_sizes)
         return index
 
     def _chunk(self, number: int) -> Chunk:
@@ -115,3 +158,14 @@ class LogIndex:
         end = self._offsets[following] if following < len(self._offsets) else self._size
         offset = self._offsets[number]
         return Chunk(_STREAMS[self._streams[number]], self._times[number], offset, end - offset)
+
+
+def _column(code: str, records: bytes, place: int) -> "array[Any]":
+    """The numbers of eight bytes that lie at `place` of each record, little-endian."""
+    numbers = bytearray(len(records) // RECORD.size * 8)
+    for byte in range(8):
+        numbers[byte::8] = records[place + byte :: RECORD.size]
+    column: array[Any] = array(code, bytes(numbers))
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column

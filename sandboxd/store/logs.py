@@ -7,8 +7,10 @@ speaks of, so that the log of a service that was killed can be read up to the la
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from sandboxd.ids import is_id
@@ -17,6 +19,9 @@ from sandboxd.store.log_index import MAX_ENTRIES, RECORD, Chunk, LogIndex
 
 COALESCE_SECONDS = 1.0
 """Bytes of one stream that come within this time of one another are one chunk."""
+_NEAR_BYTES = 512
+"""Pieces of one stream that lie as near to one another are read together: a call costs more than some bytes."""
+_TOGETHER_BYTES = 64 * 2**10
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -52,21 +57,25 @@ class StoredLog:
         """Whether nothing was written, not even what was cut."""
         return not self.size() and not self._truncated
 
-    def chunks(self, offset: int = 0) -> Iterator[Chunk]:
-        """In order of arrival, the parts of the merged log that end after `offset`."""
-        return self.index.chunks(offset)
+    def chunks(self, offset: int = 0, stream: Stream | None = None) -> Iterator[Chunk]:
+        """In order of arrival, the parts of the merged log, of one stream or of both, that end after `offset`."""
+        return self.index.chunks(offset, stream)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes of both streams in order of arrival, from `offset`; less only at the end.
 
         Raises OSError if the file is gone.
         """
-        return b"".join(self._read_pieces([(offset, min(size, self.size() - offset))]))
+        with self._reader() as read:
+            return read(offset, min(size, self.size() - offset))
 
-    def read_stream(self, stream: Stream, offset: int, size: int) -> bytes:
-        """Up to `size` bytes of one stream from its own `offset`; less only at the end."""
-        pieces = self.index.pieces(stream, offset, size)
-        return b"".join(self._read_pieces([(piece.offset, piece.size) for piece in pieces]))
+    def read_stream(
+        self, stream: Stream, offset: int, size: int, *, most_pieces: int | None = None
+    ) -> bytes:
+        """Up to `size` bytes of one stream from its own `offset`; less only at the end, or after `most_pieces`."""
+        pieces = islice(self.index.pieces(stream, offset, size), most_pieces)
+        with self._reader() as read:
+            return _join(pieces, read)
 
     async def wait_changed(self, seen_size: int) -> None:
         """Returns at once: nothing changes any more."""
@@ -82,14 +91,14 @@ class StoredLog:
         """The same log without its files."""
         return StoredLog(self.index, body=self.read(0, self.size()), truncated=self._truncated)
 
-    def _read_pieces(self, pieces: list[tuple[int, int]]) -> Iterator[bytes]:
+    @contextmanager
+    def _reader(self) -> Iterator[Callable[[int, int], bytes]]:
         if self.path is None:
             body = self.body or b""
-            yield from (body[offset : offset + max(0, size)] for offset, size in pieces)
+            yield lambda offset, size: body[offset : offset + max(0, size)]
         else:
             with _opened(self.path) as descriptor:
-                for offset, size in pieces:
-                    yield _read_fully(descriptor, offset, size)
+                yield partial(_read_fully, descriptor)
 
 
 class JobLog:
@@ -102,7 +111,7 @@ class JobLog:
         self._path = log_path(directory, job_id)
         self._limit_bytes = limit_bytes
         self._inline_bytes = inline_bytes
-        self._index = LogIndex()
+        self.index = LogIndex()
         self._memory = bytearray()
         self._files: tuple[int, int] | None = None
         """Descriptors of the log and of its index, once it was spilled."""
@@ -122,9 +131,9 @@ class JobLog:
         """
         if self.closed:
             raise ValueError("the log is closed")
-        kept = min(len(data), self._limit_bytes - self._index.size())
-        extends = self._index.extends(stream, now, COALESCE_SECONDS)
-        if not extends and len(self._index) >= MAX_ENTRIES:
+        kept = min(len(data), self._limit_bytes - self.index.size())
+        extends = self.index.extends(stream, now, COALESCE_SECONDS)
+        if not extends and len(self.index) >= MAX_ENTRIES:
             kept = 0
         if kept > 0:
             self._write(stream, memoryview(data)[:kept], now, extends)
@@ -145,7 +154,7 @@ class JobLog:
         opened: list[int] = []
         try:
             for path, data in (
-                (index_path(self._path), self._index.encode()),
+                (index_path(self._path), self.index.encode()),
                 (self._path, self._memory),
             ):
                 opened.append(os.open(path, _CREATE, 0o600))
@@ -160,33 +169,36 @@ class JobLog:
 
     def size(self, stream: Stream | None = None) -> int:
         """Bytes kept so far, of one stream or of both."""
-        return self._index.size(stream)
+        return self.index.size(stream)
 
     def truncated(self, stream: Stream) -> bool:
         """Whether bytes of this stream are missing because the limit was reached."""
         return stream in self._truncated
 
-    def chunks(self, offset: int = 0) -> Iterator[Chunk]:
-        """In order of arrival, the parts of the merged log that end after `offset`. The last one may still grow."""
-        return self._index.chunks(offset)
+    def chunks(self, offset: int = 0, stream: Stream | None = None) -> Iterator[Chunk]:
+        """As of a StoredLog. The last one may still grow."""
+        return self.index.chunks(offset, stream)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes of both streams in order of arrival, from `offset`; less only at the end so far."""
         if self._stored is not None:
             return self._stored.read(offset, size)
-        size = max(0, min(size, self._index.size() - offset))
+        size = max(0, min(size, self.index.size() - offset))
         if self._files is not None:
             return _read_fully(self._files[0], offset, size)
         return bytes(self._memory[offset : offset + size])
 
-    def read_stream(self, stream: Stream, offset: int, size: int) -> bytes:
-        """Up to `size` bytes of one stream from its own `offset`; less only at the end so far."""
-        pieces = self._index.pieces(stream, offset, size)
-        return b"".join(self.read(piece.offset, piece.size) for piece in pieces)
+    def read_stream(
+        self, stream: Stream, offset: int, size: int, *, most_pieces: int | None = None
+    ) -> bytes:
+        """As of a StoredLog; its end is the end so far."""
+        if self._stored is not None:
+            return self._stored.read_stream(stream, offset, size, most_pieces=most_pieces)
+        return _join(islice(self.index.pieces(stream, offset, size), most_pieces), self.read)
 
     async def wait_changed(self, seen_size: int) -> None:
         """Return when there are more than `seen_size` bytes of both streams, or the log is closed."""
-        while self._index.size() <= seen_size and not self.closed:
+        while self.index.size() <= seen_size and not self.closed:
             if self._changed is None:
                 self._changed = asyncio.Event()
             await self._changed.wait()
@@ -195,7 +207,7 @@ class JobLog:
         """No more will come. Wakes everybody who waits; the log stays readable. Twice is harmless."""
         if self._stored is None:
             self._stored = StoredLog(
-                self._index,
+                self.index,
                 body=None if self._files else bytes(self._memory),
                 path=self._path if self._files else None,
                 truncated=frozenset(self._truncated),
@@ -214,7 +226,7 @@ class JobLog:
             remove_log(stored.path)
 
     def _write(self, stream: Stream, data: memoryview, now: float, extends: bool) -> None:
-        offset = self._index.size()
+        offset = self.index.size()
         if offset + len(data) > self._inline_bytes:
             self.spill()
         if self._files is None:
@@ -223,9 +235,9 @@ class JobLog:
             file, index_file = self._files
             if not extends:
                 record = LogIndex.record(stream, now, offset)
-                _write_fully(index_file, record, len(self._index) * RECORD.size)
+                _write_fully(index_file, record, len(self.index) * RECORD.size)
             _write_fully(file, data, offset)
-        self._index.add(stream, now, len(data), extends)
+        self.index.add(stream, now, len(data), extends)
 
     def _wake(self) -> None:
         if self._changed is not None:
@@ -279,6 +291,28 @@ def _opened(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _join(pieces: Iterable[Chunk], read: Callable[[int, int], bytes]) -> bytes:
+    """The bytes of pieces of a merged log; those that lie near one another are read at once."""
+    parts: list[bytes] = []
+    together: list[Chunk] = []
+
+    def finish() -> None:
+        if together:
+            start, end = together[0].offset, together[-1].offset + together[-1].size
+            block = read(start, end - start)
+            parts.extend(block[p.offset - start : p.offset - start + p.size] for p in together)
+            together.clear()
+
+    for piece in pieces:
+        if together:
+            near = piece.offset - together[-1].offset - together[-1].size <= _NEAR_BYTES
+            if not near or piece.offset + piece.size - together[0].offset > _TOGETHER_BYTES:
+                finish()
+        together.append(piece)
+    finish()
+    return b"".join(parts)
 
 
 def _read_fully(descriptor: int, offset: int, size: int) -> bytes:

@@ -277,3 +277,49 @@ def test_a_log_reads_like_the_bytes_that_fit(
             shown = [chunk.stream for chunk in view.chunks() for _ in range(chunk.size)]
             assert shown == [stream for stream, _ in kept]
         assert {stream for stream in Stream if stored.truncated(stream)} == cut
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(
+    writes=st.lists(st.tuples(st.sampled_from(Stream), st.integers(1, 2000)), max_size=40),
+    offset=st.integers(0, 5000),
+    most_pieces=st.integers(1, 4),
+)
+def test_an_index_places_every_byte_alike_before_and_after_it_was_stored(
+    writes: list[tuple[Stream, int]], offset: int, most_pieces: int
+) -> None:
+    live = log_index.LogIndex()
+    owners: list[Stream] = []
+    for number, (stream, size) in enumerate(writes):
+        live.add(stream, float(number), size)
+        owners += [stream] * size
+    stored = log_index.LogIndex.decode(live.encode(), len(owners))
+
+    for index in (live, stored):
+        assert index.encode() == live.encode()
+        assert list(index.chunks()) == list(live.chunks())
+        for stream in Stream:
+            places = [place for place, owner in enumerate(owners) if owner is stream]
+            own = sum(place < offset for place in places)
+            start = index.start_before(stream, own, 1000, most_pieces)
+            assert index.size(stream) == len(places)
+            assert index.own_offset(stream, offset) == own
+            assert index.merged_offset(stream, own) == [*places[own:], len(owners)][0]
+            assert own - 1000 <= start <= own
+            assert len(list(index.pieces(stream, start, own - start))) <= most_pieces
+            assert [chunk.offset for chunk in index.chunks(offset, stream)] == [
+                chunk.offset for chunk in live.chunks(offset) if chunk.stream is stream
+            ]
+
+
+def test_a_stream_in_single_bytes_reads_as_a_whole_and_by_pieces(tmp_path: Path) -> None:
+    log = a_job_log(tmp_path)
+    for number in range(3000):
+        log.append(OUT, bytes([number % 251]), 1.0)
+        log.append(ERR, b"x" * (1 + number % 1500 * (number % 7 == 0)), 1.0)
+    own = bytes(number % 251 for number in range(log.size(OUT)))
+
+    for readable in (log, log.close(), log):
+        assert readable.read_stream(OUT, 0, 4000) == own
+        assert readable.read_stream(OUT, 100, 4000, most_pieces=7) == own[100:107]
+    assert log.size(OUT) > 2000
