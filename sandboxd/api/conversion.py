@@ -3,20 +3,19 @@
 import difflib
 import enum
 import functools
-import re
 import types
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from msgspec.structs import FieldInfo
 
+from sandboxd.api.wording import must_be
 from sandboxd.errors import Fault
 
 MAX_FAULTS = 100
 """More are not listed: a million wrong items must not make a million sentences."""
 
 _StructType = TypeVar("_StructType", bound=msgspec.Struct)
-_PATH_IN_MESSAGE = re.compile(r" - at `.*`$", re.DOTALL)
 
 
 def read_struct(value: object, struct: type[_StructType]) -> tuple[_StructType, list[Fault]]:
@@ -46,8 +45,8 @@ def _walk(value: object, expected: Any, pointer: str, faults: list[Fault]) -> An
             return walked
     try:
         return msgspec.convert(value, expected)
-    except msgspec.ValidationError as error:  # with every part right, it is about the value itself
-        faults.append(Fault(pointer, _PATH_IN_MESSAGE.sub("", str(error))))
+    except msgspec.ValidationError:  # with every part right, it is about the value itself
+        faults.append(Fault(pointer, must_be(expected, value)))
         return _empty(expected)
 
 
@@ -78,7 +77,7 @@ def _walk_struct(
 ) -> _StructType:
     fields = _fields(struct)
     if not isinstance(value, dict):
-        faults.append(Fault(pointer, f"Expected `object`, got `{_json_type(value)}`"))
+        faults.append(Fault(pointer, must_be(struct, value)))
         return struct(
             **{field.name: _empty(field.type) for field in fields.values() if field.required}
         )
@@ -133,8 +132,3 @@ def _unknown(key: str, fields: dict[str, FieldInfo]) -> str:
     near = difflib.get_close_matches(key[:64], fields, n=1)
     hint = f'; did you mean "{near[0]}"?' if near else ""
     return f"is not a field of this object{hint}"
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "object", list: "array", type(None): "null"}
-    return names.get(type(value), type(value).__name__)

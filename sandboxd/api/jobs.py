@@ -20,8 +20,7 @@ from sandboxd.api.headers import (
 )
 from sandboxd.api.log_reader import ReadableLog
 from sandboxd.api.parts import Call
-from sandboxd.api.problems import BadParameters
-from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE, QueryReader
+from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.schemas import CancelRequest, EmptyRequest, JobList, StreamsView, StreamView
 from sandboxd.api.validate import invalid, job_spec_of
 from sandboxd.api.views import Output, dry_run_view, event_view, job_view, output_of
@@ -46,7 +45,7 @@ _NO_OUTPUT = Output(
 
 async def submit(call: Call) -> Response:
     """POST /v1/jobs"""
-    query = QueryReader(call.query)
+    query = call.query.reader()
     dry_run = query.flag("dry_run")
     query.done()
     idempotency_key = parse_idempotency_key(call.header(b"idempotency-key"))
@@ -79,7 +78,7 @@ async def retry(call: Call) -> Response:
 
 async def show(call: Call) -> Response:
     """GET /v1/jobs/{job_id}"""
-    query = QueryReader(call.query)
+    query = call.query.reader()
     wait_seconds = query.seconds("wait")
     query.done()
     job_id = call.parameters["job_id"]
@@ -101,25 +100,22 @@ async def show(call: Call) -> Response:
 
 async def list_(call: Call) -> Response:
     """GET /v1/jobs"""
-    query = QueryReader(call.query)
+    query = call.query.reader()
     states = query.states("state")
     labels = query.labels("label.")
     since, until = query.time("since"), query.time("until")
     limit = query.integer("limit", least=1, most=MAX_PAGE) or DEFAULT_PAGE
-    cursor = query.text("cursor")
+    cursor = query.cursor("cursor")
     query.done()
-    try:
-        page = await call.parts.store.list_jobs(
-            call.tenant,
-            states=states,
-            labels=labels,
-            since=since,
-            until=until,
-            limit=limit,
-            cursor=cursor,
-        )
-    except Invalid as error:  # only the cursor is not checked yet
-        raise BadParameters((("cursor", error.detail),)) from error
+    page = await call.parts.store.list_jobs(
+        call.tenant,
+        states=states,
+        labels=labels,
+        since=since,
+        until=until,
+        limit=limit,
+        cursor=cursor,
+    )
     answer = JobList(
         data=[job_view(job) for job in page.items],
         next_cursor=page.next_cursor,
@@ -129,7 +125,7 @@ async def list_(call: Call) -> Response:
     if page.next_cursor is not None:
         parameters = [
             (name, value)
-            for name, values in call.query.items()
+            for name, values in call.query.known.items()
             for value in values
             if name != "cursor"
         ]

@@ -5,13 +5,14 @@ tested without a sandbox.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from starlette.types import Receive, Scope
 
 from sandboxd.api.log_reader import ReadableLog
+from sandboxd.api.query import Query
 from sandboxd.api.validate import Check
 from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, State
 from sandboxd.quotas.limits import Limits
@@ -167,8 +168,9 @@ class Call:
     principal: Principal
     parameters: Mapping[str, str]
     """From the path."""
-    query: Mapping[str, list[str]] = field(default_factory=dict)
-    """Only parameters that the route knows, each with every value that was given."""
+    query: Query
+    media_type: str
+    """The one of those that the route can answer with that the client likes best; empty where it answers with none."""
     request_id: str
     traceparent: str | None
 

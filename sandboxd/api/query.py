@@ -4,11 +4,13 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from sandboxd.api.problems import BadParameters
-from sandboxd.errors import Malformed
+from sandboxd.errors import Invalid, Malformed
 from sandboxd.jobs import State, Stream
+from sandboxd.store.cursors import decode_cursor
 
 MAX_PARAMETERS = 100
 MAX_PAGE = 200
@@ -18,13 +20,24 @@ _NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 _WORDS = {"true": True, "1": True, "": True, "false": False, "0": False}
 
 
-def parse_query(query_string: bytes, known: Collection[str]) -> dict[str, list[str]]:
+class Query(NamedTuple):
+    """The parameters of a request, each with every value that was given."""
+
+    known: Mapping[str, list[str]]
+    unknown: tuple[str, ...] = ()
+
+    def reader(self) -> "QueryReader":
+        """To read the values with; its `done()` tells the unknown names together with what else is wrong."""
+        return QueryReader(self)
+
+
+def parse_query(query_string: bytes, known: Collection[str]) -> Query:
     """The parameters of a request. A known name that ends with a dot is a prefix (`label.`).
 
-    Raises BadParameters, naming each that is not known.
+    Raises Malformed.
     """
     if not query_string:
-        return {}
+        return Query({})
     try:
         pairs = parse_qsl(
             query_string.decode("ascii"),
@@ -37,12 +50,11 @@ def parse_query(query_string: bytes, known: Collection[str]) -> dict[str, list[s
     query: dict[str, list[str]] = {}
     for name, value in pairs:
         query.setdefault(name, []).append(value)
-    unknown = [name for name in query if not _is_known(name, known)]
-    if unknown:
-        raise BadParameters(
-            tuple((name, "is not a parameter of this resource") for name in unknown)
-        )
-    return query
+    unknown = tuple(name for name in query if not _is_known(name, known))
+    return Query(
+        {name: values for name, values in query.items() if name not in unknown},
+        unknown,
+    )
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:
@@ -55,9 +67,9 @@ def _is_known(name: str, known: Collection[str]) -> bool:
 class QueryReader:
     """Reads typed values out of a query and collects what is wrong; `done()` raises it."""
 
-    def __init__(self, query: Mapping[str, list[str]]) -> None:
-        self._query = query
-        self._faults: list[tuple[str, str]] = []
+    def __init__(self, query: Query) -> None:
+        self._query = query.known
+        self._faults = [(name, "is not a parameter of this resource") for name in query.unknown]
 
     def done(self) -> None:
         """Raises BadParameters if anything was wrong."""
@@ -138,6 +150,16 @@ class QueryReader:
             self._faults.append((name, 'must be "stdout" or "stderr"'))
             return None
         return Stream(word)
+
+    def cursor(self, name: str) -> str | None:
+        word = self.text(name)
+        try:
+            if word is not None:
+                decode_cursor(word)
+        except Invalid as error:
+            self._faults.append((name, error.detail))
+            return None
+        return word
 
     def labels(self, prefix: str) -> dict[str, str]:
         """All `label.KEY=VALUE`."""

@@ -1,5 +1,6 @@
 """From a route's row in the table to what runs: methods, authentication, scopes, parameters; then the handler."""
 
+import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -8,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sandboxd.api.auth import require_scope
+from sandboxd.api.headers import best_media_type
 from sandboxd.api.parts import Authentication, Call, Parts, Principal
 from sandboxd.api.problems import HttpRefused
 from sandboxd.api.query import parse_query
@@ -60,6 +62,16 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     replies: tuple[Reply, ...]
 
+    @property
+    def media_types(self) -> tuple[str, ...]:
+        """All forms in which it answers well, in our order of preference."""
+        bodies = (
+            reply.media_types
+            for reply in self.replies
+            if reply.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+        )
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(bodies)))
+
 
 class Resource:
     """All methods of one path, as an ASGI application.
@@ -111,8 +123,12 @@ class Resource:
             state["tenant"] = principal.tenant
             require_scope(principal, route.scope)
         parameters: dict[str, str] = scope["path_params"]
+        media_type = _media_type_for(route, scope)
         _check_ids(parameters)
         state["job_id"] = parameters.get("job_id")
+        query = parse_query(scope["query_string"], self._known_parameters[route.method])
+        if not self._known_parameters[route.method]:
+            query.reader().done()  # handlers without parameters read none
         return Call(
             parts=self._parts,
             authentication=self._authentication,
@@ -120,10 +136,30 @@ class Resource:
             receive=receive,
             principal=principal,
             parameters=parameters,
-            query=parse_query(scope["query_string"], self._known_parameters[route.method]),
+            query=query,
+            media_type=media_type,
             request_id=state["request_id"],
             traceparent=state["traceparent"],
         )
+
+
+def _media_type_for(route: Route, scope: Scope) -> str:
+    """What the client likes best of the forms in which the route answers (RFC 9110, 12.5.1); empty if there are none.
+
+    Raises HttpRefused (406) if it takes none of them. Problems are sent whatever it takes.
+    """
+    offered = route.media_types
+    if not offered:
+        return ""
+    accept = b", ".join(value for name, value in scope["headers"] if name == b"accept")
+    media_type = best_media_type(accept.decode("latin-1"), offered)
+    if media_type is None:
+        raise HttpRefused(
+            HTTPStatus.NOT_ACCEPTABLE,
+            f"The answer comes as {', '.join(offered)}.",
+            code="not_acceptable",
+        )
+    return media_type
 
 
 _NOBODY = Principal(tenant="", scopes=())

@@ -346,7 +346,9 @@ METRICS_ROUTE = Route(
     scope=ADMIN,
     replies=(
         Reply(
-            status=HTTPStatus.OK, description="Text or OpenMetrics.", media_types=("text/plain",)
+            status=HTTPStatus.OK,
+            description="Text or OpenMetrics.",
+            media_types=("text/plain", "application/openmetrics-text"),
         ),
     ),
 )

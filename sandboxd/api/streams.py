@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from sandboxd.api.answers import encode, no_content
-from sandboxd.api.headers import ByteRange, Unsatisfiable, best_media_type, parse_range
+from sandboxd.api.headers import ByteRange, Unsatisfiable, parse_range
 from sandboxd.api.log_reader import (
     HEARTBEAT_SECONDS,
     PIECE_BYTES,
@@ -27,7 +27,7 @@ from sandboxd.api.log_reader import (
 )
 from sandboxd.api.parts import Call
 from sandboxd.api.problems import HttpRefused
-from sandboxd.api.query import QueryReader, rfc3339
+from sandboxd.api.query import rfc3339
 from sandboxd.api.schemas import EndView, LogRecord
 from sandboxd.api.sse import LastEvent, comment, event, parse_last_event_id
 from sandboxd.api.views import exit_view
@@ -65,11 +65,7 @@ class Wish:
 
 async def logs(call: Call) -> Response:
     """GET /v1/jobs/{job_id}/logs"""
-    media_type = best_media_type(call.header(b"accept"), OFFERED)
-    if media_type is None:
-        raise HttpRefused(
-            HTTPStatus.NOT_ACCEPTABLE, f"Logs come as {', '.join(OFFERED)}.", code="not_acceptable"
-        )
+    media_type = call.media_type
     wish = _read_wish(call)
     job = await call.parts.store.get(call.tenant, call.parameters["job_id"], with_stdin=False)
     if media_type == SSE:
@@ -85,7 +81,7 @@ async def logs(call: Call) -> Response:
 
 
 def _read_wish(call: Call) -> Wish:
-    query = QueryReader(call.query)
+    query = call.query.reader()
     wish = Wish(
         stream=query.stream("stream"),
         follow=query.flag("follow") and call.scope["method"] != "HEAD",

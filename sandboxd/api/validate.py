@@ -76,8 +76,7 @@ def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Che
         retry=Retry(max_attempts=request.retry.max_attempts),
         ttl_seconds=request.ttl_seconds,
     )
-    if not faults:
-        faults = check(spec)
+    faults += check(spec)
     if faults:
         raise invalid(faults)
     return spec

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from sandboxd.cli import output
 from sandboxd.cli.database import opened
@@ -167,14 +166,14 @@ async def _create(
     ttl_seconds: float | None,
 ) -> "NewKey":
     from sandboxd.api.auth import new_key
+    from sandboxd.api.conversion import read_struct
     from sandboxd.api.schemas import KeyRequest
     from sandboxd.client import NewKey
     from sandboxd.execution import serves_one_tenant
 
-    try:
-        msgspec.convert({"name": name, "tenant": tenant, "scopes": scopes}, KeyRequest)
-    except msgspec.ValidationError as error:
-        raise click.UsageError(str(error)) from error
+    _, faults = read_struct({"name": name, "tenant": tenant, "scopes": list(scopes)}, KeyRequest)
+    if faults:
+        raise click.UsageError("; ".join(f"{f.pointer.lstrip('/')}: {f.detail}" for f in faults))
     now = time.time()
     expires_at = None if ttl_seconds is None else now + ttl_seconds
     text, record = new_key(tenant=tenant, name=name, scopes=scopes, now=now, expires_at=expires_at)

@@ -1,16 +1,14 @@
 """What is asked about jobs. Each function is one question; every engine shares them."""
 
-import base64
-import binascii
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, select, union_all
 
-from sandboxd.errors import Fault, Invalid, NotFound
-from sandboxd.ids import is_id
+from sandboxd.errors import NotFound
 from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobEvent, State
 from sandboxd.store import tables
+from sandboxd.store.cursors import decode_cursor, encode_cursor
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog
 from sandboxd.store.records import Conservation, Page, event_from, job_from, log_from
@@ -56,7 +54,7 @@ def list_jobs(
     if until is not None:
         wanted.append(_job.c.created_at < until)
     if cursor is not None:
-        wanted.append(_job.c.id < _decode_cursor(cursor))
+        wanted.append(_job.c.id < decode_cursor(cursor))
     label = tables.job_label
     for name, value in labels.items():
         labelled = select(label.c.job_id).where(label.c.name == name, label.c.value == value)
@@ -64,7 +62,7 @@ def list_jobs(
     question = select(_job).where(*wanted).order_by(_job.c.id.desc()).limit(limit + 1)
     jobs = [job_from(row) for row in connection.execute(question)]
     more = len(jobs) > limit
-    return Page(jobs[:limit], _encode_cursor(jobs[limit - 1].id) if more else None)
+    return Page(jobs[:limit], encode_cursor(jobs[limit - 1].id) if more else None)
 
 
 def events(connection: Connection, tenant: str, job_id: str) -> list[JobEvent]:
@@ -177,23 +175,3 @@ def _mine(tenant: str, job_id: str) -> ColumnElement[bool]:
 
 def _not_found(job_id: str) -> NotFound:
     return NotFound(f"there is no job {job_id}")
-
-
-def _encode_cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
-
-
-def _decode_cursor(cursor: str) -> str:
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        job_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, UnicodeError) as error:
-        raise _bad_cursor() from error
-    if not is_id(job_id, "job"):
-        raise _bad_cursor()
-    return job_id
-
-
-def _bad_cursor() -> Invalid:
-    text = "the cursor is not one that a page of this list gave"
-    return Invalid(text, (Fault("", text),), code="invalid_cursor")

@@ -370,3 +370,67 @@ def test_problems_are_json_even_for_odd_paths(client: httpx2.Client) -> None:
     problem = json.loads(client.get("/v1/é\u2028").content)
 
     assert problem["instance"] == "/v1/é\u2028"
+
+
+ANSWERS = {
+    "/v1/jobs": "application/json",
+    "/v1/system": "application/json",
+    "/readyz": "application/json",
+    "/openapi.json": "application/json",
+    "/docs": "text/html",
+    "/metrics": "text/plain",
+}
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+@pytest.mark.parametrize("accept", ["*/*", "{family}/*", "x/y, {type};q=0.1", "{TYPE};v=1", ""])
+def test_an_accept_that_includes_the_answer_is_served(
+    client: httpx2.Client, path: str, accept: str
+) -> None:
+    media_type = ANSWERS[path]
+    family = media_type.partition("/")[0]
+    header = accept.format(type=media_type, TYPE=media_type.upper(), family=family)
+
+    answer = client.get(path, headers={"Accept": header})
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(media_type)
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+@pytest.mark.parametrize("accept", ["image/png", "*/*;q=0", "{type};q=0, */*", "image/*, video/x"])
+def test_an_accept_that_excludes_the_answer_is_406_as_a_problem(
+    client: httpx2.Client, path: str, accept: str
+) -> None:
+    if path == "/metrics" and accept.endswith("*/*"):
+        accept += ", application/openmetrics-text;q=0"
+
+    answer = client.get(path, headers={"Accept": accept.format(type=ANSWERS[path])})
+
+    assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert ANSWERS[path] in answer.json()["detail"]
+
+
+def test_a_job_is_not_taken_in_if_its_answer_would_not_be(client: httpx2.Client) -> None:
+    before = len(client.get("/v1/jobs").json()["data"])
+    body = {"image": "host", "command": ["true"]}
+
+    answer = client.post("/v1/jobs", json=body, headers={"Accept": "text/html"})
+
+    assert answer.status_code == 406
+    assert len(client.get("/v1/jobs").json()["data"]) == before
+
+
+def test_a_problem_is_sent_and_an_empty_answer_given_whatever_is_accepted(
+    guarded: Service,
+) -> None:
+    with guarded.client(guarded.make_key()) as client:
+        made = client.post("/v1/keys", json={"name": "k"}).json()["id"]
+        gone = client.delete(f"/v1/keys/{made}", headers={"Accept": "image/png"})
+    with guarded.client() as client:
+        refused = client.get("/v1/jobs", headers={"Accept": "image/png"})
+
+    assert gone.status_code == 204
+    assert refused.status_code == 401
+    assert refused.headers["content-type"] == "application/problem+json"

@@ -288,7 +288,7 @@ def test_a_bad_idempotency_key_is_400(client: httpx2.Client, key: str) -> None:
 QUERY_CASES = {
     "/v1/jobs?statee=queued": {"statee"},
     "/v1/jobs?state=done": {"state"},
-    "/v1/jobs?limit=0&cursor=x&limit=2": {"limit"},
+    "/v1/jobs?limit=0&cursor=x&limit=2": {"limit", "cursor"},
     "/v1/jobs?limit=1000": {"limit"},
     "/v1/jobs?limit=-1": {"limit"},
     "/v1/jobs?limit=\u0661": {"limit"},
@@ -298,6 +298,9 @@ QUERY_CASES = {
     "/v1/jobs?label=x": {"label"},
     "/v1/jobs?label.=x": {"label."},
     "/v1/jobs?a=1&b=2&limit=3": {"a", "b"},
+    "/v1/jobs?a=1&state=done&limit=0&cursor=x&since=y": {"a", "state", "limit", "cursor", "since"},
+    "/v1/jobs/job_00000000000000000000000000?wait=x&b=1": {"wait", "b"},
+    "/v1/jobs/job_00000000000000000000000000/logs?stream=x&b=1": {"stream", "b"},
     "/v1/system?verbose=1": {"verbose"},
     "/livez?x=1": {"x"},
 }
@@ -334,6 +337,45 @@ def test_other_bodies_are_checked_in_the_same_way(
     problem = _problem(client.request(method, path.format(job_id), json=body), 422, "invalid")
 
     assert {fault["pointer"] for fault in problem["errors"]} == pointers
+
+
+WORDING_CASES: dict[str, tuple[Any, str]] = {
+    "/priority": (101, "must be at most 100"),
+    "/retry/max_attempts": (0, "must be at least 1"),
+    "/network/mode": ("host", "must be one of: none"),
+    "/limits/pids": ("many", "must be a whole number"),
+    "/limits/wall_seconds": ([], "must be a number"),
+    "/limits/cpus": ({}, "must be a number or a text"),
+    "/limits/memory": (True, "must be a whole number or a text"),
+    "/command": ("ls -l", "must be a list"),
+    "/command/0": (7, "must be a text"),
+    "/env/A": (None, "must be a text"),
+    "/stdin": (1, "must be a text or an object"),
+    "/labels": ("x", "must be an object"),
+    "/limits/open_files": (2**70, "1180591620717411303424 is not from 8 to 65536"),
+}
+
+
+@pytest.mark.parametrize("pointer", WORDING_CASES)
+def test_what_is_wrong_is_said_as_people_do(client: httpx2.Client, pointer: str) -> None:
+    value, sentence = WORDING_CASES[pointer]
+    body: Any = value
+    for part in reversed(pointer.split("/")[1:]):
+        body = [body] if part.isdigit() else {part: body}
+
+    answer = client.post("/v1/jobs?dry_run=1", json=GOOD | body)
+
+    (fault,) = _problem(answer, 422, "invalid")["errors"]
+    assert fault == {"pointer": pointer, "detail": sentence}
+
+
+def test_what_this_host_cannot_do_is_told_with_the_other_faults(client: httpx2.Client) -> None:
+    body = GOOD | {"priority": "high", "require": {"gpu": "cgroup", "memory": 1}}
+
+    problem = _problem(client.post("/v1/jobs", json=body), 422, "invalid")
+
+    pointers = {fault["pointer"] for fault in problem["errors"]}
+    assert pointers == {"/priority", "/require/gpu", "/require/memory"}
 
 
 JSON_VALUES = st.recursive(

@@ -53,7 +53,10 @@ def test_a_key_that_is_not_there_cannot_be_revoked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["", "--tenant", "a"], ["x", "--tenant", "Not This"]])
 def test_a_wrong_name_or_tenant_is_refused(tmp_path: Path, words: list[str]) -> None:
-    assert keys(tmp_path, "create", *words).code == 2
+    ended = keys(tmp_path, "create", *words)
+
+    assert ended.code == 2
+    assert "name: must not be empty" in ended.errors or "tenant: must have the form" in ended.errors
 
 
 def test_migrating_tells_what_it_did_and_twice_is_harmless(tmp_path: Path) -> None:
