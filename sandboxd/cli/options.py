@@ -45,7 +45,7 @@ def data_dir_option(command: _Command) -> _Command:
     return click.option(
         "--data-dir",
         metavar="DIR",
-        type=click.Path(file_okay=False, resolve_path=True),
+        type=click.Path(file_okay=False, readable=False, resolve_path=True),
         help="Where the database, logs and images are.",
     )(command)
 

@@ -1,8 +1,10 @@
 """The command line as a whole: help, version, errors, output for people and for programs."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -103,16 +105,31 @@ def test_a_service_that_is_not_there_is_said_in_one_line() -> None:
     assert ".:" not in ended.errors
 
 
-def test_a_data_directory_of_somebody_else_is_said_to_be_theirs() -> None:
-    for words in (["run", "true"], ["images", "list"], ["keys", "list"], ["migrate"], ["serve"]):
-        first, *rest = words
-        where = ["--data-dir", "/root/there"]
-        inner = rest if first in ("images", "keys") else []
-        ended = sandboxd(first, *inner, *where, *([] if inner else rest))
+DATA_DIRECTORY_COMMANDS = [
+    ["run", "--data-dir", "DIRECTORY", "true"],
+    ["images", "list", "--data-dir", "DIRECTORY"],
+    ["keys", "list", "--data-dir", "DIRECTORY"],
+    ["migrate", "--data-dir", "DIRECTORY"],
+    ["serve", "--data-dir", "DIRECTORY"],
+]
 
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("words", DATA_DIRECTORY_COMMANDS, ids=" ".join)
+def test_a_data_directory_that_cannot_be_used_is_said_with_its_owner(
+    tmp_path: Path, words: list[str]
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+
+    def said(directory: str) -> str:
+        ended = sandboxd(*(directory if word == "DIRECTORY" else word for word in words))
         assert ended.code in (1, 125)
-        assert ": choose another --data-dir" in ended.errors
-        assert "belongs to root, and you are" in ended.errors
+        return ended.errors
+
+    assert f"{closed} is not writable: choose another --data-dir" in said(str(closed))
+    assert "belongs to root, and you are" in said("/root/there")
+    assert "belongs to root, and you are" in said("/etc")
 
 
 def test_run_tells_its_own_failures_from_those_of_the_command() -> None:
