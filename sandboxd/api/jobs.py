@@ -95,7 +95,7 @@ async def show(call: Call) -> Response:
     if etag_matches(call.header(b"if-none-match"), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    return json_answer(job_view(job, _output(job, log), position=position), headers=headers)
+    return json_answer(job_view(job, await _output(job, log), position=position), headers=headers)
 
 
 async def list_(call: Call) -> Response:
@@ -201,7 +201,7 @@ async def _submitted_answer(
         headers["Preference-Applied"] = "respond-async"
     elif preference.wait_seconds and job.state in TERMINAL:
         headers["Preference-Applied"] = "wait"
-        view = job_view(job, _output(job, await _log_of(call, job)))
+        view = job_view(job, await _output(job, await _log_of(call, job)))
         return json_answer(view, HTTPStatus.OK, headers)
     headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return json_answer(job_view(job), HTTPStatus.ACCEPTED, headers)
@@ -256,9 +256,9 @@ async def _log_of(call: Call, job: Job) -> ReadableLog | None:
         return None  # it never started, or wrote nothing
 
 
-def _output(job: Job, log: ReadableLog | None) -> Output | None:
+async def _output(job: Job, log: ReadableLog | None) -> Output | None:
     if log is not None:
-        return output_of(log)
+        return await output_of(log)
     return _NO_OUTPUT if job.state in TERMINAL else None
 
 

@@ -1,28 +1,26 @@
 """A job's output over HTTP: raw bytes, NDJSON and server-sent events, of a log that may still grow.
 
 Nobody waits for a reader: each reads from the log by offset, at its own pace, and sleeps until there is more. One
-that takes nothing for a minute is dropped.
+that takes nothing is dropped (`connections`).
 """
 
-import asyncio
 import base64
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
 
 from sandboxd.api.answers import encode, no_content
 from sandboxd.api.headers import ByteRange, Unsatisfiable, parse_range
 from sandboxd.api.log_reader import (
     HEARTBEAT_SECONDS,
-    PIECE_BYTES,
     Piece,
     ReadableLog,
+    contents,
     offset_of_tail,
     offset_since,
+    part_by_part,
     pieces,
 )
 from sandboxd.api.parts import Call
@@ -36,7 +34,6 @@ from sandboxd.jobs import TERMINAL, WAITING, Job, Stream
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog
 
-STALL_SECONDS = 60.0
 MAX_TAIL_LINES = 100_000
 
 TEXT = "text/plain"
@@ -72,11 +69,11 @@ async def logs(call: Call) -> Response:
         last = parse_last_event_id(call.header(b"last-event-id"))
         if last is not None and last.ended and (job.state in TERMINAL or not wish.follow):
             return no_content()  # tells an EventSource to stop coming back
-        return _Stream(_sse(call, job, wish, last), headers=_UNBUFFERED, media_type=SSE)
+        return StreamingResponse(_sse(call, job, wish, last), headers=_UNBUFFERED, media_type=SSE)
     if media_type == NDJSON:
-        return _Stream(_ndjson(call, job, wish), headers=_UNBUFFERED, media_type=NDJSON)
+        return StreamingResponse(_ndjson(call, job, wish), headers=_UNBUFFERED, media_type=NDJSON)
     if wish.follow or wish.partial:
-        return _Stream(_raw(call, job, wish), headers=_UNBUFFERED, media_type=media_type)
+        return StreamingResponse(_raw(call, job, wish), headers=_UNBUFFERED, media_type=media_type)
     return await _raw_file(call, job, wish.stream, media_type)
 
 
@@ -113,29 +110,27 @@ async def _raw_file(call: Call, job: Job, stream: Stream | None, media_type: str
         status = HTTPStatus.PARTIAL_CONTENT
         headers["Content-Range"] = f"bytes {part.start}-{part.end - 1}/{size}"
     headers["Content-Length"] = str(part.end - part.start)
-    return _Stream(
-        _bytes_of(log, stream, part), status_code=status, headers=headers, media_type=media_type
+    return StreamingResponse(
+        part_by_part(log, stream, part.start, part.end),
+        status_code=status,
+        headers=headers,
+        media_type=media_type,
     )
 
 
-async def _bytes_of(
-    log: ReadableLog, stream: Stream | None, part: ByteRange
-) -> AsyncIterator[bytes]:
-    for offset in range(part.start, part.end, PIECE_BYTES):
-        size = min(PIECE_BYTES, part.end - offset)
-        yield log.read(offset, size) if stream is None else log.read_stream(stream, offset, size)
-
-
 async def _raw(call: Call, job: Job, wish: Wish) -> AsyncIterator[bytes]:
-    async for piece in _pieces(call, job, wish, whole_characters=False):
-        if piece is not None:
-            yield piece.content
+    job = await _started(call, job, wish)
+    log = await _log_of(call, job)
+    offset = await _first_offset(log, wish)
+    async for content in contents(log, offset, stream=wish.stream, follow=wish.follow):
+        yield content
 
 
 async def _ndjson(call: Call, job: Job, wish: Wish) -> AsyncIterator[bytes]:
-    async for piece in _pieces(call, job, wish, whole_characters=True):
-        if piece is not None:
-            yield encode(_record(piece)) + b"\n"
+    job = await _started(call, job, wish)
+    async for batch in _pieces(call, job, wish, offset=None):
+        if batch:
+            yield b"".join(encode(_record(piece)) + b"\n" for piece in batch)
 
 
 async def _sse(call: Call, job: Job, wish: Wish, last: LastEvent | None) -> AsyncIterator[bytes]:
@@ -146,12 +141,12 @@ async def _sse(call: Call, job: Job, wish: Wish, last: LastEvent | None) -> Asyn
             yield comment("waiting to start")
             job = await _wait_started(call, job)
         attempt, reached = job.attempt, 0
-        async for piece in _pieces(call, job, wish, whole_characters=True, offset=offset):
-            if piece is None:
-                yield comment("waiting")
+        async for batch in _pieces(call, job, wish, offset=offset):
+            if batch:
+                reached = batch[-1].end
+                yield b"".join(_log_event(piece) for piece in batch)
             else:
-                reached = piece.end
-                yield event("log", str(piece.end), encode(_record(piece)))
+                yield comment("waiting")
         job = await call.parts.store.get(call.tenant, job.id, with_stdin=False)
         while wish.follow and job.state not in TERMINAL:
             job = await call.parts.scheduler.wait(call.tenant, job.id, HEARTBEAT_SECONDS)
@@ -163,26 +158,29 @@ async def _sse(call: Call, job: Job, wish: Wish, last: LastEvent | None) -> Asyn
 
 
 async def _pieces(
-    call: Call, job: Job, wish: Wish, *, whole_characters: bool, offset: int | None = None
-) -> AsyncIterator[Piece | None]:
+    call: Call, job: Job, wish: Wish, *, offset: int | None
+) -> AsyncIterator[list[Piece]]:
     """What the client wished for, from `offset` if it has been here before."""
-    while _must_start(job, wish):
-        job = await _wait_started(call, job)
     log = await _log_of(call, job)
     if offset is None or offset > log.size():  # beyond the end: it is of another attempt
-        offset = 0
-        if wish.since is not None:
-            offset = offset_since(log, wish.since)
-        if wish.tail is not None:
-            offset = max(offset, await offset_of_tail(log, wish.stream, wish.tail))
-    async for piece in pieces(
-        log,
-        offset,
-        stream=wish.stream,
-        follow=wish.follow,
-        whole_characters=whole_characters,
+        offset = await _first_offset(log, wish)
+    async for batch in pieces(
+        log, offset, stream=wish.stream, follow=wish.follow, whole_characters=True
     ):
-        yield piece
+        yield batch
+
+
+async def _first_offset(log: ReadableLog, wish: Wish) -> int:
+    offset = 0 if wish.since is None else offset_since(log, wish.since)
+    if wish.tail is not None:
+        offset = max(offset, await offset_of_tail(log, wish.stream, wish.tail))
+    return offset
+
+
+async def _started(call: Call, job: Job, wish: Wish) -> Job:
+    while _must_start(job, wish):
+        job = await _wait_started(call, job)
+    return job
 
 
 def _must_start(job: Job, wish: Wish) -> bool:
@@ -212,6 +210,10 @@ def _record(piece: Piece) -> LogRecord:
     return LogRecord(time=time, stream=stream, offset=piece.offset, data=text)
 
 
+def _log_event(piece: Piece) -> bytes:
+    return event("log", str(piece.end), encode(_record(piece)))
+
+
 def _end_view(job: Job) -> EndView:
     return EndView(
         state=job.state,
@@ -219,17 +221,3 @@ def _end_view(job: Job) -> EndView:
         attempt=job.attempt,
         exit=exit_view(job.result.exit) if job.result else None,
     )
-
-
-class _Stream(StreamingResponse):
-    """Drops a reader that takes nothing for STALL_SECONDS."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            try:
-                async with asyncio.timeout(STALL_SECONDS):
-                    await send(message)
-            except TimeoutError as error:
-                raise ClientDisconnect from error
-
-        await super().__call__(scope, receive, send_in_time)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from msgspec import UNSET, UnsetType
 
 from sandboxd.api.headers import trace_id_of
-from sandboxd.api.log_reader import ReadableLog
+from sandboxd.api.log_reader import ReadableLog, part_by_part
 from sandboxd.api.query import rfc3339
 from sandboxd.api.schemas import (
     Base64,
@@ -26,6 +26,7 @@ from sandboxd.api.schemas import (
     UsageView,
     WaitingView,
 )
+from sandboxd.errors import NotFound
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import (
     TERMINAL,
@@ -54,21 +55,28 @@ class Output(NamedTuple):
     streams: StreamsView
 
 
-def output_of(log: ReadableLog) -> Output:
-    """The first part of both streams."""
-    stdout, stdout_view = _inline(log, Stream.STDOUT)
-    stderr, stderr_view = _inline(log, Stream.STDERR)
+async def output_of(log: ReadableLog) -> Output:
+    """The first part of both streams.
+
+    Raises NotFound if the log was removed meanwhile.
+    """
+    try:
+        stdout, stdout_view = await _inline(log, Stream.STDOUT)
+        stderr, stderr_view = await _inline(log, Stream.STDERR)
+    except FileNotFoundError as error:
+        raise NotFound("The log is gone.", code="log_gone") from error
     return Output(stdout, stderr, StreamsView(stdout=stdout_view, stderr=stderr_view))
 
 
-def _inline(log: ReadableLog, stream: Stream) -> tuple[str | Base64, StreamView]:
-    size, truncated = log.size(stream), log.truncated(stream)
-    piece = log.read_stream(stream, 0, INLINE_BYTES)
+async def _inline(log: ReadableLog, stream: Stream) -> tuple[str | Base64, StreamView]:
+    closed, size, truncated = log.closed, log.size(stream), log.truncated(stream)
+    parts = part_by_part(log, stream, 0, min(size, INLINE_BYTES))
+    piece = b"".join([part async for part in parts])
     text: str | Base64
     try:
         text = piece.decode("utf-8")
     except UnicodeDecodeError as error:
-        cut = len(piece) < size or truncated or not log.closed
+        cut = len(piece) < size or truncated or not closed
         if cut and len(piece) - error.start < 4 and error.reason == "unexpected end of data":
             piece = piece[: error.start]  # only a character that was cut in two
             text = piece.decode("utf-8")

@@ -1,15 +1,22 @@
 """Logs over HTTP: raw with ranges, NDJSON, server-sent events; whole, followed, resumed."""
 
+import asyncio
 import base64
 import json
 import os
 import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from api_service import Service
+
+from sandboxd.jobs import Stream
+from sandboxd.store.logs import JobLog
 
 WAIT = {"Prefer": "wait=20"}
 SSE = {"Accept": "text/event-stream"}
@@ -303,3 +310,62 @@ def test_bad_parameters_of_logs_are_named(client: httpx2.Client) -> None:
         "tail",
         "since",
     ]
+
+
+LONG_LOG_CHUNKS = 240_000
+WAYS_TO_READ: list[tuple[dict[str, str], str]] = [
+    (NDJSON, "/logs"),
+    (SSE, "/logs"),
+    ({}, "/logs?tail=1"),
+    ({}, "/logs?tail=100000&stream=stderr"),
+    ({}, "/logs?stream=stdout"),
+    (NDJSON, "/logs?stream=stdout"),
+    ({}, "/logs?since=2020-01-01T00:00:00Z&stream=stderr"),
+    ({}, ""),
+]
+
+
+async def fill(log: JobLog) -> None:
+    for number in range(LONG_LOG_CHUNKS):
+        log.append((Stream.STDOUT, Stream.STDERR)[number % 2], b"oe"[number % 2 :][:1], 1.7e9)
+
+
+async def longest_pause(stop: threading.Event) -> float:
+    """The longest time, in seconds, for which the loop did nothing for this task."""
+    longest, last = 0.0, time.perf_counter()
+    while not stop.is_set():
+        await asyncio.sleep(0.001)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_readers_of_a_log_of_single_bytes_do_not_hold_up_the_service(
+    tmp_path: Path, gate: Path, ended: bool
+) -> None:
+    with Service().running(tmp_path) as service, service.client() as client:
+        path = start(client, f"read line < {gate}").removesuffix("/logs")
+        log = service.scheduler._logs[path.rpartition("/")[2]]
+        service.run(lambda: fill(log))
+        if ended:
+            gate.write_text("go\n")
+            client.get(path, params={"wait": "20"})
+
+        stop = threading.Event()
+        with ThreadPoolExecutor(5) as threads:
+            watch = threads.submit(lambda: service.run(lambda: longest_pause(stop)))
+            answers = list(
+                threads.map(lambda way: client.get(path + way[1], headers=way[0]), WAYS_TO_READ)
+            )
+            stop.set()
+        if not ended:
+            gate.write_text("go\n")
+
+    assert watch.result() < 0.5
+    assert len(answers[0].text.splitlines()) == LONG_LOG_CHUNKS
+    assert len(events_of(answers[1].text)) == LONG_LOG_CHUNKS + 1
+    assert answers[2].content == b"oe" * (LONG_LOG_CHUNKS // 2)
+    assert answers[3].content == answers[6].content == b"e" * (LONG_LOG_CHUNKS // 2)
+    assert answers[4].content == b"o" * (LONG_LOG_CHUNKS // 2)
+    assert answers[7].json()["stdout"] == "o" * 65536
