@@ -23,7 +23,7 @@ from sandboxd.api.parts import Call
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.schemas import CancelRequest, EmptyRequest, JobList, StreamsView, StreamView
 from sandboxd.api.validate import invalid, job_spec_of
-from sandboxd.api.views import Output, dry_run_view, event_view, job_view, output_of
+from sandboxd.api.views import Output, dry_run_view, event_view, job_view, listed_view, output_of
 from sandboxd.errors import Invalid, NotFound
 from sandboxd.ids import new_id
 from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobSpec, Reason, State
@@ -117,7 +117,7 @@ async def list_(call: Call) -> Response:
         cursor=cursor,
     )
     answer = JobList(
-        data=[job_view(job) for job in page.items],
+        data=[listed_view(job, shortened=job.id in page.shortened) for job in page.items],
         next_cursor=page.next_cursor,
         has_more=page.next_cursor is not None,
     )

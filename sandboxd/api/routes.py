@@ -91,7 +91,11 @@ ROUTES: tuple[Route, ...] = (
         handler=jobs.list_,
         group="Jobs",
         summary="List jobs",
-        description="Newest first, without their output. `Link` and `next_cursor` lead to the next page.",
+        description=(
+            "Newest first, without input, output and `env`; `command` is cut after 4 KiB, and `command_truncated` then "
+            "says so. A page has fewer than `limit` where they are more than 1 MiB. `Link` and `next_cursor` lead to "
+            "the next page."
+        ),
         scope=JOBS_READ,
         parameters=(
             Parameter(

@@ -287,7 +287,13 @@ class JobView(Answer, frozen=True, kw_only=True):
     image_digest: str | UnsetType = UNSET
     image: str
     command: tuple[str, ...]
-    env: dict[str, str]
+    command_truncated: Annotated[
+        bool | UnsetType,
+        Meta(description="In lists: `command` is cut after 4 KiB; the job itself has all."),
+    ] = UNSET
+    env: Annotated[
+        dict[str, str] | UnsetType, Meta(description="Left out in lists; the job itself has it.")
+    ] = UNSET
     workdir: str | None
     user: str | None
     limits: LimitsView

@@ -3,7 +3,7 @@
 import base64
 from typing import Any, NamedTuple
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from sandboxd.api.headers import trace_id_of
 from sandboxd.api.log_reader import ReadableLog, part_by_part
@@ -114,6 +114,12 @@ def job_view(job: Job, output: Output | None = None, *, position: int | None = N
         links=_links_view(job.id),
         **_asked_for(spec),
     )
+
+
+def listed_view(job: Job, *, shortened: bool) -> JobView:
+    """A job of a list: many of them must fit into one answer."""
+    truncated = True if shortened else UNSET
+    return structs.replace(job_view(job), env=UNSET, command_truncated=truncated)
 
 
 def dry_run_view(spec: JobSpec, image_digest: str) -> DryRunView:

@@ -1,9 +1,10 @@
 """What is asked about jobs. Each function is one question; every engine shares them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, select, union_all
 
 from sandboxd.errors import NotFound
 from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobEvent, State
@@ -11,7 +12,16 @@ from sandboxd.store import tables
 from sandboxd.store.cursors import decode_cursor, encode_cursor
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog
-from sandboxd.store.records import Conservation, Page, event_from, job_from, log_from
+from sandboxd.store.records import (
+    PAGE_BYTES,
+    Conservation,
+    Page,
+    event_from,
+    job_from,
+    listed,
+    listed_bytes,
+    log_from,
+)
 
 _job = tables.job
 
@@ -41,9 +51,9 @@ def list_jobs(
     limit: int,
     cursor: str | None,
 ) -> Page:
-    """A tenant's jobs, newest first, without their input.
+    """A tenant's jobs, newest first, without input and environment, long commands cut.
 
-    They fulfil every condition: one of `states` (none given: any), all of `labels`, made from `since` to before
+    A page has fewer than `limit` where those would be more than PAGE_BYTES. They fulfil every condition: one of `states` (none given: any), all of `labels`, made from `since` to before
     `until`. Raises Invalid for a cursor that is not from a page of this list.
     """
     wanted = [_job.c.tenant == tenant]
@@ -60,9 +70,24 @@ def list_jobs(
         labelled = select(label.c.job_id).where(label.c.name == name, label.c.value == value)
         wanted.append(_job.c.id.in_(labelled))
     question = select(_job).where(*wanted).order_by(_job.c.id.desc()).limit(limit + 1)
-    jobs = [job_from(row) for row in connection.execute(question)]
-    more = len(jobs) > limit
-    return Page(jobs[:limit], encode_cursor(jobs[limit - 1].id) if more else None)
+    return _page(connection.execute(question), limit)
+
+
+def _page(rows: Iterable[Row[Any]], limit: int) -> Page:
+    """One job after the other: each may be a megabyte before it is cut."""
+    jobs: list[Job] = []
+    shortened: set[str] = set()
+    size = 0
+    for row in rows:
+        whole = job_from(row)
+        job = listed(whole)
+        size += listed_bytes(job)
+        if len(jobs) == limit or (jobs and size > PAGE_BYTES):
+            return Page(jobs, encode_cursor(jobs[-1].id), frozenset(shortened))
+        jobs.append(job)
+        if job.spec.command != whole.spec.command:
+            shortened.add(job.id)
+    return Page(jobs, None, frozenset(shortened))
 
 
 def events(connection: Connection, tenant: str, job_id: str) -> list[JobEvent]:

@@ -10,6 +10,11 @@ from sandboxd.jobs import ApiKey, Job, JobEvent, JobSpec, Reason, Result, State,
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog, read_index
 
+PAGE_BYTES = 2**20
+"""A page of a list ends early when its jobs are more than this."""
+LISTED_COMMAND_BYTES = 4096
+_LISTED_FIXED_BYTES = 512
+
 _to_json = msgspec.json.Encoder().encode
 _to_spec = msgspec.json.Decoder(JobSpec).decode
 _to_result = msgspec.json.Decoder(Result).decode
@@ -35,6 +40,8 @@ class Page(NamedTuple):
 
     items: list[Job]
     next_cursor: str | None
+    shortened: frozenset[str] = frozenset()
+    """Ids of those whose command is not here as a whole."""
 
 
 class Conservation(NamedTuple):
@@ -84,6 +91,25 @@ def job_values(job: Job) -> dict[str, Any]:
 def without_stdin(spec: JobSpec) -> JobSpec:
     """The same specification with empty input."""
     return msgspec.structs.replace(spec, stdin=b"") if spec.stdin else spec
+
+
+def listed(job: Job) -> Job:
+    """The job as lists have it: without environment, and with the first LISTED_COMMAND_BYTES of its command."""
+    command: list[str] = []
+    left = LISTED_COMMAND_BYTES
+    for word in job.spec.command:
+        kept = word.encode("utf-8", "surrogatepass")[:left].decode("utf-8", "ignore")
+        left -= len(word.encode("utf-8", "surrogatepass")) + 1
+        command.append(kept)
+        if left <= 0:
+            break
+    spec = msgspec.structs.replace(job.spec, env={}, command=tuple(command))
+    return msgspec.structs.replace(job, spec=spec)
+
+
+def listed_bytes(job: Job) -> int:
+    """About how much the job adds to an answer."""
+    return _LISTED_FIXED_BYTES + len(_to_json(job.spec)) + len(_to_json(job.result))
 
 
 def encode_result(result: Result) -> str:

@@ -201,8 +201,9 @@ class SqliteStore:
         limit: int,
         cursor: str | None = None,
     ) -> Page:
-        """A tenant's jobs, newest first, without their input.
+        """A tenant's jobs, newest first, without input and environment, long commands cut.
 
+        A page has fewer than `limit` where those would be more than a mebibyte.
         Those in one of `states` (none: any) that have all `labels` and were made from `since` to before `until`.
         Raises Invalid for a cursor that is not from a page of this list.
         """

@@ -313,3 +313,16 @@ def test_many_clients_wait_at_once(service: Service) -> None:
         thread.join()
 
     assert states == ["succeeded"] * 20
+
+
+def test_lists_leave_out_what_is_large(client: httpx2.Client) -> None:
+    body = {"image": "host", "command": ["/bin/true", "x" * 5000], "env": {"A": "a" * 100_000}}
+    job = client.post("/v1/jobs", json=body, headers=WAIT).json()
+    listed = client.get("/v1/jobs", params={"limit": 1}).json()["data"][0]
+
+    assert (job["env"], job["command"]) == (body["env"], body["command"])
+    assert "command_truncated" not in job
+    assert listed["id"] == job["id"]
+    assert "env" not in listed
+    assert listed["command_truncated"] is True
+    assert sum(map(len, listed["command"])) < 4096

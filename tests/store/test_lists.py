@@ -42,6 +42,24 @@ async def test_a_last_page_that_is_full_has_no_next_one(store: SqliteStore) -> N
 
 
 @in_store
+async def test_a_page_ends_before_it_is_too_large(store: SqliteStore) -> None:
+    words = ("x" * 3000, "é" * 3000, "never shown")
+    jobs = [a_job(command=words, env={"A": "a" * 10_000}) for _ in range(300)]
+    for job in jobs:
+        await store.submit(job)
+
+    page = await store.list_jobs("ada", limit=300)
+    rest = await store.list_jobs("ada", limit=300, cursor=page.next_cursor)
+
+    assert 100 < len(page.items) < 300
+    assert page.next_cursor is not None
+    assert [job.id for job in [*page.items, *rest.items]] == [job.id for job in jobs[::-1]]
+    assert page.items[0].spec.env == {}
+    assert page.items[0].spec.command == ("x" * 3000, "é" * 547)
+    assert page.shortened == {job.id for job in page.items}
+
+
+@in_store
 async def test_a_list_keeps_to_its_conditions(store: SqliteStore) -> None:
     queued = (await store.submit(a_job(now=1000.0, labels={"team": "red", "kind": "a"}))).job
     active = (await store.submit(a_job(now=1001.0, labels={"team": "red"}), claim_owner="me")).job
