@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
 from starlette.types import Scope
 
@@ -30,12 +31,18 @@ SCOPES = (JOBS_READ, JOBS_WRITE, ADMIN)
 """`admin` includes the others and reaches beyond its own tenant (keys, metrics)."""
 DEFAULT_TENANT = "default"
 
+Remembered = TypeVar("Remembered")
+
 FOUND_KEYS = 1024
 FOUND_SECONDS = 10.0
 """So long may a key that another process revoked go on working here."""
+_NO_SECRET = bytes(32)
+"""In place of the digest of a key that is not known, so that it takes as long to be refused."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _KEY = re.compile(rf"sbx_([{_ALPHABET}]{{26}})([{_ALPHABET}]{{32}})([{_ALPHABET}]{{7}})")
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{0,5})?")
+"""Names and addresses with a port, and nothing else that the grammar (RFC 3986, 3.2) would allow."""
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 
 
@@ -75,12 +82,17 @@ class NoAuthentication:
 
 
 class BearerKeys:
-    """Finds the key of a request; remembers found ones for a few seconds, so that the hot path needs no query."""
+    """Finds the key of a request; remembers for a few seconds, so that the hot path needs no query.
+
+    What is not there is remembered too, apart: guesses cost no query each, are not told from known ids by the time
+    that the answer takes, and drive no known key out.
+    """
 
     def __init__(self, store: Store, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._monotonic = monotonic
         self._found: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
+        self._missed: OrderedDict[str, float] = OrderedDict()
 
     async def principal(self, scope: Scope) -> Principal:
         """Raises Unauthenticated."""
@@ -98,6 +110,7 @@ class BearerKeys:
     def forget(self, key_id: str) -> None:
         """The key was revoked: do not trust what is remembered of it."""
         self._found.pop(key_id, None)
+        self._missed.pop(key_id, None)
 
     async def _verified(self, text: str) -> ApiKey:
         match = _KEY.fullmatch(text)
@@ -105,7 +118,9 @@ class BearerKeys:
             raise _not_valid("This is not a key of this service: a character is missing or wrong.")
         key = await self._find(f"key_{match[1]}")
         secret_sha256 = hashlib.sha256(match[2].encode()).digest()
-        if key is None or not hmac.compare_digest(key.secret_sha256, secret_sha256):
+        stored_sha256 = _NO_SECRET if key is None else key.secret_sha256
+        same = hmac.compare_digest(stored_sha256, secret_sha256)
+        if key is None or not same:
             raise _not_valid("The key is not known.")
         if key.revoked_at is not None:
             raise _not_valid("The key was revoked.")
@@ -118,14 +133,14 @@ class BearerKeys:
         remembered = self._found.get(key_id)
         if remembered is not None and now - remembered[0] < FOUND_SECONDS:
             return remembered[1]
+        if now - self._missed.get(key_id, -FOUND_SECONDS) < FOUND_SECONDS:
+            return None
         key = await self._store.find_key(key_id)
         if key is None:
             self._found.pop(key_id, None)
-            return None
-        self._found[key_id] = (now, key)
-        self._found.move_to_end(key_id)
-        if len(self._found) > FOUND_KEYS:
-            self._found.popitem(last=False)
+            _remember(self._missed, key_id, now)
+        else:
+            _remember(self._found, key_id, (now, key))
         return key
 
 
@@ -143,11 +158,12 @@ class LocalOnly:
         if self._listen.path is not None:
             return  # no browser reaches a unix socket
         headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1")
-        if not self._is_ours(_without_port(host)):
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        match = _HOST.fullmatch(host)
+        if match is None or not self._is_ours(match[1] or match[2]):
             raise Forbidden("The Host header names another machine.", code="host_not_allowed")
         origin = headers.get(b"origin")
-        if origin is not None and origin.decode("latin-1").lower() != f"http://{host}".lower():
+        if origin is not None and origin.decode("latin-1").lower() != f"http://{host}":
             raise Forbidden("Pages of other origins may not call this.", code="origin_not_allowed")
 
     def _is_ours(self, name: str) -> bool:
@@ -159,11 +175,11 @@ class LocalOnly:
             return False
 
 
-def _without_port(host: str) -> str:
-    host = host.lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+def _remember(known: OrderedDict[str, Remembered], key_id: str, what: Remembered) -> None:
+    known[key_id] = what
+    known.move_to_end(key_id)
+    if len(known) > FOUND_KEYS:
+        known.popitem(last=False)
 
 
 def _not_valid(detail: str) -> Unauthenticated:

@@ -1,11 +1,12 @@
 """The server's side of a connection, with limits that uvicorn leaves open: how long and how large a request's head may be,
-and how many connections there are.
+how long an answer may lie there unread, and how many connections there are.
 
 Without them a client that sends nothing, or a byte a minute, holds a connection for ever, one header without an end
-fills the memory, and connections take the descriptors that jobs need.
+fills the memory, one that does not read its answers keeps them in it, and connections take the descriptors that jobs need.
 """
 
 import asyncio
+import re
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -13,16 +14,22 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 HEAD_SECONDS = 15.0
 """From the connection, or the first byte of a further request, to the end of its head."""
 HEAD_BYTES = 64 * 2**10
+STALL_SECONDS = 30.0
+"""A client that reads nothing of what is there for it for so long is cut off."""
 OVER_LIMIT = "over_limit"
 """In the scope's state of requests on a connection that was one too many: they are to be refused."""
+AUTHORITY = "authority"
+"""In the scope's state: the authority that an absolute request target names (RFC 9112, 3.2.2)."""
 MOST_TOLD = 64
 """So many connections over the limit are kept until they are told so; any more are closed at once."""
+_ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 
 
 class Connection(HttpToolsProtocol):
     """Give this class to uvicorn as `http`."""
 
     head_seconds = HEAD_SECONDS
+    stall_seconds = STALL_SECONDS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -30,9 +37,12 @@ class Connection(HttpToolsProtocol):
         self._most_connections, self.limit_concurrency = self.limit_concurrency, None
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # From the first byte that the kernel does not take: else up to 64 KiB could lie there for ever.
+        transport.set_write_buffer_limits(high=0)
         if self._most_connections is not None:
             over = len(self.connections) - self._most_connections
             if over > MOST_TOLD:
@@ -44,6 +54,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        self._end_stall()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -61,7 +72,34 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
+        absolute = _ABSOLUTE.match(self.url)
+        if absolute is not None:
+            self.scope["state"][AUTHORITY] = absolute[1]
         super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reading(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._end_stall()
+        super().resume_writing()
+
+    def _await_reading(self, unread: int) -> None:
+        self._end_stall()
+        self._stall_timer = self.loop.call_later(self.stall_seconds, self._check_stall, unread)
+
+    def _check_stall(self, unread_before: int) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if unread < unread_before:  # slow, but it reads
+            self._await_reading(unread)
+        else:
+            self.transport.abort()
+
+    def _end_stall(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _await_head(self) -> None:
         if self._head_timer is None:

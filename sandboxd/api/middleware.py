@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandboxd.api.auth import LocalOnly
-from sandboxd.api.connections import OVER_LIMIT
+from sandboxd.api.connections import AUTHORITY, OVER_LIMIT
 from sandboxd.api.headers import parse_traceparent
 from sandboxd.api.parts import Metrics
 from sandboxd.api.problems import TooManyConnections, is_internal, problem_of
@@ -54,6 +54,7 @@ class Envelope:
         try:
             if exchange.state.get(OVER_LIMIT):
                 raise TooManyConnections
+            _check_origin(scope)
             _check_path(scope)
             if self._guard is not None:
                 self._guard.check(scope)
@@ -122,6 +123,17 @@ class _Exchange:
 
 class _BrokenOff(Exception):
     """An answer that had begun cannot be completed."""
+
+
+def _check_origin(scope: Scope) -> None:
+    """Raises Malformed where a proxy in front of us and we could take the request for different ones."""
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    origins = [value for name, value in scope["headers"] if name == b"origin"]
+    if len(hosts) > 1 or len(origins) > 1:
+        raise Malformed("Host and Origin may be there once only.", code="header_repeated")
+    authority: bytes | None = scope["state"].get(AUTHORITY)
+    if authority is not None and [authority.lower()] != [host.strip().lower() for host in hosts]:
+        raise Malformed("The target of the request and Host differ.", code="target_malformed")
 
 
 def _check_path(scope: Scope) -> None:

@@ -26,6 +26,8 @@ _LOWEST_OTHER = 5
 _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 """What Python and the launcher have set to other than the default. (posix_spawn resets all for the command.)"""
 _LONGEST_REASON = 500
+_MESSAGE_QUEUE_BYTES = 163_840
+"""A queue or two: all sandboxes together share what the service's user has, usually 819,200 bytes."""
 _CORE_BYTES = 1
 """No core fits in a byte; and at exactly 1 the kernel starts no helper for a piped core_pattern, at 0 it does (core(5))."""
 _COMMAND_OOM_SCORE = b"1000"
@@ -130,7 +132,7 @@ class Init:
         os.umask(0o022)
         privileges.limit(resource.RLIMIT_CORE, _CORE_BYTES)
         privileges.limit(resource.RLIMIT_MEMLOCK, 2**16)
-        privileges.limit(resource.RLIMIT_MSGQUEUE, 819_200)
+        privileges.limit(resource.RLIMIT_MSGQUEUE, _MESSAGE_QUEUE_BYTES)
         privileges.limit(resource.RLIMIT_RTPRIO, 0)
         # Counted for all sandboxes together as well, with the service's own limit: one must not take it all.
         privileges.limit(resource.RLIMIT_SIGPENDING, 1024)

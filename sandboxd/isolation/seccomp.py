@@ -20,35 +20,33 @@ ALLOWED = frozenset(
     chown clock_adjtime clock_getres clock_gettime clock_nanosleep close close_range connect
     copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait
     epoll_pwait2 epoll_wait eventfd eventfd2 execve execveat exit exit_group faccessat
-    faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl
-    fdatasync fgetxattr flistxattr flock fork fremovexattr fsetxattr fstat fstatfs fsync
-    ftruncate futex futex_requeue futex_wait futex_waitv futex_wake futimesat get_robust_list
-    get_thread_area getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer
-    getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid
-    getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr
-    getxattrat inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel
-    io_destroy io_getevents io_pgetevents io_setup io_submit ioprio_get kill
+    faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fdatasync
+    fgetxattr flistxattr flock fork fremovexattr fsetxattr fstat fstatfs fsync ftruncate futex
+    futex_requeue futex_wait futex_waitv futex_wake futimesat get_robust_list get_thread_area
+    getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername
+    getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid getrlimit getrusage
+    getsid getsockname getsockopt gettid gettimeofday getuid getxattr getxattrat
+    inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioprio_get kill
     landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lgetxattr link
     linkat listen listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat madvise
     map_shadow_stack membarrier memfd_create mincore mkdir mkdirat mlock mlock2 mlockall mmap
-    mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink
-    mremap mseal msgctl msgget msgrcv msgsnd msync munlock munlockall munmap nanosleep
-    newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc
-    pkey_free pkey_mprotect poll ppoll pread64 preadv preadv2 process_mrelease pselect6 pwrite64
-    pwritev pwritev2 read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg
-    remap_file_pages removexattr removexattrat rename renameat renameat2 restart_syscall rmdir
-    rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend
-    rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min
-    sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval
-    sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield seccomp select
-    semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list
+    mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap mseal
+    msgctl msgget msgrcv msgsnd msync munlock munlockall munmap nanosleep newfstatat open openat
+    openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free pkey_mprotect
+    poll ppoll pread64 preadv preadv2 process_mrelease pselect6 pwrite64 pwritev pwritev2 read
+    readahead readlink readlinkat readv recvfrom recvmmsg recvmsg remap_file_pages removexattr
+    removexattrat rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction
+    rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait
+    rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity
+    sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_yield seccomp
+    select semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list
     set_thread_area set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid
-    setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid
-    setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 splice
-    stat statfs statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time
-    timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create
-    timerfd_gettime timerfd_settime times tkill truncate umask uname unlink unlinkat utime
-    utimensat utimes vfork wait4 waitid write writev
+    setregid setresgid setresuid setreuid setrlimit setsid setuid setxattr setxattrat shmat
+    shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 splice stat statfs statx symlink
+    symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete
+    timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime
+    times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork wait4 waitid
+    write writev
     """.split()  # noqa: SIM905
 )
 """Allowed with any arguments. Names that an architecture does not have are passed over there.
@@ -56,6 +54,15 @@ ALLOWED = frozenset(
 sched_setattr is among them though its policy is behind a pointer, which a filter cannot follow: a real-time or deadline policy
 is refused by the kernel itself, since RLIMIT_RTPRIO is 0 and CAP_SYS_NICE is gone. modify_ldt is not, though Docker's list has
 it: only 16-bit and old 32-bit programs need it, and the code behind it had holes (CVE-2017-17053).
+"""
+
+ABSENT = frozenset(
+    {"clone3", "io_setup", "io_destroy", "io_submit", "io_cancel", "io_getevents", "io_pgetevents"}
+)
+"""Answered as by a kernel that does not have them, on which libraries fall back to older ones.
+
+clone3's flags are behind a pointer, which a filter cannot follow. The contexts of io_setup are taken from one number for
+the whole host (fs.aio-max-nr): a single job could take them from everybody.
 """
 
 NEW_NAMESPACES = 0x7E020000
@@ -68,6 +75,11 @@ TIOCLINUX = 0x541C
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 S_IFMT, S_IFCHR, S_IFBLK = 0o170000, 0o020000, 0o060000
 PR_SET_MM = 35
+F_SETPIPE_SZ = 1031
+SOL_SOCKET = 1
+SO_ATTACH = (26, 50, 51, 52)
+"""SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF."""
+INIT_PID = 1
 IOPRIO_CLASS_MASK = 7 << 13
 IOPRIO_CLASS_RT = 1 << 13
 
@@ -152,6 +164,8 @@ def _tree(runs: list[tuple[int, Program]]) -> Program:
 def _code_for(name: str) -> Program:
     if name in ALLOWED:
         return [_return(_ALLOW)]
+    if name in ABSENT:
+        return [_return(_ERRNO | errno.ENOSYS)]
     if name in _RULES:
         return _RULES[name]()
     return [_return(_ERRNO | errno.EPERM)]
@@ -166,11 +180,6 @@ def _clone() -> Program:
         _return(_ERRNO | errno.EPERM),
         _return(_ALLOW),
     ]
-
-
-def _clone3() -> Program:
-    """Its flags are behind a pointer, which a filter cannot follow; on ENOSYS every libc falls back to clone."""
-    return [_return(_ERRNO | errno.ENOSYS)]
 
 
 def _socket() -> Program:
@@ -222,6 +231,33 @@ def _ioprio_set() -> Program:
     ]
 
 
+def _fcntl() -> Program:
+    """Not larger pipes: their pages are counted for all sandboxes of a user together (fs.pipe-user-pages-soft)."""
+    return _allow_all_but(1, (F_SETPIPE_SZ,))
+
+
+def _setsockopt() -> Program:
+    """No filter programs: they use up what the whole host has for compiled ones, seccomp's own among them."""
+    matches = [Instruction(_EQUAL, len(SO_ATTACH) - i, 0, v) for i, v in enumerate(SO_ATTACH)]
+    return [
+        _load_argument(1),
+        Instruction(_EQUAL, 0, len(matches) + 1, SOL_SOCKET),
+        _load_argument(2),
+        *matches,
+        _return(_ALLOW),
+        _return(_ERRNO | errno.EPERM),
+    ]
+
+
+def _not_of_init() -> Program:
+    """Not what it does to init, which has the same uid: it could be put to sleep."""
+    return _allow_all_but(0, (INIT_PID,))
+
+
+def _setpriority() -> Program:
+    return _allow_all_but(1, (INIT_PID,))
+
+
 def _mknod() -> Program:
     return _no_devices(mode_argument=1)
 
@@ -232,7 +268,6 @@ def _mknodat() -> Program:
 
 _RULES: dict[str, Callable[[], Program]] = {
     "clone": _clone,
-    "clone3": _clone3,
     "socket": _socket,
     "socketpair": _socketpair,
     "ioctl": _ioctl,
@@ -240,6 +275,13 @@ _RULES: dict[str, Callable[[], Program]] = {
     "prlimit64": _prlimit64,
     "prctl": _prctl,
     "ioprio_set": _ioprio_set,
+    "fcntl": _fcntl,
+    "setsockopt": _setsockopt,
+    "sched_setaffinity": _not_of_init,
+    "sched_setattr": _not_of_init,
+    "sched_setparam": _not_of_init,
+    "sched_setscheduler": _not_of_init,
+    "setpriority": _setpriority,
     "mknod": _mknod,
     "mknodat": _mknodat,
 }

@@ -49,6 +49,7 @@ class Driver1:
             for controller in controllers:
                 self.fds[controller.name] = self._open_instance(controller)
             self.has_swap_limit = self._check_swap_limit(host)
+            self.has_socket_limit = self._check_socket_limit()
             self.has_pids_peak = self._check_pids_peak(host)
             undo.pop_all()
 
@@ -91,6 +92,11 @@ class Driver1:
     def _hold(self, fd: int) -> int:
         self._closing.callback(os.close, fd)
         return fd
+
+    def _check_socket_limit(self) -> bool:
+        """The memory of socket buffers is counted apart on v1, and only from when it has a limit (TCP and UDP)."""
+        fd = self.fds.get("memory")
+        return fd is not None and exists(fd, "memory.kmem.tcp.limit_in_bytes")
 
     def _check_swap_limit(self, host: Host) -> bool:
         fd = self.fds.get("memory")
@@ -145,6 +151,8 @@ class Group1:
             write_file(self._memory_fd, f"{name}/memory.limit_in_bytes", limit)
             if self._driver.has_swap_limit:  # never below limit_in_bytes, so it comes second
                 write_file(self._memory_fd, f"{name}/memory.memsw.limit_in_bytes", limit)
+            if self._driver.has_socket_limit:
+                write_file(self._memory_fd, f"{name}/memory.kmem.tcp.limit_in_bytes", limit)
             write_file(self._memory_fd, f"{name}/memory.max_usage_in_bytes", "0")
         if self._pids_fd is not None:
             self._own_pids = read_number(self._pids_fd, f"{name}/pids.current")

@@ -77,6 +77,8 @@ def test_every_number_is_treated_as_the_profile_says(filtered: Filter) -> None:
         name = names.get(number)
         if name in seccomp.ALLOWED:
             expected = {"allow"}
+        elif name in seccomp.ABSENT:
+            expected = {"ENOSYS"}
         elif name in seccomp._RULES:
             expected = {"allow", "EPERM", "ENOSYS", "EAFNOSUPPORT"}
         else:
@@ -216,6 +218,34 @@ def test_prctl_cannot_move_the_memory_map(filtered: Filter) -> None:
     assert filtered("prctl", 2**32 | 35, 1) == "EPERM"
     for option in (1, 3, 4, 15, 22, 23, 24, 36, 38, 53, 0x53564D41):
         assert filtered("prctl", option) == "allow"
+
+
+def test_pipes_cannot_be_made_larger(filtered: Filter) -> None:
+    assert filtered("fcntl", 3, 1031, 2**20) == "EPERM"
+    assert filtered("fcntl", 3, 2**32 | 1031, 2**20) == "EPERM"
+    for command in (0, 1, 2, 3, 4, 5, 6, 7, 37, 38, 1024, 1030, 1032, 1033):
+        assert filtered("fcntl", 3, command) == "allow"
+
+
+def test_no_filter_program_is_attached_to_a_socket(filtered: Filter) -> None:
+    """They would use up what the host has for compiled programs, of which every sandbox needs one."""
+    for option in (26, 50, 51, 52):
+        assert filtered("setsockopt", 3, 1, option) == "EPERM"
+        assert filtered("setsockopt", 3, 2**32 | 1, 2**32 | option) == "EPERM"
+        assert filtered("setsockopt", 3, 6, option) == "allow"
+    for option in (2, 6, 7, 8, 9, 13, 15, 20, 21, 25, 27, 49, 53):
+        assert filtered("setsockopt", 3, 1, option) == "allow"
+
+
+@pytest.mark.parametrize(
+    "name", ["sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler"]
+)
+def test_init_cannot_be_put_to_sleep(name: str, filtered: Filter) -> None:
+    assert filtered(name, 1) == "EPERM"
+    assert filtered(name, 0) == "allow"
+    assert filtered(name, 2) == "allow"
+    assert filtered("setpriority", 0, 1, 19) == "EPERM"
+    assert filtered("setpriority", 0, 0, 19) == "allow"
 
 
 def test_the_digest_is_that_of_the_program_and_differs_by_architecture() -> None:

@@ -158,7 +158,7 @@ def test_resource_limits_are_lowered_hard_and_soft(facts: dict[str, Any]) -> Non
     assert limits["RLIMIT_RTPRIO"] == (0, 0)
     for name, most in {
         "RLIMIT_MEMLOCK": 2**16,
-        "RLIMIT_MSGQUEUE": 819_200,
+        "RLIMIT_MSGQUEUE": 163_840,
         "RLIMIT_SIGPENDING": 1024,
     }.items():
         assert limits[name][0] == limits[name][1]
