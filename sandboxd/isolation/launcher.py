@@ -41,6 +41,8 @@ def main(control_fd: int, parent_pid: int, stage: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the service.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel reaps: nobody asks for a status.
     privileges.die_with_parent(parent_pid)
+    close_all_but(control_fd)
+    privileges.set_name("sandboxd")
     # Descriptors under way in sockets are counted by uid: with a single-id map those of commands are, too. Only a higher
     # limit than theirs lets this process go on sending.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -50,6 +52,13 @@ def main(control_fd: int, parent_pid: int, stage: str) -> NoReturn:
     launcher.prepare(stage)
     launcher.serve()
     os._exit(0)
+
+
+def close_all_but(descriptor: int) -> None:
+    """Nothing stays open but the streams and this one: not even the program that this process was started from."""
+    if descriptor > 3:
+        syscalls.close_range(3, descriptor - 1)
+    syscalls.close_range(descriptor + 1)
 
 
 class LauncherProcess:

@@ -5,6 +5,8 @@ Runs in the service's event loop and waits for one descriptor: the launcher's so
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
@@ -22,6 +25,8 @@ from sandboxd.isolation.spec import NetworkMode, SandboxSpec, Walls
 _BUILD_SECONDS = 30.0
 """A sandbox that is not ready by then never will be: the host is stuck."""
 _END_SECONDS = 5.0
+_MFD_EXEC = 0x10
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _BARE = ("-I", "-S", "-B")
 """No environment, no site directories, no bytecode written: what it imports is in the path that it is given."""
 _BOOTSTRAP = (
@@ -69,14 +74,15 @@ class Launcher:
         loop = asyncio.get_running_loop()
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.setblocking(False)
-        with theirs:
+        with theirs, _sealed_copy(sys.executable) as interpreter:
             arguments = [theirs.fileno(), os.getpid(), str(self.stage), sys.path]
             self.process = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec; done once)
                 [sys.executable, *_BARE, "-c", _BOOTSTRAP, json.dumps(arguments)],
+                executable=f"/proc/self/fd/{interpreter}",
                 env={},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), interpreter],
                 start_new_session=True,
                 cwd="/",
             )
@@ -245,6 +251,44 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_END_SECONDS)
+
+
+@contextlib.contextmanager
+def _sealed_copy(program: str) -> Iterator[int]:
+    """A descriptor of a copy of a program in memory that nobody can change any more (memfd_create(2)).
+
+    A command can name the program that its parent runs: `/proc/self/exe`, before it is another's, also as the interpreter of
+    a script or of an ELF file (CVE-2019-5736). What it then has in reach is this copy, not a file of the host, whose mode
+    it could change where ids are shared. Raises SandboxFailed.
+    """
+    try:
+        with open(program, "rb") as original:
+            content = original.read()
+        writing = _make_memory_file()
+        try:
+            with open(writing, "wb", closefd=False) as copy:
+                copy.write(content)
+            fcntl.fcntl(writing, fcntl.F_ADD_SEALS, _SEALS)
+            # A file that is open for writing cannot be executed.
+            reading = os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(writing)
+    except OSError as error:
+        raise SandboxFailed("copy interpreter", str(error)) from error
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+
+
+def _make_memory_file() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("sandboxd", flags | _MFD_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create("sandboxd", flags)  # Before Linux 6.3 all can be executed.
 
 
 def filter_digest(machine: str) -> str:

@@ -21,6 +21,11 @@ def die_with_parent(parent_pid: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def set_name(name: str) -> None:
+    """What `comm` shows of this process (up to 15 bytes); otherwise the number of the descriptor it was started from."""
+    prctl.set_name(name)
+
+
 def lock_securebits() -> None:
     """Root (uid 0) gets no capabilities by being root, and nobody can change that any more."""
     bits = (

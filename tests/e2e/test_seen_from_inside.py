@@ -1,8 +1,10 @@
 """What a job sees of the host and of others, and what it can do to them: as good as nothing."""
 
+import hashlib
 import json
 import os
 import socket
+import sys
 import tempfile
 import textwrap
 import uuid
@@ -105,6 +107,35 @@ def test_its_environment_is_the_image_s_and_its_own_and_nothing_else(client: Cli
     }
 
 
+INTERPRETER = """
+import hashlib, os
+tried = {}
+for name, attempt in {
+    "write": lambda: os.close(os.open("/proc/self/exe", os.O_WRONLY)),
+    "truncate": lambda: os.truncate("/proc/self/exe", 0),
+}.items():
+    try:
+        attempt()
+        tried[name] = "done"
+    except OSError as error:
+        tried[name] = error.strerror
+print(os.readlink("/proc/self/exe"), tried)
+"""
+
+
+def test_the_program_of_init_is_a_sealed_copy_and_no_file_of_the_host(client: Client) -> None:
+    """Attack 1: before the command is another program it is init's, which it can name."""
+    command = ["/proc/self/exe", "-S", "-c", INTERPRETER]
+    interpreter = Path(sys.executable).resolve()
+    before = hashlib.sha256(interpreter.read_bytes()).digest(), interpreter.stat().st_mode
+
+    job = client.run(command, env={"PYTHONHOME": sys.base_prefix})
+
+    assert job.text.startswith("/memfd:sandboxd (deleted) "), (job.text, job.stderr)
+    assert "done" not in job.text
+    assert before == (hashlib.sha256(interpreter.read_bytes()).digest(), interpreter.stat().st_mode)
+
+
 def test_the_callers_trace_is_in_its_environment(real_service: RunningService) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     headers = {"traceparent": trace, "prefer": "wait=30"}
@@ -139,7 +170,7 @@ def test_it_sees_only_its_own_processes(client: Client) -> None:
         client.cancel(other.id, grace_seconds=0)
         client.wait(other.id)
     first, second = seen.text.splitlines()
-    assert first.startswith("1 python")
+    assert first == "1 sandboxd"
     assert second == "2 sh"
 
 
