@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 class HastyConnection(Connection):
     head_seconds = PATIENCE_SECONDS
+    stall_seconds = PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,57 @@ def test_a_long_answer_is_not_cut_short(hasty: Service) -> None:
         again = client.get("/livez")
 
     assert (job["state"], again.status_code) == ("succeeded", 200)
+
+
+def large_job(service: Service) -> str:
+    """The path of a job that has ended and is, like its log, more than the kernel takes in advance."""
+    body = {
+        "image": "host",
+        "command": ["/usr/bin/head", "-c", "12000000", "/dev/zero"],
+        "env": {f"V{number}": "\x01" * 120_000 for number in range(8)},
+    }
+    with service.client() as client:
+        answer = client.post("/v1/jobs", json=body, headers={"Prefer": "wait=20"}).json()
+        assert answer["state"] == "succeeded", answer
+        path: str = answer["links"]["self"]
+        return path
+
+
+def unread(service: Service, path: str, *, window_bytes: int) -> socket.socket:
+    """A connection that asked and has not read yet."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes)
+    connection.settimeout(30)
+    connection.connect(("127.0.0.1", service.port))
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    return connection
+
+
+@pytest.mark.parametrize("rest", ["", "/logs"])
+def test_who_does_not_read_the_answer_is_cut_off(hasty: Service, rest: str) -> None:
+    path = large_job(hasty)
+    started = time.monotonic()
+    with unread(hasty, path, window_bytes=4096) as connection:
+        hang_up = select.poll()
+        hang_up.register(connection, select.POLLHUP | select.POLLERR)
+
+        assert hang_up.poll(20_000)
+
+    assert PATIENCE_SECONDS * 0.9 < time.monotonic() - started
+
+
+def test_who_reads_slowly_gets_the_whole_answer(hasty: Service) -> None:
+    path = large_job(hasty)
+    with hasty.client() as client:
+        size = len(client.get(path).content)
+    started = time.monotonic()
+    received = 0
+    with unread(hasty, path, window_bytes=2**18) as connection:
+        while received < size:
+            received += len(connection.recv(size // 40, socket.MSG_WAITALL))
+            threading.Event().wait(PATIENCE_SECONDS / 10)
+
+    assert time.monotonic() - started > PATIENCE_SECONDS * 2
 
 
 def test_a_body_that_does_not_come_is_408() -> None:
