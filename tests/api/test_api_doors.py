@@ -1,5 +1,7 @@
 """Who may come in, by which name, along which path; and what an answer never tells."""
 
+import asyncio
+import contextlib
 import json
 import time
 from typing import Any
@@ -8,9 +10,12 @@ import httpx2
 import pytest
 from api_service import Service, exchange
 
-from sandboxd.api.auth import SCOPES, new_key
+from sandboxd.api.auth import FOUND_KEYS, FOUND_SECONDS, SCOPES, BearerKeys, new_key
+from sandboxd.errors import Unauthenticated
+from sandboxd.jobs import ApiKey
 
 TRUE = {"image": "host", "command": ["/bin/true"]}
+_GET_LOCAL = "GET /v1/jobs HTTP/1.1\r\nHost: localhost"
 SOME_JOB = "job_01m8669d6mfb2r7d1k9tmpz2s4"
 
 
@@ -241,6 +246,14 @@ def test_head_is_get_without_the_body(client: httpx2.Client, path: str) -> None:
         ("0.0.0.0", 403),
         ("[::]", 403),
         ("", 403),
+        ("127.0.0.1:8111@evil.example", 403),
+        ("user@localhost", 403),
+        ("[::1]evil.example", 403),
+        ("[::1", 403),
+        ("localhost:evil.example", 403),
+        ("localhost:80:80", 403),
+        ("localhost/evil.example", 403),
+        ("LocalHost", 200),
     ],
 )
 def test_without_authentication_only_local_names_are_answered(
@@ -251,6 +264,29 @@ def test_without_authentication_only_local_names_are_answered(
     assert answer.status_code == status
     if status == 403:
         assert answer.json()["code"] == "host_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("GET /v1/jobs HTTP/1.1\r\nHost: localhost\r\nHost: localhost", 400),
+        ("GET /v1/jobs HTTP/1.1\r\nHost: evil.example\r\nHost: localhost", 400),
+        (f"{_GET_LOCAL}\r\nOrigin: http://localhost\r\nOrigin: http://localhost", 400),
+        (f"{_GET_LOCAL}\r\nOrigin: http://localhost", 200),
+        ("GET http://localhost/v1/jobs HTTP/1.1\r\nHost: localhost", 200),
+        ("GET http://LOCALHOST/v1/jobs HTTP/1.1\r\nHost: localhost", 200),
+        ("GET http://evil.example/v1/jobs HTTP/1.1\r\nHost: localhost", 400),
+        ("GET http://a@localhost/v1/jobs HTTP/1.1\r\nHost: localhost", 400),
+        ("GET http://localhost:1/v1/jobs HTTP/1.1\r\nHost: localhost", 400),
+        ("GET http://evil.example/v1/jobs HTTP/1.1\r\nHost: evil.example", 403),
+        ("GET http://localhost HTTP/1.1\r\nHost: localhost", 400),
+        ("GET http://localhost?x HTTP/1.1\r\nHost: localhost", 400),
+    ],
+)
+def test_a_request_names_one_host_and_one_origin(service: Service, head: str, status: int) -> None:
+    answer = exchange(service.port, f"{head}\r\nConnection: close\r\n\r\n".encode())
+
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
 
 
 def test_pages_of_other_origins_cannot_call_without_authentication(service: Service) -> None:
@@ -434,3 +470,39 @@ def test_a_problem_is_sent_and_an_empty_answer_given_whatever_is_accepted(
     assert gone.status_code == 204
     assert refused.status_code == 401
     assert refused.headers["content-type"] == "application/problem+json"
+
+
+class CountingStore:
+    """The part of a store that knows keys."""
+
+    def __init__(self, key: ApiKey) -> None:
+        self._key = key
+        self.questions = 0
+
+    async def find_key(self, key_id: str) -> ApiKey | None:
+        self.questions += 1
+        return self._key if key_id == self._key.id else None
+
+
+def test_a_key_that_is_not_known_costs_one_question_only() -> None:
+    text, key = new_key(tenant="t", name="n", scopes=SCOPES, now=0)
+    others = [new_key(tenant="t", name="n", scopes=SCOPES, now=0)[0] for _ in range(FOUND_KEYS + 1)]
+    now = 1000.0
+    store: Any = CountingStore(key)
+    keys = BearerKeys(store, monotonic=lambda: now)
+
+    def asked(key_text: str) -> int:
+        """How many questions the store was asked for a request with this key."""
+        before = store.questions
+        header = (b"authorization", f"Bearer {key_text}".encode())
+        with contextlib.suppress(Unauthenticated):
+            asyncio.run(keys.principal({"headers": [header]}))
+        return int(store.questions - before)
+
+    assert [asked(text), asked(text)] == [1, 0]
+    assert [asked(others[0]), asked(others[0])] == [1, 0]
+    assert [asked(other) for other in others[1:]] == [1] * FOUND_KEYS
+    assert asked(text) == 0  # guesses drive no known key out
+    assert asked(others[0]) == 1  # and the memory for them has an end
+    now += FOUND_SECONDS
+    assert asked(others[-1]) == 1
