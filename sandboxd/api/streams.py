@@ -30,7 +30,7 @@ from sandboxd.api.schemas import EndView, LogRecord
 from sandboxd.api.sse import LastEvent, comment, event, parse_last_event_id
 from sandboxd.api.views import exit_view
 from sandboxd.errors import NotFound
-from sandboxd.jobs import TERMINAL, WAITING, Job, Stream
+from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, Stream
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog
 
@@ -120,7 +120,7 @@ async def _raw_file(call: Call, job: Job, stream: Stream | None, media_type: str
 
 async def _raw(call: Call, job: Job, wish: Wish) -> AsyncIterator[bytes]:
     job = await _started(call, job, wish)
-    log = await _log_of(call, job)
+    log = await _log_of(call, job, follow=wish.follow)
     offset = await _first_offset(log, wish)
     async for content in contents(log, offset, stream=wish.stream, follow=wish.follow):
         yield content
@@ -161,7 +161,7 @@ async def _pieces(
     call: Call, job: Job, wish: Wish, *, offset: int | None
 ) -> AsyncIterator[list[Piece]]:
     """What the client wished for, from `offset` if it has been here before."""
-    log = await _log_of(call, job)
+    log = await _log_of(call, job, follow=wish.follow)
     if offset is None or offset > log.size():  # beyond the end: it is of another attempt
         offset = await _first_offset(log, wish)
     async for batch in pieces(
@@ -191,13 +191,17 @@ async def _wait_started(call: Call, job: Job) -> Job:
     return await call.parts.scheduler.wait_started(call.tenant, job.id, HEARTBEAT_SECONDS)
 
 
-async def _log_of(call: Call, job: Job) -> ReadableLog:
+async def _log_of(call: Call, job: Job, *, follow: bool = False) -> ReadableLog:
     if job.state in WAITING:
         return _EMPTY
-    try:
-        return await call.parts.scheduler.log(call.tenant, job.id)
-    except NotFound:
-        return _EMPTY  # it never started, or wrote nothing
+    while True:
+        try:
+            return await call.parts.scheduler.log(call.tenant, job.id)
+        except NotFound:
+            if not follow or job.state not in ACTIVE:
+                return _EMPTY  # it never started, or wrote nothing
+        # It was claimed this moment: its log is about to be there.
+        job = await _wait_started(call, job)
 
 
 def _record(piece: Piece) -> LogRecord:
