@@ -50,10 +50,14 @@ class Settlement:
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
             return None
+        # Counted in the loop's next turn: who waits for the job comes first.
+        asyncio.get_running_loop().call_soon(self._count, result, log)
+        return ended
+
+    def _count(self, result: Result, log: StoredLog) -> None:
         self._metrics.finished(result)
         for stream in Stream:
             self._metrics.logged(stream, log.size(stream), truncated=log.truncated(stream))
-        return ended
 
     async def retry(self, job: Job, result: Result) -> bool:
         """Write that the job waits for another attempt. False: the lease was lost. Raises Unavailable (given up)."""

@@ -391,7 +391,10 @@ LIMIT_NAMES = ["cpus", "memory", "pids", "disk", "wall_seconds", "output_bytes",
 
 
 @settings(
-    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    database=None,
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
 )
 @given(
     st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), JSON_VALUES, max_size=8),
@@ -409,7 +412,10 @@ def test_no_json_value_is_ever_answered_with_a_500(
 
 
 @settings(
-    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    database=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
 )
 @given(st.binary(max_size=200))
 def test_no_bytes_are_ever_answered_with_a_500(client: httpx2.Client, body: bytes) -> None:

@@ -363,7 +363,7 @@ def test_waiting_jobs_go_by_priority_expire_are_cancelled_and_are_no_more_than_a
         next(client.logs(running["id"], follow=True))
         low = submit(http, ["true"], priority=-1).json()
         high = submit(http, ["true"], priority=5).json()
-        expiring = submit(http, ["true"], limits={"queue_seconds": 0}).json()
+        expiring = submit(http, ["true"], limits={"queue_seconds": 1}).json()
         refused = submit(http, ["true"])
         expired = ended(http, expiring["id"])
         hopeless = submit(http, ["true"]).json()
