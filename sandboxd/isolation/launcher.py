@@ -4,6 +4,7 @@ It is started by `launcher_client.Launcher` with an empty environment and one de
 and imports everything that init will need, because init cannot import once its root has changed.
 """
 
+import contextlib
 import gc
 import os
 import resource
@@ -48,9 +49,10 @@ def main(control_fd: int, parent_pid: int, stage: str) -> NoReturn:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     launcher = LauncherProcess(socket.socket(fileno=control_fd), parent_pid)
-    launcher.enter_user_namespace()
-    launcher.prepare(stage)
-    launcher.serve()
+    with contextlib.suppress(EOFError, ConnectionError):  # The service is gone: so is the launcher.
+        launcher.enter_user_namespace()
+        launcher.prepare(stage)
+        launcher.serve()
     os._exit(0)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -278,12 +280,25 @@ def test_the_service_and_root_have_the_systems_data_directory_whatever_home_says
     assert loaded.settings.store.data_dir == "/var/lib/sandboxd"
 
 
-@pytest.mark.skipif(IS_SYSTEM_ACCOUNT, reason="root and the service's user have the system's")
+@pytest.mark.as_root
 def test_an_ordinary_user_has_a_data_directory_of_their_own() -> None:
-    environ = NO_FILE | {"HOME": "/home/me"}
+    """By root, who can be anybody: the service's user has the system's."""
+    code = "from sandboxd.settings_loader import load_settings as load\n"
+    code += "home = {'HOME': '/home/me', 'SANDBOXD_CONFIG': ''}\n"
+    code += "for state in {}, {'XDG_STATE_HOME': '/state'}:\n"
+    code += "  print(load({}, home | state).settings.store.data_dir)"
+    nobody = 65534
 
-    plain = load_settings({}, environ)
-    moved = load_settings({}, environ | {"XDG_STATE_HOME": "/state"})
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        user=nobody,
+        group=nobody,
+        extra_groups=[],
+        env={"PYTHONPATH": os.environ["PYTHONPATH"]},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
-    assert plain.settings.store.data_dir == "/home/me/.local/state/sandboxd"
-    assert moved.settings.store.data_dir == "/state/sandboxd"
+    assert said.stdout.split() == ["/home/me/.local/state/sandboxd", "/state/sandboxd"]
