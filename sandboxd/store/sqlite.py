@@ -1,6 +1,7 @@
 """The store on SQLite: one thread writes, a few read, one process owns the file."""
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -299,6 +300,8 @@ def _as_unavailable() -> Iterator[None]:
         raise
     except exc.DatabaseError as error:
         raise Unavailable(f"the store cannot be used: {error.orig}", code="store_down") from error
+    except sqlite3.DatabaseError as error:  # From beginning or ending a transaction.
+        raise Unavailable(f"the store cannot be used: {error}", code="store_down") from error
     except OSError as error:
         raise Unavailable(
             f"the store cannot be used: {error.strerror}", code="store_down"

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy import Connection, Engine, create_engine, exc
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from sandboxd.errors import HostNotReady
@@ -51,12 +51,7 @@ def _writing(path: Path) -> Iterator[Connection]:
     engine = create_engine(
         "sqlite://", creator=lambda: _connect(path, "rw", _WRITER_PRAGMAS), poolclass=StaticPool
     )
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # The driver would begin late, at the first change, and might then find that somebody else writes.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
+    # SQLAlchemy neither begins nor ends transactions here: the writer does (`Writer._transaction`).
     with _disposed(engine), engine.connect() as connection:
         yield connection
 
@@ -115,8 +110,7 @@ def _fill_log(log: Path) -> None:
 def _check_revision(path: Path, connection: Connection) -> None:
     """Raises HostNotReady unless the schema is the one that this release works with."""
     try:
-        with connection.begin():
-            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     except exc.DatabaseError as error:
         raise HostNotReady(
             f"{path} has no schema of ours ({error.orig}): run `sandboxd migrate`"

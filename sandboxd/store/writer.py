@@ -4,7 +4,8 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
 from sqlalchemy import Connection
@@ -99,7 +100,7 @@ class Writer:
         """
         self._check()
         outcomes = []
-        with self._connection.begin():
+        with self._transaction():
             for operation, future in group:
                 changes = self._driver.total_changes
                 try:
@@ -109,6 +110,21 @@ class Writer:
                         raise
                     outcomes.append(_Outcome(future, None, error))
         return outcomes
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """By the driver itself, which takes a quarter of the time that SQLAlchemy's own takes.
+
+        Immediate: begun late, at the first change, it might find that somebody else writes.
+        """
+        self._driver.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._driver.execute("COMMIT")
+        except BaseException:
+            if self._driver.in_transaction:
+                self._driver.execute("ROLLBACK")
+            raise
 
     def _deliver(self, outcomes: list[_Outcome]) -> None:
         try:
