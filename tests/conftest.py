@@ -1,6 +1,7 @@
 """The real service, one for each test process: started once, and at the end it must have left nothing."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ from running_service import SOURCE, RunningService, running_service
 from sandboxd.client import Client
 
 MIB = 2**20
+
+
+def pytest_configure() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored, which every program that we test would inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
