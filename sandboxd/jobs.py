@@ -155,7 +155,7 @@ class LogSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """How one attempt ended. Made in one place (`runner.result_of`), stored once."""
+    """How one attempt ended. Made in one place (`verdict.result_of`), stored once."""
 
     state: State
     reason: Reason

@@ -307,9 +307,8 @@ class Scheduler:
         try:
             result = await self._attempt(active, accepted)
             if accepted is not None:
-                await (
-                    accepted
-                )  # Also where the sandbox failed before that: only then is there a job to settle.
+                # Also where the sandbox failed before that: only then is there a job to settle.
+                await accepted
             await self._settle(active, result)
         except NotAccepted:
             active.log.discard()  # Who sent it is told by its own call.
