@@ -21,6 +21,14 @@ from sandboxd.store.writer import Writer
 
 T = TypeVar("T")
 
+_MISTAKES = (
+    exc.IntegrityError,
+    exc.ProgrammingError,
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+)
+"""Of ours, not of the disk's: they are not mended by waiting."""
+
 _FREED_PAGES = 1024
 """Given back to the file system with each batch of deletions."""
 
@@ -296,11 +304,11 @@ def _as_unavailable() -> Iterator[None]:
     """What the disk or the file did becomes `Unavailable`; a mistake of ours stays what it is."""
     try:
         yield
-    except (exc.IntegrityError, exc.ProgrammingError):
+    except _MISTAKES:
         raise
     except exc.DatabaseError as error:
         raise Unavailable(f"the store cannot be used: {error.orig}", code="store_down") from error
-    except sqlite3.DatabaseError as error:  # From beginning or ending a transaction.
+    except sqlite3.DatabaseError as error:  # From what is given to the driver as it is.
         raise Unavailable(f"the store cannot be used: {error}", code="store_down") from error
     except OSError as error:
         raise Unavailable(

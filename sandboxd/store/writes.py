@@ -24,6 +24,7 @@ from sandboxd.jobs import (
 )
 from sandboxd.store import tables
 from sandboxd.store.logs import StoredLog
+from sandboxd.store.prepared import Prepared
 from sandboxd.store.records import (
     Idempotency,
     Submitted,
@@ -45,12 +46,12 @@ _HELD = and_(
     _job.c.lease_token == bindparam("token"),
     tables.state_in(ACTIVE),
 )
-_INSERT_JOB = insert(_job)
+_INSERT_JOB = Prepared(insert(_job))
 _INSERT_STDIN = insert(tables.job_stdin)
 _INSERT_LABEL = insert(tables.job_label)
-_INSERT_EVENT = insert(_event)
-_INSERT_LOG = insert(tables.job_log)
-_COUNT = (
+_INSERT_EVENT = Prepared(insert(_event))
+_INSERT_LOG = Prepared(insert(tables.job_log))
+_COUNT = Prepared(
     update(tables.job_total)
     .where(tables.job_total.c.name == bindparam("of_name"))
     .values(value=tables.job_total.c.value + 1)
@@ -73,9 +74,9 @@ def submit(
     if claim_owner is not None:
         job = _changed(job, State.STARTING, Reason.CLAIMED, attempt=1, lease_token=1)
         events.append(_event_values(job, job.queued_at))
-    connection.execute(_INSERT_JOB, job_values(job) | {"lease_owner": claim_owner})
-    connection.execute(_INSERT_EVENT, events)
-    connection.execute(_COUNT, {"of_name": "accepted"})
+    _INSERT_JOB.execute(connection, job_values(job) | {"lease_owner": claim_owner})
+    _INSERT_EVENT.execute_each(connection, events)
+    _COUNT.execute(connection, {"of_name": "accepted"})
     if job.spec.stdin:
         connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": job.spec.stdin})
     if job.spec.labels:
@@ -145,7 +146,7 @@ def claim(connection: Connection, owner: str, limit: int, now: float) -> list[Jo
         row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
     }
     jobs = [job_from(row, stdin.get(row.id, b"")) for row in rows]
-    connection.execute(_INSERT_EVENT, [_event_values(job, now) for job in jobs])
+    _INSERT_EVENT.execute_each(connection, [_event_values(job, now) for job in jobs])
     return sorted(jobs, key=lambda job: (-job.spec.priority, job.id))
 
 
@@ -167,20 +168,22 @@ def mark_running(connection: Connection, job_id: str, lease_token: int, started_
     key = {"of_job": job_id, "token": lease_token}
     row = connection.execute(_MARK_RUNNING, key | {"at": started_at}).one_or_none()
     if row is not None:
-        connection.execute(_INSERT_EVENT, _event_values(job_from(row), started_at))
+        _INSERT_EVENT.execute(connection, _event_values(job_from(row), started_at))
 
 
-_RECORD_START = insert(_event).from_select(
-    ["job_id", "seq", "at", "state", "reason", "attempt", "message"],
-    select(
-        _job.c.id,
-        _job.c.sequence + 1,
-        bindparam("at"),
-        bindparam("state", State.RUNNING.value),
-        bindparam("reason", Reason.STARTED.value),
-        _job.c.attempt,
-        null(),
-    ).where(_HELD, _job.c.state == State.STARTING.value),
+_RECORD_START = Prepared(
+    insert(_event).from_select(
+        ["job_id", "seq", "at", "state", "reason", "attempt", "message"],
+        select(
+            _job.c.id,
+            _job.c.sequence + 1,
+            bindparam("at"),
+            bindparam("state", State.RUNNING.value),
+            bindparam("reason", Reason.STARTED.value),
+            _job.c.attempt,
+            null(),
+        ).where(_HELD, _job.c.state == State.STARTING.value),
+    )
 )
 _END_VALUES = {
     "state": bindparam("to_state"),
@@ -189,7 +192,7 @@ _END_VALUES = {
     "finished_at": bindparam("at"),
     "expires_at": _job.c.ttl_seconds + bindparam("at"),
 }
-_FINISH = (
+_FINISH = Prepared(
     update(_job)
     .where(_HELD)
     .values(
@@ -215,13 +218,13 @@ def finish(
     changes = 1
     if result.started_at is not None:
         # A short job was not marked as running on the way: that would have cost a commit of its own.
-        changes += connection.execute(_RECORD_START, key | {"at": result.started_at}).rowcount
+        changes += _RECORD_START.execute(connection, key | {"at": result.started_at})
     values = {"started_at": result.started_at, "changes": changes}
-    row = connection.execute(_FINISH, key | values | _end_values(result, finished_at)).one_or_none()
+    row = _FINISH.returned(connection, key | values | _end_values(result, finished_at))
     if row is None:
         return None
     if not log.empty:
-        connection.execute(_INSERT_LOG, log_values(job_id, log, log_base))
+        _INSERT_LOG.execute(connection, log_values(job_id, log, log_base))
     return _ended(connection, job_from(row), finished_at)
 
 
@@ -257,7 +260,7 @@ def retry(
     row = connection.execute(_RETRY, values).one_or_none()
     if row is None:
         return False
-    connection.execute(_INSERT_EVENT, _event_values(job_from(row), now, message))
+    _INSERT_EVENT.execute(connection, _event_values(job_from(row), now, message))
     return True
 
 
@@ -294,7 +297,7 @@ def request_cancel(
         return _end_waiting(connection, job, State.CANCELLED, reason, error, now)
     job = job_from(connection.execute(_REQUEST_CANCEL, {"of_job": job_id}).one())
     asked = _event_values(job, now, message) | {"reason": reason.value}
-    connection.execute(_INSERT_EVENT, asked)
+    _INSERT_EVENT.execute(connection, asked)
     return job
 
 
@@ -371,8 +374,8 @@ def _ended(connection: Connection, job: Job, now: float) -> Job:
     """Leave the event and the count of a job that has just reached its terminal state."""
     error = None if job.result is None else job.result.error
     message = None if error is None else error.message
-    connection.execute(_INSERT_EVENT, _event_values(job, now, message))
-    connection.execute(_COUNT, {"of_name": job.state.value})
+    _INSERT_EVENT.execute(connection, _event_values(job, now, message))
+    _COUNT.execute(connection, {"of_name": job.state.value})
     return job
 
 
