@@ -5,7 +5,7 @@ ARGS ?= --help
 # $(value ARGS) below: as it was typed, so that a $ in it is for the job's shell, not for make.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint lock setup
+.PHONY: help demo run test attack lint lock setup
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,10 @@ run: ## Set up, then run the sandboxd command as the service's user: make run AR
 test: ## Set up with the development tools, then lint and run every test
 	@.ci/prepare dev .ci/test
 	@if [ "$$(id -u)" = 0 ]; then .ci/prepare root python -m pytest -q -p no:cacheprovider -m as_root; fi
+
+attack: ## Set up, then try every attack of docs/attacks.md and show which wall held
+	@.ci/prepare dev .ci/attack
+	@if [ "$$(id -u)" = 0 ]; then .ci/prepare root python -m pytest -q -p no:cacheprovider --attacks -m as_root; fi
 
 lint: ## Only the linters: ruff, mypy, import contracts
 	@.ci/prepare dev .ci/lint

@@ -12,6 +12,8 @@ from running_service import SOURCE, RunningService, running_service
 
 from sandboxd.client import Client
 
+pytest_plugins = ["attack_report", "pytester"]
+
 MIB = 2**20
 
 

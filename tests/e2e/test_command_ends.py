@@ -110,6 +110,7 @@ def test_a_working_directory_that_cannot_be_used_is_a_failure_of_the_caller(
 
 
 @pytest.mark.parametrize("number", range(3, 16))
+@pytest.mark.attack(2)
 def test_no_descriptor_of_ours_is_a_working_directory(client: Client, number: int) -> None:
     """Attack 2, CVE-2024-21626."""
     job = client.run(["cat", "/etc/passwd"], workdir=f"/proc/self/fd/{number}")

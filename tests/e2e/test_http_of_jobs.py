@@ -273,6 +273,7 @@ def test_the_client_follows_a_job_to_its_end(client: Client) -> None:
     assert client.get(job.id).is_terminal
 
 
+@pytest.mark.attack(47)
 def test_a_reader_that_takes_nothing_does_not_slow_the_job(http: httpx2.Client) -> None:
     """Attack 47."""
     many = ["sh", "-c", "seq 1000000"]

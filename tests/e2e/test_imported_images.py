@@ -126,6 +126,7 @@ def test_a_file_that_is_no_program_is_an_exec_format_error(
 
 
 @pytest.mark.parametrize("how", ["absolute", "climbing"])
+@pytest.mark.attack(7, 9)
 def test_links_where_mounts_go_lead_nowhere(
     client: Client, archive: Archive, make: Make, tmp_path: Path, how: str
 ) -> None:
@@ -157,6 +158,7 @@ def test_links_where_mounts_go_lead_nowhere(
     assert {path.read_text() for path in outside.iterdir()} == {CANARY}
 
 
+@pytest.mark.attack(1)
 def test_a_program_that_is_process_1_itself_gets_nowhere(
     client: Client, archive: Archive, make: Make
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_program_that_is_process_1_itself_gets_nowhere(
         assert job.stdout == b""
 
 
+@pytest.mark.attack(29, 64)
 def test_devices_set_id_bits_and_pipes_of_an_archive_are_left_out(
     client: Client, archive: Archive, make: Make
 ) -> None:
@@ -202,6 +205,7 @@ def test_devices_set_id_bits_and_pipes_of_an_archive_are_left_out(
     ],
     ids=["a name that climbs", "a hard link that climbs", "an owner that there is not"],
 )
+@pytest.mark.attack(61, 62, 64)
 def test_a_bad_archive_is_refused_and_leaves_nothing(
     real_service: RunningService, archive: Archive, spoil: Callable[[Archive], None]
 ) -> None:

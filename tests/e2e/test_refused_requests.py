@@ -101,6 +101,7 @@ def test_each_bad_field_is_named_by_its_pointer(
         b'{"image": "host", "command": ["\\ud800"]}',
     ],
 )
+@pytest.mark.attack(41)
 def test_a_body_that_is_no_json_is_malformed(http: httpx2.Client, body: bytes) -> None:
     """Attack 41."""
     headers = {"content-type": "application/json"}

@@ -24,6 +24,7 @@ def sentence(job: Job) -> str:
 # Processes
 
 
+@pytest.mark.attack(42)
 def test_a_fork_bomb_is_held_to_its_processes_and_dies_at_the_wall_time(client: Client) -> None:
     """Attack 42."""
     bomb = "bomb() { bomb | bomb & }; bomb; while :; do bomb; done"
@@ -73,6 +74,7 @@ def test_threads_count_as_processes(client: Client) -> None:
     assert client.run(python(code), limits={"pids": 7}).text == "7\n"
 
 
+@pytest.mark.attack(50)
 def test_a_farm_of_zombies_goes_with_the_job(client: Client) -> None:
     """Attack 50."""
     code = """
@@ -109,6 +111,7 @@ DAEMONS = {
 
 
 @pytest.mark.parametrize("daemon", DAEMONS.values(), ids=DAEMONS.keys())
+@pytest.mark.attack(49)
 def test_a_job_ends_with_its_command_whatever_it_left_in_the_background(
     client: Client, daemon: str
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_job_ends_with_its_command_whatever_it_left_in_the_background(
 # Signals
 
 
+@pytest.mark.attack(50)
 def test_a_job_that_ignores_term_is_killed_after_the_grace(client: Client) -> None:
     """Attack 50."""
     script = "trap 'echo not me' TERM; echo ready; while :; do sleep 0.05; done"
@@ -156,6 +160,7 @@ def test_a_job_that_obeys_term_may_tidy_up(client: Client) -> None:
     assert ended.usage.wall_seconds < 15
 
 
+@pytest.mark.attack(50)
 def test_a_job_that_stops_all_its_processes_is_ended_all_the_same(client: Client) -> None:
     """Attack 50."""
     script = "sleep 600 & echo before; kill -s STOP $! $$; echo after"
@@ -169,6 +174,7 @@ def test_a_job_that_stops_all_its_processes_is_ended_all_the_same(client: Client
     assert client.wait(stopped.id).state == "cancelled"
 
 
+@pytest.mark.attack(23)
 def test_kill_minus_one_harms_only_the_job_itself(client: Client) -> None:
     """Attack 23."""
     job = client.run(["bash", "-c", "sleep 600 & kill -s KILL -1; echo still here"])
@@ -244,6 +250,7 @@ HOGS = {
 
 
 @pytest.mark.parametrize("hog", HOGS.values(), ids=HOGS.keys())
+@pytest.mark.attack(43)
 def test_memory_is_counted_wherever_it_is_taken(client: Client, hog: str) -> None:
     """Attack 43."""
     limits = {"memory": "32Mi", "disk": "1Gi", "wall_seconds": 30}
@@ -284,6 +291,7 @@ print(held)
 """
 
 
+@pytest.mark.attack(43)
 def test_what_sockets_hold_is_limited_too(client: Client) -> None:
     """Attack 43: buffers of sockets that nobody reads. On v1 they are counted apart and dropped at the limit."""
     job = client.run(["python3", "-c", SOCKETS], limits={"memory": "32Mi", "wall_seconds": 30})
@@ -317,6 +325,7 @@ def test_a_child_that_is_killed_for_memory_is_told_although_the_command_goes_on(
 
 
 @pytest.mark.parametrize("place", ["/work", "/tmp", "/home/sandbox"])
+@pytest.mark.attack(44)
 def test_a_disk_filler_gets_no_space_left_on_device(client: Client, place: str) -> None:
     """Attack 44."""
     script = f"dd if=/dev/zero of={place}/f bs=64k 2>&1 | head -1; stat -c %s {place}/f"
@@ -328,6 +337,7 @@ def test_a_disk_filler_gets_no_space_left_on_device(client: Client, place: str) 
     assert 7 * MIB < int(size) <= 8 * MIB
 
 
+@pytest.mark.attack(44)
 def test_space_that_is_reserved_or_deleted_but_open_counts_too(client: Client) -> None:
     """Attack 44."""
     code = """
@@ -350,6 +360,7 @@ def test_space_that_is_reserved_or_deleted_but_open_counts_too(client: Client) -
     assert client.run(python(code), limits={"disk": "8Mi"}).text == "ENOSPC\nTrue\nTrue\n"
 
 
+@pytest.mark.attack(45)
 def test_inodes_are_limited_too(client: Client) -> None:
     """Attack 45."""
     code = """
@@ -365,6 +376,7 @@ def test_inodes_are_limited_too(client: Client) -> None:
     assert client.run(python(code), limits={"disk": "4Mi"}).text == "ENOSPC True\n"
 
 
+@pytest.mark.attack(45)
 def test_a_tree_that_is_hard_to_remove_goes_with_the_job(client: Client) -> None:
     """Attack 45: deep, long names, modes of 0."""
     code = """
@@ -383,6 +395,7 @@ def test_a_tree_that_is_hard_to_remove_goes_with_the_job(client: Client) -> None
 # Descriptors
 
 
+@pytest.mark.attack(52)
 def test_open_files_are_limited_to_what_was_asked(client: Client) -> None:
     """Attack 52."""
     code = """
@@ -404,6 +417,7 @@ def test_open_files_are_limited_to_what_was_asked(client: Client) -> None:
     assert job.text == "EMFILE 40\n(40, 40)\nnot raised\n"
 
 
+@pytest.mark.attack(53)
 def test_nothing_of_shared_memory_or_queues_is_left_on_the_host(client: Client) -> None:
     """Attack 53."""
     before = Path("/proc/sysvipc/shm").read_text()

@@ -30,6 +30,7 @@ def ask(client: Client, code: str, **options: Any) -> Any:
 # Who it is
 
 
+@pytest.mark.attack(11)
 def test_it_is_an_ordinary_user_in_no_other_group(client: Client) -> None:
     """Attack 11."""
     assert client.run(["id"]).text == ("uid=1000(sandbox) gid=1000(sandbox) groups=1000(sandbox)\n")
@@ -56,6 +57,7 @@ def test_it_can_be_any_user_inside_and_is_a_subordinate_one_outside(
     assert outside >= 65536
 
 
+@pytest.mark.attack(10)
 def test_it_has_no_capability_no_way_to_get_one_and_a_filter(client: Client) -> None:
     """Attack 10."""
     code = """
@@ -94,6 +96,7 @@ def test_it_leads_a_session_of_its_own_with_default_signals_and_no_terminal(clie
     assert umask == "0o22"
 
 
+@pytest.mark.attack(37)
 def test_its_environment_is_the_image_s_and_its_own_and_nothing_else(client: Client) -> None:
     """Attack 37."""
     job = client.run(["env", "-0"], env={"MINE": "a=b", "LANG": "C"})
@@ -123,6 +126,7 @@ print(os.readlink("/proc/self/exe"), tried)
 """
 
 
+@pytest.mark.attack(1)
 def test_the_program_of_init_is_a_sealed_copy_and_no_file_of_the_host(client: Client) -> None:
     """Attack 1: before the command is another program it is init's, which it can name."""
     command = ["/proc/self/exe", "-S", "-c", INTERPRETER]
@@ -146,6 +150,7 @@ def test_the_callers_trace_is_in_its_environment(real_service: RunningService) -
     assert job["stdout"] == f"{trace}\n"
 
 
+@pytest.mark.attack(2)
 def test_its_descriptors_are_its_three_streams_and_they_are_pipes(client: Client) -> None:
     """Attack 2."""
     for command in (["ls", "-l", "/proc/self/fd"], ["sh", "-c", "ls -l /proc/$$/fd; true"]):
@@ -160,6 +165,7 @@ def test_its_descriptors_are_its_three_streams_and_they_are_pipes(client: Client
 # What it sees
 
 
+@pytest.mark.attack(23)
 def test_it_sees_only_its_own_processes(client: Client) -> None:
     """Attack 23."""
     others = [client.submit(["sleep", "600"]) for _ in range(2)]
@@ -174,6 +180,7 @@ def test_it_sees_only_its_own_processes(client: Client) -> None:
     assert second == "2 sh"
 
 
+@pytest.mark.attack(1, 23)
 def test_process_1_tells_nothing_and_takes_nothing(client: Client) -> None:
     """Attacks 1 and 23."""
     code = """
@@ -233,6 +240,7 @@ def test_no_mount_shows_where_on_the_host_it_comes_from(
     assert others == {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 
 
+@pytest.mark.attack(16, 18)
 def test_what_comes_from_the_host_cannot_be_written(client: Client) -> None:
     """Attacks 16 and 18."""
     code = """
@@ -276,6 +284,7 @@ def test_what_comes_from_the_host_cannot_be_written(client: Client) -> None:
         "/sys/devices/virtual/powercap",
     ],
 )
+@pytest.mark.attack(19)
 def test_what_tells_too_much_of_the_kernel_is_hidden(client: Client, path: str) -> None:
     """Attack 19."""
     script = f"if [ -d {path} ]; then ls -A {path}; elif [ -e {path} ]; then cat {path}; fi"
@@ -338,6 +347,7 @@ def test_a_job_that_writes_where_the_host_has_files_writes_into_its_own_tree(
     assert seen.stdout == b"/tmp:\n\n/work:\n"  # a sandbox is never used again
 
 
+@pytest.mark.attack(37)
 def test_the_secrets_of_the_service_are_nowhere(client: Client) -> None:
     """Attack 37."""
     script = "cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n'"
@@ -376,6 +386,7 @@ def doors(real_service: RunningService) -> Iterator[dict[str, str]]:
         }
 
 
+@pytest.mark.attack(22)
 def test_no_door_of_the_host_can_be_reached(client: Client, doors: dict[str, str]) -> None:
     """Attack 22."""
     targets = "{" + ", ".join(f"{name!r}: {place}" for name, place in doors.items()) + "}"
@@ -487,6 +498,7 @@ CALLS = r"""
 
 
 @pytest.mark.parametrize("user", ["1000", "0"])
+@pytest.mark.attack(17, 20, 23, 24, 25, 26, 27, 28)
 def test_calls_that_reach_further_are_refused(client: Client, user: str) -> None:
     """Attacks 17, 20, 23 to 28."""
     answers = ask(client, CALLS, user=user)
@@ -501,6 +513,7 @@ def test_calls_that_reach_further_are_refused(client: Client, user: str) -> None
     assert {name: answers[name] for name in by_filter if answers[name] == "EINVAL"} == {}
 
 
+@pytest.mark.attack(25, 26)
 def test_a_program_of_another_architecture_is_killed(client: Client) -> None:
     """Attacks 25 and 26: there the numbers of calls mean others, so that no filter could tell them."""
     source = r"""
@@ -517,6 +530,7 @@ def test_a_program_of_another_architecture_is_killed(client: Client) -> None:
     assert (job.state, job.exit and job.exit.signal) == ("failed", "SIGSYS")
 
 
+@pytest.mark.attack(29)
 def test_a_set_user_id_copy_gains_nothing(client: Client) -> None:
     """Attack 29."""
     script = "cp /usr/bin/id mine; chmod 6755 mine; ./mine -u; ./mine -g"
@@ -524,6 +538,7 @@ def test_a_set_user_id_copy_gains_nothing(client: Client) -> None:
     assert client.run(["sh", "-c", script]).text == "1000\n1000\n"
 
 
+@pytest.mark.attack(18)
 def test_a_crash_leaves_no_core(client: Client) -> None:
     """Attack 18."""
     script = "ulimit -c; sh -c 'kill -s SEGV $$'; ls"
@@ -531,6 +546,7 @@ def test_a_crash_leaves_no_core(client: Client) -> None:
     assert client.run(["sh", "-c", script]).text == "0\n"
 
 
+@pytest.mark.attack(54)
 def test_it_cannot_save_itself_from_the_memory_killer(client: Client) -> None:
     """Attack 54."""
     code = """

@@ -78,6 +78,7 @@ def test_a_job_need_not_read_its_input(client: Client) -> None:
     assert (never.state, some.stdout, closed.text) == ("succeeded", b"xxx", "done\n")
 
 
+@pytest.mark.attack(48)
 def test_a_job_that_does_not_read_its_input_costs_the_service_no_memory_but_the_input(
     client: Client, real_service: RunningService
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_job_may_close_its_output_and_go_on(client: Client, stream: str) -> No
     assert job.stdout + job.stderr == b"still here\n"
 
 
+@pytest.mark.attack(46)
 def test_escapes_nul_and_broken_utf_8_in_output_stay_as_they_are(client: Client) -> None:
     """Attack 46."""
     odd = b"\x1b[2J\x1b]0;title\x07\0\xff\xfe\xc3(\xed\xa0\x80\r\n\x85"
@@ -115,6 +117,7 @@ def test_escapes_nul_and_broken_utf_8_in_output_stay_as_they_are(client: Client)
     assert b"".join(piece.data for piece in client.logs(job.id)) == odd
 
 
+@pytest.mark.attack(46)
 def test_a_line_without_end_is_kept_up_to_the_limit(client: Client, neighbour: None) -> None:
     """Attack 46."""
     script = "tr '\\0' x </dev/zero"
@@ -127,6 +130,7 @@ def test_a_line_without_end_is_kept_up_to_the_limit(client: Client, neighbour: N
 
 
 @pytest.mark.parametrize("redirect", ["", ">&2"])
+@pytest.mark.attack(46)
 def test_a_flood_of_output_ends_the_job_and_keeps_the_first_part(
     client: Client, neighbour: None, redirect: str
 ) -> None:

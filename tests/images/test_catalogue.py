@@ -59,6 +59,7 @@ def test_the_same_archive_under_two_names_is_unpacked_once(images: ImageBench) -
     assert set(images.tree("second")) == {"f"}
 
 
+@pytest.mark.attack(73)
 def test_the_same_archive_imported_five_times_at_once_gives_one_tree(images: ImageBench) -> None:
     path = images.archive(packed(*(entry(f"f{n}", b"x" * 5000) for n in range(200))))
 
@@ -113,6 +114,7 @@ def test_an_unknown_image_is_not_found(images: ImageBench) -> None:
         images.bench.do(images.images.remove("unknown"))
 
 
+@pytest.mark.attack(9, 45)
 def test_a_tree_of_any_shape_is_removed_without_a_trace(images: ImageBench) -> None:
     """Files of other owners, modes 000, 2,000 levels, links to the canary everywhere (ATTACKS 9, 45)."""
     canary = str(images.canary)
@@ -166,6 +168,7 @@ def test_a_tree_that_was_removed_and_imported_again_is_held_anew(images: ImageBe
         images.bench.do(other.remove("made"))
 
 
+@pytest.mark.attack(73)
 def test_an_image_whose_tree_is_being_removed_cannot_be_taken(images: ImageBench) -> None:
     """Its name is read, then the tree goes: who resolves it must not hold the lock of what is trash by then."""
     images.load(packed(entry("f", b"x")))
@@ -178,6 +181,7 @@ def test_an_image_whose_tree_is_being_removed_cannot_be_taken(images: ImageBench
         images.bench.do(images.images.resolve("made"))
 
 
+@pytest.mark.attack(73)
 def test_what_a_killed_import_leaves_is_swept_at_the_next_start(images: ImageBench) -> None:
     """SIGKILL while files are written: nothing under a name, and no file of a sub-id stays."""
     (images.directory / "stage-other").mkdir()

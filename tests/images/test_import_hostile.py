@@ -271,6 +271,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", ACCEPTED.values(), ids=ACCEPTED)
+@pytest.mark.attack(61, 62, 64)
 def test_the_tree_holds_what_the_archive_says_and_nothing_else(
     case: tuple[bytes, dict[str, Any]], images: ImageBench
 ) -> None:
@@ -284,6 +285,7 @@ def test_the_tree_holds_what_the_archive_says_and_nothing_else(
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+@pytest.mark.attack(61, 62, 64, 65)
 def test_an_archive_that_is_refused_is_named_bad_and_leaves_nothing(
     case: tuple[bytes, str], images: ImageBench
 ) -> None:
@@ -300,6 +302,7 @@ def test_an_archive_that_is_refused_is_named_bad_and_leaves_nothing(
     assert list((images.store / "names").iterdir()) == []
 
 
+@pytest.mark.attack(29, 64)
 def test_set_id_bits_are_cleared_and_other_modes_kept(images: ImageBench) -> None:
     images.load(
         packed(
@@ -345,6 +348,7 @@ def test_a_hard_link_is_the_same_file(images: ImageBench) -> None:
     assert os.path.samefile(f"{image.rootfs}/f", f"{image.rootfs}/g")
 
 
+@pytest.mark.attack(61)
 def test_nothing_outside_is_touched_by_links_to_the_canary(images: ImageBench) -> None:
     """By its absolute path, through /proc, and by climbing up."""
     canary = str(images.canary)
@@ -361,6 +365,7 @@ def test_nothing_outside_is_touched_by_links_to_the_canary(images: ImageBench) -
     assert images.left_over() == []
 
 
+@pytest.mark.attack(45, 65)
 def test_more_entries_than_allowed_are_refused(images: ImageBench) -> None:
     bounded = images.opened("bounded", most_entries=10)
     images.load(packed(*(entry(f"f{n}") for n in range(10))), images=bounded)
@@ -380,6 +385,7 @@ def test_entries_that_are_left_out_count_too(images: ImageBench) -> None:
         )
 
 
+@pytest.mark.attack(65)
 def test_more_bytes_than_allowed_are_refused_before_they_are_written(images: ImageBench) -> None:
     bounded = images.opened("bounded", most_bytes=MIB)
     images.load(packed(entry("f", b"\0" * MIB)), images=bounded)
@@ -390,6 +396,7 @@ def test_more_bytes_than_allowed_are_refused_before_they_are_written(images: Ima
     assert images.left_over() == []
 
 
+@pytest.mark.attack(64, 65)
 def test_a_sparse_file_counts_with_its_whole_size(images: ImageBench) -> None:
     """Two kilobytes of archive must not become sixty gigabytes of disk."""
     fields = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s"}
@@ -403,6 +410,7 @@ def test_a_sparse_file_counts_with_its_whole_size(images: ImageBench) -> None:
         images.load(huge)
 
 
+@pytest.mark.attack(44, 65)
 def test_an_import_leaves_room_on_the_disk(images: ImageBench) -> None:
     """Nothing is written of a file that would fill the disk, whatever the limit."""
     unbounded = images.opened("unbounded", most_bytes=2**62)
@@ -417,6 +425,7 @@ def test_an_import_leaves_room_on_the_disk(images: ImageBench) -> None:
         )
 
 
+@pytest.mark.attack(65)
 def test_a_compressed_header_bomb_takes_bounded_memory(images: ImageBench) -> None:
     """A PAX header of 3 GB in a few megabytes of gzip: it would be read whole into memory."""
     bomb = io.BytesIO()
@@ -432,6 +441,7 @@ def test_a_compressed_header_bomb_takes_bounded_memory(images: ImageBench) -> No
 
 
 @pytest.mark.parametrize("compress", COMPRESSIONS)
+@pytest.mark.attack(66)
 def test_compressed_archives_are_read_and_cut_ones_refused_at_every_place(
     compress: Any, images: ImageBench
 ) -> None:

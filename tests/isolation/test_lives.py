@@ -86,6 +86,7 @@ def launcher_pid(launcher: Launcher) -> int:
     return launcher.process.pid
 
 
+@pytest.mark.attack(49, 50)
 def test_daemons_are_gone_with_their_command(bench: Bench) -> None:
     """Double-forked, in sessions of their own, stopped, spinning, deaf to every signal (ATTACKS 49, 50)."""
 
@@ -136,6 +137,7 @@ def test_a_sandbox_ends_when_the_service_closes_its_socket(bench: Bench) -> None
     assert children_of(launcher_pid(bench.launcher)) == set()
 
 
+@pytest.mark.attack(57)
 def test_the_death_of_the_launcher_ends_every_sandbox_and_the_next_one_gets_a_new_launcher() -> (
     None
 ):
@@ -208,6 +210,7 @@ def test_a_maker_cancelled_in_the_turn_of_the_answer_leaves_no_descriptor_and_no
     wait_for(lambda: children_of(launcher_pid(bench.launcher)) == set(), "init is gone")
 
 
+@pytest.mark.attack(40)
 def test_a_service_without_room_for_descriptors_keeps_the_sandboxes_that_it_has(
     bench: Bench,
 ) -> None:
@@ -256,6 +259,7 @@ with a_bench() as bench:
 """
 
 
+@pytest.mark.attack(57)
 def test_the_death_of_the_service_ends_the_launcher_and_every_sandbox(tmp_path: Path) -> None:
     """SIGKILL: nobody has time to say goodbye (ATTACKS 57)."""
     path = [str(Path(__file__).parent.parent), *sys.path]
@@ -383,6 +387,7 @@ def test_a_launcher_that_cannot_start_says_so() -> None:
         assert not bench.launcher.alive
 
 
+@pytest.mark.attack(52)
 def test_descriptors_that_a_command_keeps_under_way_do_not_end_the_launcher() -> None:
     """With a single id they are counted together with the launcher's own (ATTACKS 52)."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 
+import pytest
 from sandbox_bench import Bench, children_of
 
 
@@ -22,6 +23,7 @@ def test_sandboxes_asked_for_all_at_once_are_all_made(bench: Bench) -> None:
     assert len(set(pids)) == 60
 
 
+@pytest.mark.attack(21)
 def test_hundreds_of_sandboxes_leave_nothing_and_exhaust_no_quota(bench: Bench) -> None:
     """A user has 200 kernel keys: each sandbox's session keyring must go with it."""
 

@@ -146,6 +146,7 @@ def test_descriptors_that_nobody_asked_for_are_closed(
 
 
 @pytest.mark.parametrize("size", [0, protocol.MESSAGE_BYTES + 1, 2**40])
+@pytest.mark.attack(15)
 def test_a_memfd_of_no_or_absurd_size_is_refused(
     size: int, ends: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_memfd_of_no_or_absurd_size_is_refused(
     assert open_descriptors() == before
 
 
+@pytest.mark.attack(15)
 def test_init_may_not_send_a_memfd(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     protocol.send(ours, protocol.Failed(step="s", reason="r" * 2**17))
@@ -188,6 +190,7 @@ packets = st.binary(max_size=200) | st.builds(
 
 @settings(max_examples=500, deadline=None, database=None)
 @given(packets)
+@pytest.mark.attack(15)
 def test_whatever_init_sends_is_a_message_or_one_of_the_documented_errors(packet: bytes) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
@@ -269,6 +272,7 @@ class Impostor:
         self.channel.close()
 
 
+@pytest.mark.attack(15)
 def test_an_init_that_floods_the_service_is_killed(bench: Bench) -> None:
     async def flood() -> int:
         impostor = Impostor()
@@ -288,6 +292,7 @@ def test_an_init_that_floods_the_service_is_killed(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("packet", [b"nonsense", b"i]", b"m", b"i" + b"x" * 70_000])
+@pytest.mark.attack(15)
 def test_an_init_that_speaks_nonsense_is_killed(packet: bytes, bench: Bench) -> None:
     async def speak() -> Any:
         impostor = Impostor()

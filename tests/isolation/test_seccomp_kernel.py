@@ -42,6 +42,7 @@ def outcomes(bench: Bench, probe: bytes) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in ran.out.decode().splitlines())
 
 
+@pytest.mark.attack(27)
 def test_every_call_ends_as_the_profile_says(probe: bytes, bench: Bench, unfiltered: Bench) -> None:
     """Refused ones with the profile's errno; allowed ones exactly as in a sandbox without the filter."""
     with_filter, without_filter = outcomes(bench, probe), outcomes(unfiltered, probe)
@@ -65,6 +66,7 @@ def test_every_call_ends_as_the_profile_says(probe: bytes, bench: Bench, unfilte
     assert len(refused) > 60
 
 
+@pytest.mark.attack(25, 26, 27)
 def test_x32_calls_are_unknown_and_a_32_bit_call_kills(probe: bytes, bench: Bench) -> None:
     found = outcomes(bench, probe)
 

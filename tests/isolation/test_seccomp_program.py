@@ -90,6 +90,7 @@ def test_every_number_is_treated_as_the_profile_says(filtered: Filter) -> None:
                 assert filtered.number(number, *[argument] * 6) in expected, (number, name)
 
 
+@pytest.mark.attack(27, 28)
 def test_no_call_that_must_be_blocked_is_allowed(filtered: Filter) -> None:
     assert not BLOCKED & seccomp.ALLOWED
     assert not BLOCKED & set(seccomp._RULES)
@@ -110,6 +111,7 @@ def test_calls_newer_than_the_table_are_unknown_so_that_a_libc_falls_back(filter
         assert filtered.number(number) == "ENOSYS"
 
 
+@pytest.mark.attack(25, 27)
 def test_x32_calls_and_number_minus_one_are_unknown(x86_64: Filter) -> None:
     for number in range(601):
         assert x86_64.number(0x40000000 | number) == "ENOSYS"
@@ -121,6 +123,7 @@ def test_number_minus_one_is_unknown_on_aarch64() -> None:
     assert Filter("aarch64").number(-1) == "ENOSYS"
 
 
+@pytest.mark.attack(25, 26)
 def test_a_call_by_another_architecture_kills(filtered: Filter) -> None:
     others = {**bpf.OTHER_ARCHITECTURES, **bpf.ARCHITECTURES}
     del others[filtered.machine]
@@ -129,6 +132,7 @@ def test_a_call_by_another_architecture_kills(filtered: Filter) -> None:
             assert filtered.number(number, architecture=architecture) == "kill"
 
 
+@pytest.mark.attack(25)
 def test_clone_makes_processes_and_threads_but_no_namespace(filtered: Filter) -> None:
     """Each flag bit alone, and with what fork and pthread_create set."""
     new = {0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000}
@@ -141,10 +145,12 @@ def test_clone_makes_processes_and_threads_but_no_namespace(filtered: Filter) ->
             assert filtered("clone", flags | 0xFFFFFFFF << 32) == expected, hex(flags)
 
 
+@pytest.mark.attack(25)
 def test_clone3_is_unknown_so_that_a_libc_takes_clone(filtered: Filter) -> None:
     assert filtered("clone3", 2**40, 88) == "ENOSYS"
 
 
+@pytest.mark.attack(24, 26)
 def test_only_four_socket_families_exist_and_of_netlink_only_routes(filtered: Filter) -> None:
     for family, protocol, kind in itertools.product(range(47), range(33), (1, 2, 3, 5, 0x80801)):
         allowed = family in (1, 2, 10) or (family == 16 and protocol == 0)
@@ -162,6 +168,7 @@ def test_socket_pairs_are_of_the_unix_family_only(filtered: Filter) -> None:
         assert filtered("socketpair", family, 1, 0) == ("allow" if family == 1 else "EAFNOSUPPORT")
 
 
+@pytest.mark.attack(20)
 def test_no_ioctl_types_into_a_terminal_whatever_is_above_its_32_bits(filtered: Filter) -> None:
     for high in (0, 1, 0xFFFFFFFF, 0x80000000):
         for request in (0x5412, 0x541C):
@@ -179,12 +186,14 @@ def test_personality_is_linux_with_known_flags_or_a_question(filtered: Filter) -
         assert filtered("personality", value) == "EPERM"
 
 
+@pytest.mark.attack(54)
 def test_limits_of_other_processes_cannot_be_changed(filtered: Filter) -> None:
     assert filtered("prlimit64", 0, 7, 0, 0) == "allow"
     for pid in (1, 2, 4711, 2**32 - 1):
         assert filtered("prlimit64", pid, 7, 0, 0) == "EPERM"
 
 
+@pytest.mark.attack(54)
 def test_no_disk_priority_is_real_time_whatever_is_above_its_32_bits(filtered: Filter) -> None:
     for who, level, high in itertools.product((1, 2, 3), range(8), (0, 1, 2**32 - 1)):
         for kind, expected in ((0, "allow"), (1, "EPERM"), (2, "allow"), (3, "allow")):
@@ -213,6 +222,7 @@ def test_every_kind_of_node_but_devices_can_be_made(name: str, x86_64: Filter) -
             assert x86_64(name, *place) == expected, oct(place[-1])
 
 
+@pytest.mark.attack(27)
 def test_prctl_cannot_move_the_memory_map(filtered: Filter) -> None:
     assert filtered("prctl", 35, 1) == "EPERM"
     assert filtered("prctl", 2**32 | 35, 1) == "EPERM"
@@ -220,6 +230,7 @@ def test_prctl_cannot_move_the_memory_map(filtered: Filter) -> None:
         assert filtered("prctl", option) == "allow"
 
 
+@pytest.mark.attack(43)
 def test_pipes_cannot_be_made_larger(filtered: Filter) -> None:
     assert filtered("fcntl", 3, 1031, 2**20) == "EPERM"
     assert filtered("fcntl", 3, 2**32 | 1031, 2**20) == "EPERM"
@@ -240,6 +251,7 @@ def test_no_filter_program_is_attached_to_a_socket(filtered: Filter) -> None:
 @pytest.mark.parametrize(
     "name", ["sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler"]
 )
+@pytest.mark.attack(23)
 def test_init_cannot_be_put_to_sleep(name: str, filtered: Filter) -> None:
     assert filtered(name, 1) == "EPERM"
     assert filtered(name, 0) == "allow"

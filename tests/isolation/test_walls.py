@@ -71,6 +71,7 @@ def status_of(either: Bench) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+@pytest.mark.attack(10, 24)
 def test_no_capability_is_left_in_any_set(either: Bench) -> None:
     status = status_of(either)
 
@@ -81,6 +82,7 @@ def test_no_capability_is_left_in_any_set(either: Bench) -> None:
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
+@pytest.mark.attack(10)
 def test_root_inside_has_no_more_rights_than_anybody(uid: int, bench: Bench) -> None:
     ran = bench.run("sh", "-c", "id -u; grep CapEff /proc/self/status", uid=uid, gid=uid)
 
@@ -97,6 +99,7 @@ def test_signals_are_neither_ignored_nor_blocked(either: Bench) -> None:
     assert status["Umask"] == "0022"
 
 
+@pytest.mark.attack(10, 29)
 def test_being_root_means_nothing_and_cannot_be_made_to_again(facts: dict[str, Any]) -> None:
     noroot, no_setuid_fixup, keep_caps_locked = 0b11, 0b1100, 0b100000
     assert facts["securebits"] == noroot | no_setuid_fixup | keep_caps_locked
@@ -109,6 +112,7 @@ def test_the_command_leads_a_session_of_its_own_without_a_terminal(facts: dict[s
     assert facts["terminal"] == errno.ENXIO
 
 
+@pytest.mark.attack(1)
 def test_the_service_s_uid_is_not_mapped(facts: dict[str, Any]) -> None:
     uid_map, gid_map, setgroups = facts["maps"]
     if facts["mode"] == "range":
@@ -119,6 +123,7 @@ def test_the_service_s_uid_is_not_mapped(facts: dict[str, Any]) -> None:
         assert setgroups == "deny\n"
 
 
+@pytest.mark.attack(11)
 def test_ids_are_the_wished_ones_and_groups_are_empty(facts: dict[str, Any]) -> None:
     uids, gids, groups = facts["ids"]
 
@@ -139,17 +144,20 @@ def test_every_namespace_is_another_than_the_host_s(facts: dict[str, Any]) -> No
     assert len(NAMESPACE_NAMES) == 7
 
 
+@pytest.mark.attack(22, 23)
 def test_only_its_own_processes_and_its_own_loopback_are_there(facts: dict[str, Any]) -> None:
     assert facts["processes"] == [1, facts["pid"]]
     assert facts["links"] == ["lo"]
     assert facts["hostname"] == "sandbox"
 
 
+@pytest.mark.attack(37)
 def test_the_environment_is_what_was_given(facts: dict[str, Any]) -> None:
     given = {"PATH"} | {name for name in facts["environment"] if name in ("LC_CTYPE",)}
     assert set(facts["environment"]) == given
 
 
+@pytest.mark.attack(18, 53, 54)
 def test_resource_limits_are_lowered_hard_and_soft(facts: dict[str, Any]) -> None:
     limits = {name: tuple(value) for name, value in facts["limits"].items()}
 
@@ -165,10 +173,12 @@ def test_resource_limits_are_lowered_hard_and_soft(facts: dict[str, Any]) -> Non
         assert 0 <= limits[name][0] <= most, name
 
 
+@pytest.mark.attack(54)
 def test_the_kernel_would_kill_the_command_first(facts: dict[str, Any]) -> None:
     assert facts["oom"] == 1000
 
 
+@pytest.mark.attack(1, 3, 37)
 def test_init_holds_no_secret_and_shows_nothing_of_itself(facts: dict[str, Any]) -> None:
     init = facts["init"]
 
@@ -181,10 +191,12 @@ def test_init_holds_no_secret_and_shows_nothing_of_itself(facts: dict[str, Any])
     assert "NoNewPrivs:\t1" in init["status"]
 
 
+@pytest.mark.attack(16)
 def test_the_cgroup_namespace_begins_at_the_sandbox_s_own_cgroup(facts: dict[str, Any]) -> None:
     assert {line.split(":", 2)[2] for line in facts["cgroup"].splitlines()} == {"/"}
 
 
+@pytest.mark.attack(16)
 def test_a_joined_cgroup_is_the_root_of_the_namespace() -> None:
     """Joined after the clone: its path, and those above it, must not be seen for that."""
     opened = open_cgroups(probe_host(), instance=f"test-{uuid.uuid4().hex[:12]}")
@@ -203,6 +215,7 @@ def test_a_joined_cgroup_is_the_root_of_the_namespace() -> None:
     assert {line.split(":", 2)[2] for line in seen.splitlines()} == {"/"}
 
 
+@pytest.mark.attack(4)
 def test_devices_are_the_six_harmless_ones_and_links(facts: dict[str, Any]) -> None:
     character, everybody = 0o020000, 0o666
     found = {name: tuple(of) for name, of in facts["dev"].items() if of[0] == character}
@@ -212,6 +225,7 @@ def test_devices_are_the_six_harmless_ones_and_links(facts: dict[str, Any]) -> N
     assert facts["dev links"] == mounts.DEVICE_LINKS
 
 
+@pytest.mark.attack(16, 29)
 def test_every_mount_has_its_flags_and_none_hears_of_the_host_s(facts: dict[str, Any]) -> None:
     for line in facts["mounts"]:
         target, flags, optional = line[4], set(line[5].split(",")), line[6 : line.index("-")]
@@ -225,6 +239,7 @@ def test_every_mount_has_its_flags_and_none_hears_of_the_host_s(facts: dict[str,
             assert "noexec" in flags, target
 
 
+@pytest.mark.attack(2)
 def test_no_path_of_the_host_is_in_the_list_of_mounts(facts: dict[str, Any], either: Bench) -> None:
     text = " ".join(" ".join(line) for line in facts["mounts"])
 
@@ -259,6 +274,7 @@ MASKED_PATHS = """
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
+@pytest.mark.attack(19)
 def test_masked_paths_are_empty(uid: int, bench: Bench) -> None:
     found = bench.run("python3", "-c", MASKED, *MASKED_PATHS, uid=uid, gid=uid).json()
 
@@ -305,6 +321,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
+@pytest.mark.attack(16, 18, 54)
 def test_nothing_outside_the_scratch_can_be_written(uid: int, bench: Bench) -> None:
     found = bench.run("python3", "-c", WRITES, uid=uid, gid=uid).json()
     # /proc/sysrq-trigger is the null device in there: what is written to it is gone.
@@ -336,6 +353,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.attack(7)
 def test_names_that_the_sandbox_resolves_cannot_be_changed_even_by_its_root(bench: Bench) -> None:
     found = bench.python(ETC_FILES, uid=0, gid=0, hostname="other")
 
@@ -347,6 +365,7 @@ def test_names_that_the_sandbox_resolves_cannot_be_changed_even_by_its_root(benc
     assert set(map(tuple, found.values())) == {tuple(refused)}
 
 
+@pytest.mark.attack(44, 45)
 def test_the_scratch_has_the_size_and_the_inodes_that_were_asked_for(bench: Bench) -> None:
     source = (
         "import json, os\n"
@@ -369,6 +388,7 @@ def test_the_scratch_has_the_size_and_the_inodes_that_were_asked_for(bench: Benc
     assert 15 * MIB <= written <= 16 * MIB
 
 
+@pytest.mark.attack(43)
 def test_shared_memory_has_a_limit_of_its_own(bench: Bench) -> None:
     source = (
         "import json, os\n"
@@ -381,6 +401,7 @@ def test_shared_memory_has_a_limit_of_its_own(bench: Bench) -> None:
     assert bench.python(source) == [mounts.SHM_BYTES, errno.ENOSPC]
 
 
+@pytest.mark.attack(52)
 def test_one_sandbox_cannot_take_all_terminals(bench: Bench) -> None:
     source = (
         "import json, os\nmade = []\n"
@@ -392,6 +413,7 @@ def test_one_sandbox_cannot_take_all_terminals(bench: Bench) -> None:
     assert bench.python(source) == [64, errno.ENOSPC]
 
 
+@pytest.mark.attack(2)
 def test_descriptors_are_the_three_streams(either: Bench) -> None:
     # The fourth is ls's own, of the directory.
     assert either.run("ls", "/proc/self/fd").out.split() == [b"0", b"1", b"2", b"3"]
@@ -400,6 +422,7 @@ def test_descriptors_are_the_three_streams(either: Bench) -> None:
 @pytest.mark.parametrize(
     "place", ["/proc/self/fd/3", "/proc/self/fd/6", "/proc/self/fd/0", "/proc/1/fd/5"]
 )
+@pytest.mark.attack(2)
 def test_no_working_directory_leads_out_by_a_descriptor(place: str, bench: Bench) -> None:
     async def start() -> object:
         async with bench.sandbox() as made:
@@ -413,6 +436,7 @@ def test_no_working_directory_leads_out_by_a_descriptor(place: str, bench: Bench
     assert getattr(started, "what", None) == "workdir", started
 
 
+@pytest.mark.attack(22)
 def test_sockets_of_the_host_cannot_be_reached(bench: Bench) -> None:
     """Loopback and abstract names (ATTACKS 22)."""
     name = f"sandboxd-test-{uuid.uuid4().hex}"
@@ -456,6 +480,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.attack(23)
 def test_init_can_be_neither_killed_nor_traced_nor_limited(either: Bench) -> None:
     """Signals to it are dropped by the kernel: it goes on, and reports the end."""
     ran = either.run("python3", "-c", KILLING)
@@ -467,6 +492,7 @@ def test_init_can_be_neither_killed_nor_traced_nor_limited(either: Bench) -> Non
     assert ran.exit.code == 0
 
 
+@pytest.mark.attack(21)
 def test_kernel_keys_cannot_be_made_or_read(bench: Bench) -> None:
     source = (
         "import ctypes, json\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -482,6 +508,7 @@ SESSION_KEYRING = (
 )
 
 
+@pytest.mark.attack(21)
 def test_the_session_keyring_is_another_in_each_sandbox(unfiltered: Bench) -> None:
     inside = {unfiltered.python(SESSION_KEYRING) for _ in range(3)}
     ours = syscalls._libc.syscall(250, 0, -3, 0)
@@ -490,6 +517,7 @@ def test_the_session_keyring_is_another_in_each_sandbox(unfiltered: Bench) -> No
     assert ours not in inside
 
 
+@pytest.mark.attack(22, 23, 53)
 def test_two_sandboxes_share_no_memory_message_or_process(bench: Bench) -> None:
     """SysV memory, POSIX queue, shared memory file, abstract socket, hostname: gone or not there in the other."""
     make = (
@@ -534,6 +562,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.attack(17, 25)
 def test_the_filter_refuses_every_new_namespace(either: Bench) -> None:
     found = either.python(NAMESPACES)
 
@@ -542,6 +571,7 @@ def test_the_filter_refuses_every_new_namespace(either: Bench) -> None:
     assert set(map(tuple, found.values())) == {(errno.EPERM, errno.EPERM, errno.ENOSYS)}
 
 
+@pytest.mark.attack(17, 25)
 def test_without_the_filter_the_kernel_refuses_a_user_namespace_and_so_the_others(
     unfiltered: Bench,
 ) -> None:
@@ -555,6 +585,7 @@ def test_without_the_filter_the_kernel_refuses_a_user_namespace_and_so_the_other
     assert set(map(tuple, found.values())) == {(errno.EPERM, errno.EPERM, errno.EPERM)}
 
 
+@pytest.mark.attack(25)
 def test_the_host_s_own_limit_of_user_namespaces_is_untouched(bench: Bench) -> None:
     bench.run("true")
 
@@ -586,6 +617,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
+@pytest.mark.attack(6, 17, 27, 28)
 def test_without_the_filter_no_mount_can_be_made_or_taken_away(uid: int, unfiltered: Bench) -> None:
     found = unfiltered.run("python3", "-c", MOUNTS, uid=uid, gid=uid).json()
 
@@ -593,6 +625,7 @@ def test_without_the_filter_no_mount_can_be_made_or_taken_away(uid: int, unfilte
     assert {name: of for name, of in found.items() if of[0] != -1 or of[1] not in refused} == {}
 
 
+@pytest.mark.attack(3, 23)
 def test_without_the_filter_init_still_shows_nothing(unfiltered: Bench) -> None:
     source = (
         "import ctypes, json, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -606,6 +639,7 @@ def test_without_the_filter_init_still_shows_nothing(unfiltered: Bench) -> None:
     assert unfiltered.python(source) == [[-1, errno.EPERM]] * 4
 
 
+@pytest.mark.attack(37)
 def test_the_launcher_has_no_environment_and_no_child_when_nothing_runs(bench: Bench) -> None:
     bench.run("true")
     assert bench.launcher.process is not None
