@@ -16,6 +16,7 @@ from sandboxd.errors import Fault, Refused, SandboxdError, SandboxFailed
 from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation.sandbox import Process
 from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Unusable, Walls
 from sandboxd.isolation.streams import Drain, Feed, PassThrough
 from sandboxd.jobs import (
@@ -55,6 +56,7 @@ class Stop:
         self.at = math.inf
         """time.monotonic() of the first stop."""
         self._taken: Taken[Cgroup] | None = None
+        self._process: Process | None = None
         self._grace_seconds = 0.0
 
     def __call__(
@@ -82,16 +84,17 @@ class Stop:
             return False
         return True
 
-    def attach(self, taken: Taken[Cgroup]) -> None:
+    def attach(self, taken: Taken[Cgroup], process: Process) -> None:
         """The command runs: a stop that was wished before is carried out now."""
         self._taken = taken
+        self._process = process
         if self.reason is not None:
             self._carry_out(taken)
 
     def _carry_out(self, taken: Taken[Cgroup]) -> None:
         loop = asyncio.get_running_loop()
-        if self._grace_seconds > 0:
-            taken.sandbox.signal(signal.SIGTERM)
+        if self._grace_seconds > 0 and self._process is not None:
+            self._process.signal(signal.SIGTERM)
             loop.call_later(self._grace_seconds, taken.sandbox.kill)
         else:
             taken.sandbox.kill()
@@ -215,17 +218,17 @@ class Runner:
         """The command's own time: from its start until its output is complete."""
         limits = outcome.job.spec.limits
         command = self._command(outcome.job, image)
-        started = await taken.sandbox.run(command, streams.theirs)
+        process = await taken.sandbox.run(command, streams.theirs)
         streams.close_theirs()
-        if isinstance(started, Unusable):
-            outcome.unusable = started
+        if isinstance(process, Unusable):
+            outcome.unusable = process
             return
-        outcome.command_started = started
-        outcome.started_at = time.time() - (time.monotonic() - started)
+        outcome.command_started = process.started_at
+        outcome.started_at = time.time() - (time.monotonic() - process.started_at)
         on_start(outcome.started_at)
-        stop.attach(taken)
+        stop.attach(taken, process)
         with self._time_limits(taken.place, limits, stop):
-            outcome.exit = await taken.sandbox.exited()
+            outcome.exit = await process.exited()
         outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
         stop.alone = outcome.exit is not None and outcome.exit.alone
         # With init everything in the sandbox dies, so both streams end: the log is complete before init is gone.

@@ -15,8 +15,8 @@ from sandboxd.images import host
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation import idmap, launcher_client
 from sandboxd.isolation.launcher_client import Launcher
-from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Unusable
+from sandboxd.isolation.sandbox import Process, Sandbox
+from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Then, Unusable
 from sandboxd.isolation.streams import Drain, Feed
 
 Result = TypeVar("Result")
@@ -95,15 +95,17 @@ class Bench:
 
 
 async def start_in(
-    made: Sandbox, *argv: str, descriptors: list[int], **changes: Any
-) -> float | Unusable:
+    made: Sandbox, *argv: str, descriptors: list[int], then: Then = Then.END, **changes: Any
+) -> Process | Unusable:
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     plain = Command(argv=argv, env={"PATH": path}, workdir="/work", rlimits={"nofile": 1024})
-    return await made.run(plain._replace(**changes), descriptors)
+    return await made.run(plain._replace(**changes), descriptors, then=then)
 
 
-async def run_in(made: Sandbox, *argv: str, stdin: bytes = b"", **changes: Any) -> Ran:
-    """Run the command of this sandbox to its end."""
+async def run_in(
+    made: Sandbox, *argv: str, stdin: bytes = b"", then: Then = Then.END, **changes: Any
+) -> Ran:
+    """Run a command of this sandbox to its end, by default the last one."""
     out, err = bytearray(), bytearray()
     command_in, feed_end = os.pipe()
     out_end, command_out = os.pipe()
@@ -112,14 +114,15 @@ async def run_in(made: Sandbox, *argv: str, stdin: bytes = b"", **changes: Any) 
     drains = Drain(out_end, out.extend), Drain(err_end, err.extend)
     theirs = [command_in, command_out, command_err]
     try:
-        started = await start_in(made, *argv, descriptors=theirs, **changes)
+        started = await start_in(made, *argv, descriptors=theirs, then=then, **changes)
     finally:
         for descriptor in theirs:
             os.close(descriptor)
     try:
         assert not isinstance(started, Unusable), started
-        ended = await made.exited()
-        await made.dead()
+        ended = await started.exited()
+        if then is Then.END:
+            await made.dead()
         for drain in drains:
             await drain.ended()
     finally:

@@ -25,5 +25,6 @@ signals). A sandbox runs for one user and is never used again.
 never runs without a wall.
 
 Modules, in the order of a sandbox's life: `launcher_client` and `sandbox` (the service's side), `pool` (sandboxes
-built ahead of need), `idmap`, `launcher`, `init`, `mounts`, `network`, `privileges`, `seccomp`, `command`, and below them `syscalls`.
+built ahead of need), `idmap`, `launcher`, `init`, `mounts`, `network`, `privileges`, `seccomp`, `command`, `files` (and `entries`, which reads
+what comes out), and below them `syscalls`.
 """

@@ -5,6 +5,7 @@ What comes from init may come from a sandbox that has been broken into. It is de
 """
 
 import socket
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -15,10 +16,13 @@ from sandboxd.isolation.protocol import (
     Created,
     CreateFailed,
     Done,
+    Exited,
     Failed,
     FromInit,
     FromLauncher,
     LauncherReady,
+    NotPlaced,
+    NotStarted,
     Ready,
     Started,
     Unshared,
@@ -38,18 +42,27 @@ _FROM_LAUNCHER: dict[str, tuple[type[FromLauncher], Any]] = {
     "Created": (Created, tuple[_Count, _Count]),
     "CreateFailed": (CreateFailed, tuple[_Count, _Words, _Words]),
 }
-_FROM_INIT: dict[str, tuple[type[FromInit], Any]] = {
+_Exit = tuple[_Seconds, _ExitCode | None, _SignalNumber | None, _Seconds, _Seconds, _Count, bool]
+
+
+def _not_started(command: int, why: tuple[str, int]) -> NotStarted:
+    return NotStarted(command, Unusable(*why))
+
+
+def _exited(command: int, fields: tuple[Any, ...]) -> Exited:
+    return Exited(command, Exit(*fields))
+
+
+_FROM_INIT: dict[str, tuple[Callable[..., FromInit], Any]] = {
     "Ready": (Ready, tuple[()]),
     "Failed": (Failed, tuple[_Words, _Words]),
-    "Started": (Started, tuple[_Seconds]),
-    "Unusable": (Unusable, tuple[_Words, _Errno]),
-    "Exit": (
-        Exit,
-        tuple[_Seconds, _ExitCode | None, _SignalNumber | None, _Seconds, _Seconds, _Count, bool],
-    ),
+    "Started": (Started, tuple[_Count, _Seconds]),
+    "NotStarted": (_not_started, tuple[_Count, tuple[_Words, _Errno]]),
+    "Exited": (_exited, tuple[_Count, _Exit]),
+    "NotPlaced": (NotPlaced, tuple[_Count, _Errno]),
     "Done": (Done, tuple[_Count, _Count]),
 }
-"""Name to the message and the types of its fields."""
+"""Name to what makes the message, and the types of its fields."""
 
 
 def from_launcher(encoded: bytes) -> FromLauncher:

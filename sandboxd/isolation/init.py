@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from sandboxd.errors import SandboxdError
-from sandboxd.isolation import command, mounts, network, privileges, protocol, syscalls
-from sandboxd.isolation.spec import Exit, SandboxSpec, Unusable
+from sandboxd.isolation import command, files, mounts, network, privileges, protocol, syscalls
+from sandboxd.isolation.spec import Exit, SandboxSpec, Then, Unusable
 
 UNPACKING = frozenset({"chown", "dac_override", "fowner", "fsetid"})
 """What init keeps in a sandbox that is for unpacking an image and runs no command."""
@@ -85,6 +85,11 @@ class Init:
         self.oom_score: int | None = None
         self.unmasked_proc: int | None = None
         self.carry_out: CarryOut = refuse
+        self.running: dict[int, tuple[int, Then]] = {}
+        """Process id of each command to its number and what follows it."""
+        self.clearing: list[protocol.Exited] = []
+        """Commands that are over, to be told of when what they left behind is gone."""
+        self.over = False
 
     def build(self) -> bool:
         """Build the walls, one named step after the other. A step that fails is reported and ends the sandbox."""
@@ -218,50 +223,89 @@ class Init:
     # What it is asked to do
 
     def serve(self) -> None:
-        """Wait for the one thing that this sandbox is for."""
+        """Do what the service asks for, and reap whatever dies, until the last command is over; everything goes with us."""
+        children = syscalls.signalfd(signal.SIGCHLD)
+        poll = select.poll()
+        poll.register(children, select.POLLIN)
+        poll.register(self.channel, select.POLLIN)
+        while not self.over:
+            for descriptor, _ in poll.poll():
+                if descriptor == children:
+                    os.read(children, 128)
+                    self.reap()
+                else:
+                    self.obey()
+
+    def obey(self) -> None:
         request, descriptors = protocol.receive(self.channel, protocol.from_above)
         match request:
             case protocol.Run():
                 self.run(request, descriptors)
+            case protocol.Signal():
+                self.pass_on_signal(request)
+            case protocol.Place() | protocol.Collect():
+                protocol.send(self.channel, files.carry_out(request, descriptors[0]))
             case protocol.Unpack() | protocol.Empty():
                 protocol.send(self.channel, self.carry_out(request, descriptors))
-            case protocol.Signal():
-                pass  # It came before there was anything to signal: the sandbox ends.
+                self.over = True
+        for descriptor in descriptors:
+            os.close(descriptor)
 
     def run(self, request: protocol.Run, descriptors: list[int]) -> None:
-        """Start the command, reap whatever dies, report how the command ended; then leave, and everything with us."""
-        children = syscalls.signalfd(signal.SIGCHLD)
+        """Start a command with the three descriptors as its streams."""
         self.set_oom_score(_COMMAND_OOM_SCORE)
         before = time.monotonic()
         started = command.start(request.command, descriptors)
         self.set_oom_score(_OWN_OOM_SCORE)
-        for descriptor in descriptors:
-            os.close(descriptor)
         if isinstance(started, Unusable):
-            protocol.send(self.channel, started)
+            protocol.send(self.channel, protocol.NotStarted(request.number, started))
+            self.over = request.then is Then.END
             return
-        protocol.send(self.channel, protocol.Started(at=before))
-        poll = select.poll()
-        poll.register(children, select.POLLIN)
-        poll.register(self.channel, select.POLLIN)
-        while True:
-            for descriptor, _ in poll.poll():
-                if descriptor == children:
-                    os.read(children, 128)
-                    exited = reap(started)
-                    if exited is not None:
-                        protocol.send(self.channel, exited)
-                        return
-                else:
-                    self.pass_on_signal(started)
+        protocol.send(self.channel, protocol.Started(request.number, before))
+        self.running[started] = (request.number, request.then)
 
-    def pass_on_signal(self, group: int) -> None:
-        request, _ = protocol.receive(self.channel, protocol.from_above)
-        if isinstance(request, protocol.Signal):
+    def pass_on_signal(self, request: protocol.Signal) -> None:
+        for group, (number, _) in self.running.items():
+            if number == request.command:
+                try:
+                    os.killpg(group, request.number)
+                except ProcessLookupError:
+                    pass  # It has just exited; SIGCHLD is on its way.
+
+    def reap(self) -> None:
+        """Collect every dead child, and tell of the commands among them."""
+        ended = []
+        alone = False
+        while True:
             try:
-                os.killpg(group, request.number)
-            except ProcessLookupError:
-                pass  # It has just exited; SIGCHLD is on its way.
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                alone = True
+                break
+            if pid == 0:
+                break
+            if pid in self.running:
+                ended.append((*self.running.pop(pid), exit_of(status, usage)))
+        for number, then, how in ended:
+            exited = protocol.Exited(number, how._replace(alone=alone))
+            if then is Then.CLEAR and not alone:
+                self.clearing.append(exited)
+            else:
+                protocol.send(self.channel, exited)
+                self.over = self.over or then is Then.END
+        if self.clearing:
+            self.clear(alone)
+
+    def clear(self, alone: bool) -> None:
+        """Kill whatever runs, and tell of the command that is over when nothing does.
+
+        Nothing escapes by forking: a process that is to die cannot (copy_process() in kernel/fork.c).
+        """
+        if not alone:
+            os.kill(-1, signal.SIGKILL)
+            return
+        while self.clearing:
+            protocol.send(self.channel, self.clearing.pop())
 
     def set_oom_score(self, score: bytes) -> None:
         """The kernel is to kill the command before init, which has to tell of it."""
@@ -269,26 +313,17 @@ class Init:
             os.pwrite(self.oom_score, score, 0)
 
 
-def reap(command_pid: int) -> Exit | None:
-    """Collect every dead child. The command's end if it is among them."""
-    ended = None
-    while True:
-        try:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
-        except ChildProcessError:
-            return ended._replace(alone=True) if ended else None
-        if pid == 0:
-            return ended
-        if pid == command_pid:
-            ended = Exit(
-                at=time.monotonic(),
-                code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
-                signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
-                cpu_user_seconds=usage.ru_utime,
-                cpu_system_seconds=usage.ru_stime,
-                max_rss_bytes=usage.ru_maxrss * 1024,
-                alone=False,
-            )
+def exit_of(status: int, usage: resource.struct_rusage) -> Exit:
+    """How a child ended, as wait4(2) tells it."""
+    return Exit(
+        at=time.monotonic(),
+        code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+        signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+        cpu_user_seconds=usage.ru_utime,
+        cpu_system_seconds=usage.ru_stime,
+        max_rss_bytes=usage.ru_maxrss * 1024,
+        alone=False,
+    )
 
 
 def refuse(_: protocol.Unpack | protocol.Empty, __: list[int]) -> protocol.Message:

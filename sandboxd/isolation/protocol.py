@@ -13,7 +13,15 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from sandboxd.isolation.spec import Command, Exit, NetworkMode, SandboxSpec, Unusable
+from sandboxd.isolation.spec import (
+    Command,
+    Exit,
+    File,
+    NetworkMode,
+    SandboxSpec,
+    Then,
+    Unusable,
+)
 
 INLINE_BYTES = 64 * 2**10
 """A larger message travels in a memfd: a datagram has to fit the socket's buffer."""
@@ -67,7 +75,7 @@ class CreateFailed(NamedTuple):
     reason: str
 
 
-# init to service (and `Unusable` and `Exit` of `spec`, as they are)
+# init to service
 
 
 class Ready(NamedTuple):
@@ -82,10 +90,33 @@ class Failed(NamedTuple):
 
 
 class Started(NamedTuple):
-    """The command runs."""
+    """A command runs."""
 
+    command: int
     at: float
     """time.monotonic(), which is one clock for all processes of the host."""
+
+
+class NotStarted(NamedTuple):
+    """A command cannot run. With `Then.END` the sandbox ends."""
+
+    command: int
+    why: Unusable
+
+
+class Exited(NamedTuple):
+    """A command is over, and what `Then` says of the sandbox is done."""
+
+    command: int
+    exit: Exit
+
+
+class NotPlaced(NamedTuple):
+    """A file cannot be made; those before it were."""
+
+    number: int
+    """Its place in the request, from 0 on."""
+    errno: int
 
 
 class Done(NamedTuple):
@@ -101,13 +132,33 @@ class Done(NamedTuple):
 class Run(NamedTuple):
     """Comes with three descriptors: standard input, output and error."""
 
+    number: int
+    """Of the command, by which both sides call it from then on."""
     command: Command
+    then: Then
 
 
 class Signal(NamedTuple):
-    """To the command's process group."""
+    """To the process group of a command."""
 
+    command: int
     number: int
+
+
+class Place(NamedTuple):
+    """Comes with one descriptor: the contents of the files, one after the other in their order."""
+
+    files: tuple[File, ...]
+
+
+class Collect(NamedTuple):
+    """Comes with one descriptor, to which what matches is written (see `files`)."""
+
+    base: str
+    """Absolute path; where relative patterns start."""
+    patterns: tuple[str, ...]
+    most_bytes: int
+    most_entries: int
 
 
 class Unpack(NamedTuple):
@@ -125,12 +176,13 @@ class Empty(NamedTuple):
 
 ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
-ToInit = Run | Signal | Unpack | Empty
-FromInit = Ready | Failed | Started | Unusable | Exit | Done
+ToInit = Run | Signal | Place | Collect | Unpack | Empty
+FromInit = Ready | Failed | Started | NotStarted | Exited | NotPlaced | Done
 Message = ToLauncher | FromLauncher | ToInit | FromInit
 
 _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
-    kind.__name__: kind for kind in (MapYourself, Create, Run, Signal, Unpack, Empty)
+    kind.__name__: kind
+    for kind in (MapYourself, Create, Run, Signal, Place, Collect, Unpack, Empty)
 }
 
 M = TypeVar("M")
@@ -199,7 +251,9 @@ def from_above(encoded: bytes) -> Any:
         spec = SandboxSpec(*message.spec)
         return message._replace(spec=spec._replace(network=NetworkMode(spec.network)))
     if isinstance(message, Run):
-        return Run(Command(*message.command))
+        return Run(message.number, Command(*message.command), Then(message.then))
+    if isinstance(message, Place):
+        return Place(tuple([File(*file) for file in message.files]))
     return message
 
 

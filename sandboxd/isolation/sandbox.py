@@ -12,14 +12,70 @@ from collections.abc import Sequence
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, protocol
-from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Unusable
+from sandboxd.isolation.spec import Command, Exit, File, SandboxSpec, Then, Unusable
 
 _MOST_UNREAD_MESSAGES = 8
-"""init says one thing at a time; who says more wants to fill the service's memory."""
+"""init answers one request at a time; who says more wants to fill the service's memory."""
+
+
+class Process:
+    """One command in a sandbox, from its start on."""
+
+    def __init__(self, sandbox: "Sandbox", number: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._sandbox = sandbox
+        self._number = number
+        self._start: asyncio.Future[float | Unusable | None] = loop.create_future()
+        self._end: asyncio.Future[Exit | None] = loop.create_future()
+
+    @property
+    def started_at(self) -> float:
+        """time.monotonic() of the start."""
+        at = self._start.result()
+        if not isinstance(at, float):
+            raise SandboxFailed("run", "init ended before the command ran")
+        return at
+
+    async def exited(self) -> Exit | None:
+        """Wait for the command's end. None if init died without telling: it was killed, by us or by the kernel."""
+        return await asyncio.shield(self._end)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the command's process group. Nothing happens if it is gone."""
+        self._sandbox.signal(self._number, number)
+
+    async def start(self) -> "Process | Unusable":
+        """For the sandbox: itself once it runs, or what is wrong with it. Raises SandboxFailed."""
+        started = await self._start
+        if isinstance(started, Unusable):
+            return started
+        if started is None:
+            raise SandboxFailed("run", "init ended before the command ran")
+        return self
+
+    def hear(self, message: protocol.Started | protocol.NotStarted | protocol.Exited) -> bool:
+        """For the sandbox: take what init says of this command. False: it makes no sense."""
+        match message:
+            case protocol.Started(at=at) if not self._start.done():
+                self._start.set_result(at)
+            case protocol.NotStarted(why=why) if not self._start.done():
+                self._start.set_result(why)
+                self._end.set_result(None)
+            case protocol.Exited(exit=how) if self._start.done() and not self._end.done():
+                self._end.set_result(how)
+            case _:
+                return False
+        return True
+
+    def lose(self) -> None:
+        """For the sandbox: nothing more will be heard of this command."""
+        for future in (self._start, self._end):
+            if not future.done():
+                future.set_result(None)
 
 
 class Sandbox:
-    """One sandbox: init's socket and pidfd. It runs one command and is never used again."""
+    """One sandbox: init's socket and pidfd. It serves one job, with one command or several, and is never used again."""
 
     def __init__(self, spec: SandboxSpec, pid: int, channel: socket.socket, pidfd: int) -> None:
         loop = asyncio.get_running_loop()
@@ -30,7 +86,11 @@ class Sandbox:
         self._loop = loop
         self._channel = channel
         self._pidfd = pidfd
-        self._messages: asyncio.Queue[protocol.FromInit | None] = asyncio.Queue()
+        self._answers: asyncio.Queue[protocol.FromInit | None] = asyncio.Queue()
+        """To everything but commands, which have their own."""
+        self._asking = asyncio.Lock()
+        self._processes: dict[int, Process] = {}
+        self._started = 0
         self._dead: asyncio.Future[None] = loop.create_future()
         loop.add_reader(channel.fileno(), self._read_channel)
         loop.add_reader(pidfd, self._died)
@@ -41,7 +101,7 @@ class Sandbox:
 
     async def ready(self) -> None:
         """Wait until all walls stand. Raises SandboxFailed with the step that failed."""
-        match await self._messages.get():
+        match await self._answers.get():
             case protocol.Ready():
                 return
             case protocol.Failed(step=step, reason=reason):
@@ -49,51 +109,46 @@ class Sandbox:
             case message:
                 raise SandboxFailed("build", f"init ended while it built ({message!r})")
 
-    async def run(self, command: Command, descriptors: Sequence[int]) -> float | Unusable:
-        """Start the command with its three standard streams.
+    async def run(
+        self, command: Command, descriptors: Sequence[int], *, then: Then = Then.END
+    ) -> Process | Unusable:
+        """Start a command with its three standard streams. Returns it, or what is wrong with it.
 
-        Returns when that was (time.monotonic()), or what is wrong with the command.
-
-        The descriptors stay open here. Raises SandboxFailed.
+        `then` is what becomes of the sandbox when it is over. The descriptors stay open here. Raises SandboxFailed.
         """
-        self._send(protocol.Run(command=command), descriptors)
-        match await self._messages.get():
-            case protocol.Started(at=started_at):
-                return started_at
-            case Unusable() as unusable:
-                return unusable
-            case protocol.Failed(step=step, reason=reason):
-                raise SandboxFailed(step, reason)
-            case message:
-                raise SandboxFailed("run", f"init ended before the command ran ({message!r})")
+        self._started += 1
+        number = self._started
+        process = self._processes[number] = Process(self, number)
+        try:
+            self._send(protocol.Run(number=number, command=command, then=then), descriptors)
+            return await process.start()
+        except BaseException:
+            self._processes.pop(number, None)
+            raise
 
-    async def exited(self) -> Exit | None:
-        """Wait for the command's end. None if init died without telling: it was killed, by us or by the kernel."""
-        match await self._messages.get():
-            case Exit() as end:
-                return end
-            case None:
-                return None
-            case message:
-                raise SandboxFailed("run", f"unexpected answer {message!r}")
+    async def place(
+        self, files: Sequence[File], contents: int
+    ) -> protocol.Done | protocol.NotPlaced:
+        """Have files made, with contents that init reads from a descriptor, one after the other. Raises SandboxFailed."""
+        answer = await self._ask(protocol.Place(files=tuple(files)), [contents])
+        if isinstance(answer, protocol.NotPlaced):
+            return answer
+        return _done(answer)
+
+    async def collect(self, request: protocol.Collect, output: int) -> protocol.Done:
+        """Have what matches written to a descriptor (see `files` for how). Raises SandboxFailed."""
+        return _done(await self._ask(request, [output]))
 
     async def work(
         self, request: protocol.Unpack | protocol.Empty, descriptors: Sequence[int]
     ) -> protocol.Done:
         """Have init itself do something inside the walls. Raises SandboxFailed."""
-        self._send(request, descriptors)
-        match await self._messages.get():
-            case protocol.Done() as done:
-                return done
-            case protocol.Failed(step=step, reason=reason):
-                raise SandboxFailed(step, reason)
-            case message:
-                raise SandboxFailed("work", f"init ended before it was done ({message!r})")
+        return _done(await self._ask(request, descriptors))
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the command's process group. Nothing happens if it is gone."""
+    def signal(self, command: int, number: signal.Signals) -> None:
+        """Send a signal to a command's process group. Nothing happens if it is gone."""
         with contextlib.suppress(OSError):
-            protocol.send(self._channel, protocol.Signal(number=number))
+            protocol.send(self._channel, protocol.Signal(command=command, number=number))
 
     def kill(self) -> None:
         """SIGKILL to init: every process of the sandbox is gone at once."""
@@ -102,13 +157,24 @@ class Sandbox:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def abandon(self) -> None:
-        """Tell who waits for the command's end that there will be none: a process is stuck in the kernel."""
+        """Tell who waits for anything that it will not come: a process is stuck in the kernel."""
         if self.alive:
-            self._messages.put_nowait(None)
+            self._lose_all()
 
     async def dead(self) -> None:
         """Wait until init, and with it every process of the sandbox, is gone."""
         await asyncio.shield(self._dead)
+
+    async def _ask(
+        self, request: protocol.ToInit, descriptors: Sequence[int]
+    ) -> protocol.FromInit | None:
+        async with self._asking:
+            self._send(request, descriptors)
+            try:
+                return await self._answers.get()
+            except BaseException:
+                self.kill()  # Its answer would be taken for that to the next request.
+                raise
 
     def _send(self, message: protocol.Message, descriptors: Sequence[int]) -> None:
         try:
@@ -127,10 +193,22 @@ class Sandbox:
         except protocol.BadMessage:
             self._end_broken()
             return
-        if self._messages.qsize() < _MOST_UNREAD_MESSAGES:
-            self._messages.put_nowait(message)
-        else:
+        if not self._hear(message):
             self._end_broken()
+
+    def _hear(self, message: protocol.FromInit) -> bool:
+        """Pass a message on to who waits for it. False: nobody can, init does not speak like this."""
+        if isinstance(message, protocol.Started | protocol.NotStarted | protocol.Exited):
+            process = self._processes.get(message.command)
+            if process is None or not process.hear(message):
+                return False
+            if not isinstance(message, protocol.Started):
+                del self._processes[message.command]
+            return True
+        if self._answers.qsize() == _MOST_UNREAD_MESSAGES:
+            return False
+        self._answers.put_nowait(message)
+        return True
 
     def _end_broken(self) -> None:
         """init does not speak like this: the sandbox has been broken into."""
@@ -140,13 +218,27 @@ class Sandbox:
     def _died(self) -> None:
         """The pidfd is readable: no process is left. What init said last is read first."""
         self._loop.remove_reader(self._pidfd)
-        while self._messages.qsize() < _MOST_UNREAD_MESSAGES:
-            try:
-                self._messages.put_nowait(hearing.receive_from_init(self._channel))
-            except (EOFError, OSError, protocol.BadMessage):
-                break
+        with contextlib.suppress(EOFError, OSError, protocol.BadMessage):
+            while self._hear(hearing.receive_from_init(self._channel)):
+                pass
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()
         os.close(self._pidfd)
-        self._messages.put_nowait(None)
         self._dead.set_result(None)
+        self._lose_all()
+
+    def _lose_all(self) -> None:
+        self._answers.put_nowait(None)
+        for process in self._processes.values():
+            process.lose()
+        self._processes.clear()
+
+
+def _done(answer: protocol.FromInit | None) -> protocol.Done:
+    match answer:
+        case protocol.Done() as done:
+            return done
+        case protocol.Failed(step=step, reason=reason):
+            raise SandboxFailed(step, reason)
+        case message:
+            raise SandboxFailed("work", f"init ended before it was done ({message!r})")

@@ -49,6 +49,27 @@ class Command(NamedTuple):
     """Resource limit (`"nofile"`, `"fsize"`, …: getrlimit(2) without RLIMIT_) to soft and hard value."""
 
 
+class Then(enum.StrEnum):
+    """What becomes of the sandbox when a command in it is over."""
+
+    END = "end"
+    """It ends, and everything in it."""
+    CLEAR = "clear"
+    """Whatever the command left running is killed; the files stay."""
+    KEEP = "keep"
+    """Nothing: what the command left running goes on."""
+
+
+class File(NamedTuple):
+    """A file or directory to make in a sandbox, for the command's user."""
+
+    path: str
+    """Absolute path inside the sandbox. Directories above it are made; what is there already is replaced."""
+    mode: int
+    size_bytes: int | None
+    """None for a directory."""
+
+
 class Unusable(NamedTuple):
     """Why the command cannot be started, as exec(3) tells it: the caller's mistake, not a failure of the sandbox."""
 

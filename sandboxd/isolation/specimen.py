@@ -74,6 +74,6 @@ async def _run_true(sandbox: Sandbox) -> None:
         os.close(null)
     if isinstance(started, Unusable):
         raise SandboxFailed("run", f"{path}: {started.what}: {os.strerror(started.errno)}")
-    ended = await sandbox.exited()
+    ended = await started.exited()
     if ended is None or ended.code != 0:
         raise SandboxFailed("run", f"{path} ended with {ended}")

@@ -16,7 +16,7 @@ from waiting import wait_for
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import launcher_client
 from sandboxd.isolation.launcher_client import Launcher
-from sandboxd.isolation.sandbox import Sandbox
+from sandboxd.isolation.sandbox import Process, Sandbox
 
 DAEMONS = """
 import os, signal, sys, time
@@ -57,8 +57,8 @@ sys.stdin.read()
 class Running:
     """A Python program in a sandbox, which has said that it is ready and waits for the end of its input."""
 
-    def __init__(self, sandbox: Sandbox, feed: int, output: int) -> None:
-        self.sandbox = sandbox
+    def __init__(self, process: Process, feed: int, output: int) -> None:
+        self.process = process
         self.feed = feed
         self.output = output
 
@@ -68,13 +68,16 @@ class Running:
         output, command_out = os.pipe()
         try:
             argv = ("python3", "-c", source)
-            await start_in(sandbox, *argv, descriptors=[command_in, command_out, command_out])
+            process = await start_in(
+                sandbox, *argv, descriptors=[command_in, command_out, command_out]
+            )
         finally:
             os.close(command_in)
             os.close(command_out)
         said = await asyncio.to_thread(os.read, output, 1000)
         assert said.startswith(b"ready"), said
-        return cls(sandbox, feed, output)
+        assert isinstance(process, Process), process
+        return cls(process, feed, output)
 
     def close(self) -> None:
         os.close(self.feed)
@@ -95,7 +98,7 @@ def test_daemons_are_gone_with_their_command(bench: Bench) -> None:
             running = await Running.start(made, DAEMONS)
             alive = children_of(launcher_pid(bench.launcher))
             running.close()
-            await made.exited()
+            await running.process.exited()
             await made.dead()
             return alive
 
@@ -110,7 +113,7 @@ def test_killing_init_ends_every_process_and_tells_nothing_of_the_command(bench:
         async with bench.sandbox() as made:
             running = await Running.start(made, DAEMONS)
             made.kill()
-            ended = await made.exited()
+            ended = await running.process.exited()
             await made.dead()
             running.close()
             return ended
@@ -147,7 +150,7 @@ def test_the_death_of_the_launcher_ends_every_sandbox_and_the_next_one_gets_a_ne
         running = await Running.start(busy, DAEMONS)
         pids = children_of(launcher_pid(bench.launcher))
         os.kill(launcher_pid(bench.launcher), signal.SIGKILL)
-        ended = await busy.exited()
+        ended = await running.process.exited()
         await parked.dead()
         await busy.dead()
         running.close()
@@ -413,8 +416,8 @@ def test_signals_reach_the_command_s_process_group(bench: Bench) -> None:
         async with bench.sandbox() as made:
             source = "import sys; print('ready', flush=True); sys.stdin.read()"
             running = await Running.start(made, source)
-            made.signal(signal.SIGTERM)
-            ended = await made.exited()
+            running.process.signal(signal.SIGTERM)
+            ended = await running.process.exited()
             running.close()
             return ended
 

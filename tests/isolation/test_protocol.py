@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandbox_bench import Bench
 
+from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, protocol
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Unusable
+from sandboxd.isolation.spec import Command, Exit, File, SandboxSpec, Then, Unusable
 
 SPEC = SandboxSpec(rootfs="/images/a", scratch_bytes=2**20, scratch_inodes=100)
 EXITED: dict[str, Any] = {
@@ -56,14 +57,26 @@ def open_descriptors() -> int:
         (protocol.LauncherReady(), hearing.from_launcher),
         (protocol.Created(number=1, pid=4711), hearing.from_launcher),
         (protocol.CreateFailed(number=1, step="clone3", reason="no"), hearing.from_launcher),
-        (protocol.Signal(number=15), protocol.from_above),
+        (protocol.Signal(command=3, number=15), protocol.from_above),
+        (
+            protocol.Place(files=(File("/work/a", 0o644, 3), File("/work/d", 0o755, None))),
+            protocol.from_above,
+        ),
+        (
+            protocol.Collect(base="/work", patterns=("*", "é"), most_bytes=9, most_entries=1),
+            protocol.from_above,
+        ),
         (protocol.Unpack(most_bytes=1, most_entries=2, id_count=65536), protocol.from_above),
         (protocol.Empty(), protocol.from_above),
         (protocol.Ready(), hearing.from_init),
         (protocol.Failed(step="pivot_root", reason="EPERM"), hearing.from_init),
-        (protocol.Started(at=3.25), hearing.from_init),
-        (Unusable(what="command", errno=2), hearing.from_init),
-        (Exit(**EXITED), hearing.from_init),
+        (protocol.Started(command=1, at=3.25), hearing.from_init),
+        (
+            protocol.NotStarted(command=1, why=Unusable(what="command", errno=2)),
+            hearing.from_init,
+        ),
+        (protocol.Exited(command=1, exit=Exit(**EXITED)), hearing.from_init),
+        (protocol.NotPlaced(number=7, errno=28), hearing.from_init),
         (protocol.Done(entries=3, size_bytes=2**40), hearing.from_init),
     ],
 )
@@ -87,10 +100,12 @@ def test_a_command_with_any_environment_arrives_with_its_descriptors(
     sent = [end for pipe in pipes for end in pipe][:3]
     before = open_descriptors()
 
-    protocol.send(ours, protocol.Run(command=command), sent)
+    run = protocol.Run(number=1, command=command, then=Then.CLEAR)
+    protocol.send(ours, run, sent)
     message, received = protocol.receive(theirs, protocol.from_above)
 
-    assert message == protocol.Run(command=command)
+    assert message == run
+    assert isinstance(message.then, Then)
     for original, copy in zip(sent, received, strict=True):
         assert os.path.sameopenfile(original, copy)
         assert not os.get_inheritable(copy)
@@ -177,7 +192,9 @@ json_like = st.recursive(
     | st.integers(-(2**63), 2**64 - 1)
     | st.floats()
     | st.text(max_size=20)
-    | st.sampled_from(["Ready", "Failed", "Started", "Unusable", "Exit", "Done", "Run"]),
+    | st.sampled_from(
+        ["Ready", "Failed", "Started", "NotStarted", "Exited", "NotPlaced", "Done", "Run"]
+    ),
     lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=12,
 )
@@ -247,7 +264,7 @@ def test_an_end_in_impossible_figures_is_no_message(
 ) -> None:
     """They would end up in the job's record, which a store may refuse: the job would never end."""
     ours, theirs = ends
-    protocol.send(ours, Exit(**{**EXITED, **change}))
+    protocol.send(ours, protocol.Exited(command=1, exit=Exit(**{**EXITED, **change})))
 
     with pytest.raises(protocol.BadMessage):
         hearing.receive_from_init(theirs)
@@ -286,7 +303,7 @@ def test_an_init_that_floods_the_service_is_killed(bench: Bench) -> None:
                 pass
             await asyncio.sleep(0)
         await impostor.ended()
-        return impostor.sandbox._messages.qsize()
+        return impostor.sandbox._answers.qsize()
 
     assert bench.do(flood()) <= 10
 
@@ -297,8 +314,11 @@ def test_an_init_that_speaks_nonsense_is_killed(packet: bytes, bench: Bench) -> 
     async def speak() -> Any:
         impostor = Impostor()
         impostor.channel.send(packet)
-        ended = await impostor.sandbox.exited()
-        await impostor.ended()
-        return ended
+        try:
+            await impostor.sandbox.work(protocol.Empty(), [])
+        except SandboxFailed as error:
+            return error
+        finally:
+            await impostor.ended()
 
-    assert bench.do(speak()) is None
+    assert isinstance(bench.do(speak()), SandboxFailed)

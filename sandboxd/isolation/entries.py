@@ -1,0 +1,98 @@
+"""What a sandbox hands out, read entry by entry: the service's side of `files`.
+
+All of it may come from a sandbox that has been broken into: every length is bounded before anything of it is read, and
+nothing is believed but that the bytes are those of this sandbox.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+
+_LENGTH_BYTES = 4
+_LONGEST_HEADER = 64 * 2**10
+_LONGEST_CHUNK = 2**20
+_Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
+_Header = tuple[
+    _Path,
+    Literal["file", "directory", "passed_over"],
+    Annotated[int, msgspec.Meta(ge=0, le=0o7777)],
+    Annotated[str, msgspec.Meta(max_length=32, pattern="^[A-Za-z0-9_]*$")],
+]
+
+
+class BadEntries(Exception):
+    """What came is not what init writes, or more than it was asked for."""
+
+
+class Entry(NamedTuple):
+    """A file, a directory, or what was passed over and why."""
+
+    path: str
+    """Absolute, as inside the sandbox."""
+    kind: Literal["file", "directory", "passed_over"]
+    mode: int
+    note: str
+    """Why it was passed over: `symlink`, `fifo`, `socket`, `device`, `too_large`, `too_many`, `too_deep`, `not_utf8`, or an errno's name."""
+
+
+class Entries:
+    """The entries that arrive at a descriptor, in order. Reading blocks: for a thread.
+
+    Raises BadEntries, OSError.
+    """
+
+    def __init__(self, descriptor: int, *, most_bytes: int, most_entries: int) -> None:
+        self._descriptor = descriptor
+        self._left_bytes = most_bytes
+        self._left_entries = most_entries + 1  # That there are too many is an entry of its own.
+        self._in_file = False
+
+    def __iter__(self) -> Iterator[Entry]:
+        while (encoded := self._counted(_LONGEST_HEADER)) is not None:
+            self._left_entries -= 1
+            if self._left_entries < 0:
+                raise BadEntries("more entries than were asked for")
+            entry = _entry(encoded)
+            self._in_file = entry.kind == "file"
+            yield entry
+            for _ in self.content():
+                pass
+
+    def content(self) -> Iterator[bytes]:
+        """What the entry at hand has in it, if it is a file: piece by piece, once."""
+        while self._in_file:
+            piece = self._counted(_LONGEST_CHUNK)
+            if piece is None:
+                self._in_file = False
+                return
+            self._left_bytes -= len(piece)
+            if self._left_bytes < 0:
+                raise BadEntries("more bytes than were asked for")
+            yield piece
+
+    def _counted(self, longest: int) -> bytes | None:
+        length = int.from_bytes(self._exactly(_LENGTH_BYTES), "big")
+        if length > longest:
+            raise BadEntries(f"a part of {length} bytes")
+        return self._exactly(length) if length else None
+
+    def _exactly(self, size: int) -> bytes:
+        read = bytearray()
+        while len(read) < size:
+            piece = os.read(self._descriptor, size - len(read))
+            if not piece:
+                raise BadEntries("ended too early")
+            read += piece
+        return bytes(read)
+
+
+def _entry(encoded: bytes) -> Entry:
+    try:
+        entry = Entry(*msgspec.json.decode(encoded, type=_Header))
+    except msgspec.MsgspecError as error:
+        raise BadEntries(str(error)) from error
+    if any(part in ("", ".", "..") for part in entry.path[1:].split("/")):
+        raise BadEntries("a path that is not plain")
+    return entry

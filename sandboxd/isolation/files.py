@@ -1,0 +1,244 @@
+"""Files into a sandbox and out of it. Runs in init, inside the walls and with no more rights than the command.
+
+Whatever a path leads to is in the sandbox's own tree: symbolic links need no care for the host's sake. What is never done
+is to wait for somebody: only regular files are opened, without blocking, and what is not one is told of and passed over.
+
+What is collected goes through a pipe as *entries*: a header, and for a file its content in chunks. Header and chunk are preceded by
+their length (four bytes, big endian); a chunk of length 0 ends a file, a header of length 0 ends it all. A header is a JSON
+array: path (UTF-8), kind, mode (of a file), note. A file that changes meanwhile is what was read of it.
+"""
+
+import errno
+import fnmatch
+import json
+import os
+import stat
+from collections.abc import Iterator
+
+from sandboxd.isolation.protocol import Collect, Done, Message, NotPlaced, Place
+from sandboxd.isolation.spec import File
+
+FILE, DIRECTORY, PASSED_OVER = "file", "directory", "passed_over"
+CHUNK_BYTES = 2**20
+DEEPEST = 64
+"""Levels of directories below where a pattern starts."""
+_WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+_MAGIC = frozenset("*?[")
+
+
+def carry_out(request: Place | Collect, descriptor: int) -> Message:
+    """Do what the service asks for, and tell how it went."""
+    if isinstance(request, Place):
+        return place(request.files, descriptor)
+    collector = Collector(request, descriptor)
+    collector.collect()
+    return Done(entries=collector.entries, size_bytes=collector.size_bytes)
+
+
+def place(files: tuple[File, ...], contents: int) -> Done | NotPlaced:
+    """Make files and directories, with contents read from a descriptor one after the other."""
+    size_bytes = 0
+    for index, file in enumerate(files):
+        try:
+            if file.size_bytes is None:
+                _make_directory(file)
+            else:
+                _make_file(file, file.size_bytes, contents)
+                size_bytes += file.size_bytes
+        except OSError as error:
+            return NotPlaced(index, error.errno or errno.EIO)
+    return Done(entries=len(files), size_bytes=size_bytes)
+
+
+def _make_directory(file: File) -> None:
+    os.makedirs(file.path, exist_ok=True)
+    os.chmod(file.path, file.mode)
+
+
+def _make_file(file: File, size_bytes: int, contents: int) -> None:
+    os.makedirs(os.path.dirname(file.path), exist_ok=True)
+    try:
+        os.unlink(file.path)
+    except FileNotFoundError:
+        pass
+    made = os.open(file.path, _WRITE_NEW, 0o600)
+    try:
+        left = size_bytes
+        while left:
+            piece = os.read(contents, min(left, CHUNK_BYTES))
+            if not piece:
+                raise OSError(errno.EPIPE, "the contents ended too early")
+            _write_all(made, piece)
+            left -= len(piece)
+        os.fchmod(made, file.mode)
+    finally:
+        os.close(made)
+
+
+class Collector:
+    """One walk over what the patterns match, written to a descriptor within bounds."""
+
+    def __init__(self, request: Collect, output: int) -> None:
+        self.request = request
+        self.output = output
+        self.entries = 0
+        self.size_bytes = 0
+        self.seen: set[str] = set()
+
+    def collect(self) -> None:
+        """Write all entries and their end. Whoever does not read any more ends it early."""
+        try:
+            for pattern in self.request.patterns:
+                absolute = os.path.join(self.request.base, pattern)
+                for path in matches(absolute):
+                    if not self.take(path, DEEPEST):
+                        return
+        except BrokenPipeError:
+            return
+        finally:
+            try:
+                _write_all(self.output, bytes(4))
+            except OSError:
+                pass
+
+    def take(self, path: str, levels: int) -> bool:
+        """Write what is at a path, and what is below it. False: no more entries are wanted."""
+        if path in self.seen:
+            return True
+        if self.entries == self.request.most_entries:
+            self.write_header(path, PASSED_OVER, note="too_many")
+            return False
+        self.seen.add(path)
+        self.entries += 1
+        if not path.isascii() and not _is_utf8(path):
+            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+            self.write_header(shown, PASSED_OVER, note="not_utf8")
+            return True
+        try:
+            status = os.lstat(path)
+            if stat.S_ISDIR(status.st_mode):
+                return self.take_directory(path, stat.S_IMODE(status.st_mode), levels)
+            if stat.S_ISREG(status.st_mode):
+                self.take_file(path)
+            else:
+                self.write_header(path, PASSED_OVER, note=_kind(status.st_mode))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.write_header(path, PASSED_OVER, note=errno.errorcode.get(error.errno or 0, "EIO"))
+        return True
+
+    def take_directory(self, path: str, mode: int, levels: int) -> bool:
+        if levels == 0:
+            self.write_header(path, PASSED_OVER, note="too_deep")
+            return True
+        names = sorted(os.listdir(path))
+        self.write_header(path, DIRECTORY, mode)
+        return all(self.take(f"{path}/{name}", levels - 1) for name in names)
+
+    def take_file(self, path: str) -> None:
+        opened = os.open(path, _READ)
+        try:
+            status = os.fstat(opened)
+            if not stat.S_ISREG(status.st_mode):
+                self.write_header(path, PASSED_OVER, note=_kind(status.st_mode))
+                return
+            left = self.request.most_bytes - self.size_bytes
+            if status.st_size > left:
+                self.write_header(path, PASSED_OVER, note="too_large")
+                return
+            first = os.read(
+                opened, min(CHUNK_BYTES, left)
+            )  # It may fail: before anything is said of it.
+            self.write_header(path, FILE, stat.S_IMODE(status.st_mode))
+            self.write_content(opened, first, left)
+        finally:
+            os.close(opened)
+
+    def write_content(self, opened: int, first: bytes, left: int) -> None:
+        piece = first
+        while piece:
+            self.write_counted(piece)
+            self.size_bytes += len(piece)
+            left -= len(piece)
+            piece = _read_or_end(opened, min(CHUNK_BYTES, left))
+        _write_all(self.output, bytes(4))
+
+    def write_header(self, path: str, kind: str, mode: int = 0, note: str = "") -> None:
+        self.write_counted(json.dumps([path, kind, mode, note]).encode())
+
+    def write_counted(self, content: bytes) -> None:
+        _write_all(self.output, len(content).to_bytes(4, "big"))
+        _write_all(self.output, content)
+
+
+def matches(pattern: str) -> Iterator[str]:
+    """The existing paths that an absolute pattern names: `*`, `?` and `[…]` within a name, `**` for any directories."""
+    found = [""]
+    parts = [part for part in pattern.split("/") if part and part != "."]
+    for part in parts:
+        found = [path for directory in found for path in _matching(directory, part)]
+    yield from found if parts else ["/"]
+
+
+def _matching(directory: str, part: str) -> Iterator[str]:
+    if part == "**":
+        yield from _directories(directory, DEEPEST)
+    elif not _MAGIC & set(part):
+        if os.path.lexists(f"{directory}/{part}"):
+            yield f"{directory}/{part}"
+    else:
+        for name in _names(directory):
+            if fnmatch.fnmatchcase(name, part) and (name[0] != "." or part[0] == "."):
+                yield f"{directory}/{name}"
+
+
+def _directories(directory: str, levels: int) -> Iterator[str]:
+    yield directory
+    if levels == 0:
+        return
+    for name in _names(directory):
+        path = f"{directory}/{name}"
+        if not os.path.islink(path) and os.path.isdir(path):
+            yield from _directories(path, levels - 1)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory or "/"))
+    except OSError:
+        return []
+
+
+def _read_or_end(opened: int, size: int) -> bytes:
+    """What cannot be read any more ends the file: its header is out already."""
+    try:
+        return os.read(opened, size)
+    except OSError:
+        return b""
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _kind(mode: int) -> str:
+    for is_kind, name in (
+        (stat.S_ISLNK, "symlink"),
+        (stat.S_ISFIFO, "fifo"),
+        (stat.S_ISSOCK, "socket"),
+    ):
+        if is_kind(mode):
+            return name
+    return "device"
