@@ -2,10 +2,11 @@
 #   make run ARGS='serve --listen 127.0.0.1:8080 --data-dir /tmp/sbx --no-auth'
 MAKEFLAGS += --no-print-directory
 ARGS ?= --help
+SECONDS ?= 60
 # $(value ARGS) below: as it was typed, so that a $ in it is for the job's shell, not for make.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test attack lint lock setup
+.PHONY: help demo run test attack fuzz lint lock setup
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +24,9 @@ test: ## Set up with the development tools, then lint and run every test
 attack: ## Set up, then try every attack of docs/attacks.md and show which wall held
 	@.ci/prepare dev .ci/attack
 	@if [ "$$(id -u)" = 0 ]; then .ci/prepare root python -m pytest -q -p no:cacheprovider --attacks -m as_root; fi
+
+fuzz: ## Search for inputs that break what reads bytes of strangers: make fuzz SECONDS=60 (for each target)
+	@.ci/prepare dev python tests/fuzz/search.py $(SECONDS)
 
 lint: ## Only the linters: ruff, mypy, import contracts
 	@.ci/prepare dev .ci/lint

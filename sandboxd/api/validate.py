@@ -47,6 +47,8 @@ def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Che
     Raises Invalid with every fault of the request at once.
     """
     request, faults = read_struct(value, JobRequest)
+    if not isinstance(value, dict):
+        raise invalid(faults)  # it has no places that could be wrong
     stdin = _decode_stdin(request, faults)
     user = _parse_user(request, faults)
     limits = _settle_limits(request.limits, defaults, ceilings, faults)

@@ -50,6 +50,7 @@ def carry_out(request: Unpack | Empty, descriptors: list[int]) -> Message:
     """Do what the service asks for at `/`, and tell how it went."""
     try:
         if isinstance(request, Unpack):
+            resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES))
             entries, size = unpack(descriptors[0], "/", request)
         else:
             entries, size = empty("/")
@@ -65,8 +66,8 @@ def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
 
     Raises BadArchive, and OSError for what is wrong with the disk.
     """
-    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES))
-    unpacker = Unpacker(os.open(root, _DIRECTORY), request)
+    root_fd = os.open(root, _DIRECTORY)
+    unpacker = Unpacker(root_fd, request)
     try:
         with (
             os.fdopen(archive_fd, "rb", closefd=False) as file,
@@ -76,7 +77,7 @@ def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
                 unpacker.add(archive, member)
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise.
         # The tree gets its name only when it would outlast a power cut.
-        syscalls.syncfs(unpacker.root_fd)
+        syscalls.syncfs(root_fd)
     except MemoryError as error:
         raise BadArchive("a header or a dictionary of the archive is too large") from error
     except _READING_ERRORS as error:
@@ -87,6 +88,8 @@ def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
         if error.errno in _HOST_ERRORS:
             raise
         raise BadArchive(f"an entry cannot be made: {error}") from error
+    finally:
+        os.close(root_fd)
     if not unpacker.entries:
         raise BadArchive("the archive is empty")
     return unpacker.entries, unpacker.written_bytes

@@ -1,0 +1,316 @@
+"""What reads bytes of strangers, as functions of bytes: each returns, or raises what is a flaw.
+
+hypothesis and atheris feed the same functions. What a reader may refuse is caught here; everything else gets out.
+"""
+
+import array
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sandboxd import addresses, ids, quantities
+from sandboxd.api import headers, validate
+from sandboxd.api.body import parse_json
+from sandboxd.api.problems import BadParameters
+from sandboxd.api.query import parse_query
+from sandboxd.errors import Invalid, Malformed
+from sandboxd.isolation import hearing, protocol, unpack
+from sandboxd.isolation.protocol import BadMessage
+from sandboxd.jobs import JobSpec
+from sandboxd.settings import CEILINGS, DEFAULT_LIMITS
+from sandboxd.store.cursors import decode_cursor, encode_cursor
+
+MOST_BYTES = 2**16
+"""Longer inputs find nothing more here, and slow everything down."""
+
+
+# The control protocol
+
+
+def hear_init(content: bytes) -> None:
+    """The service reads what a sandbox that was broken into sends, with descriptors nobody asked for."""
+    choice, packet = content[:1], content[1:]
+    with _PairOfSockets() as (service, sandbox):
+        _send(sandbox, packet, [0] * (choice[0] % 4 if choice else 0))
+        try:
+            message = hearing.receive_from_init(service)
+        except (EOFError, OSError, BadMessage):
+            return
+    assert isinstance(message, protocol.FromInit)
+    _can_be_written_down(message)
+
+
+def hear_launcher(content: bytes) -> None:
+    """The service reads what a launcher sends: inline, or in a memfd and with descriptors behind it."""
+    choice, packet = content[:1] or b"\0", content[1:]
+    attached = [0] * (choice[0] & 3)
+    memory = None
+    with _PairOfSockets() as (service, launcher):
+        if choice[0] & 4:
+            memory = os.memfd_create("message")
+            os.write(memory, packet)
+            attached, packet = [memory, *attached], b"m"
+        received: list[int] = []
+        try:
+            _send(launcher, packet, attached)
+            message, received = protocol.receive(service, hearing.from_launcher)
+            assert isinstance(message, protocol.FromLauncher)
+            _can_be_written_down(message)
+        except (EOFError, OSError, BadMessage):
+            pass
+        finally:
+            for descriptor in (*received, *([] if memory is None else [memory])):
+                os.close(descriptor)
+
+
+class _PairOfSockets:
+    """Both ends; when the block ends, no descriptor may be open that was not before."""
+
+    def __enter__(self) -> tuple[socket.socket, socket.socket]:
+        self._before = _open_descriptors()
+        self._ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ends[0].setblocking(False)
+        return self._ends
+
+    def __exit__(self, *_: object) -> None:
+        for end in self._ends:
+            end.close()
+        assert _open_descriptors() == self._before
+
+
+def _send(channel: socket.socket, packet: bytes, descriptors: list[int]) -> None:
+    rights = array.array("i", descriptors)
+    channel.sendmsg(
+        [packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
+    )
+
+
+def _can_be_written_down(message: Any) -> None:
+    """A store and JSON take it: the end of a job is never lost to what a sandbox says."""
+    assert msgspec.json.decode(msgspec.json.encode(message)) is not None
+
+
+# The API
+
+
+def job_request(content: bytes) -> None:
+    """The body of POST /v1/jobs: refused with pointers into it, or a job that can be run and stored."""
+    try:
+        value = parse_json(content)
+    except Malformed:
+        return
+    try:
+        spec = validate.job_spec_of(
+            value, defaults=DEFAULT_LIMITS, ceilings=CEILINGS, check=lambda spec: []
+        )
+    except Invalid as refused:
+        faults = refused.faults
+    else:
+        _can_be_run(spec)
+        return
+    assert faults
+    for fault in faults:
+        assert _points_into(value, fault.pointer), fault
+        assert fault.detail
+        json.dumps(fault, ensure_ascii=False).encode()
+
+
+def _points_into(value: Any, pointer: str) -> bool:
+    """Whether an RFC 6901 pointer leads to a value, or to a member that is missing from an object."""
+    if not pointer:
+        return True
+    start, *parts = pointer.split("/")
+    if start or re.search(r"~(?![01])", pointer):
+        return False
+    for position, part in enumerate(parts):
+        key = part.replace("~1", "/").replace("~0", "~")
+        last = position == len(parts) - 1
+        if isinstance(value, list):
+            if not (key.isascii() and key.isdigit() and int(key) < len(value)):
+                return False
+            value = value[int(key)]
+        elif isinstance(value, dict) and key in value:
+            value = value[key]
+        else:
+            # What was left out is named where it should be: `/command`, or one of `/limits`.
+            return isinstance(value, dict) and last
+    return True
+
+
+def _can_be_run(spec: JobSpec) -> None:
+    words = [*spec.command, *(f"{name}={text}" for name, text in spec.env.items())]
+    assert spec.command
+    assert all("\0" not in word and len(word.encode()) < 2**17 for word in words)
+    assert sum(len(word.encode()) + 1 for word in words) <= 2**20 + len(words)
+    assert spec.user is None or all(0 <= number < 2**31 for number in spec.user)
+    assert spec.workdir is None or _is_clean_path(spec.workdir)
+    assert _is_harmless_name(spec.image)
+    limits, ceilings = msgspec.structs.asdict(spec.limits), msgspec.structs.asdict(CEILINGS)
+    assert all(0 <= limits[name] <= ceilings[name] for name in limits)
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=JobSpec) == spec
+
+
+def _is_clean_path(path: str) -> bool:
+    return path.startswith("/") and not {".", ".."} & set(path.split("/")) and "\0" not in path
+
+
+def _is_harmless_name(name: str) -> bool:
+    """As a path, as a word of a command line and in a log line. (A tag may end with dots; it begins with none.)"""
+    parts = name.replace(":", "/").replace("@", "/").split("/")
+    return (
+        name.isascii()
+        and name.isprintable()
+        and " " not in name
+        and all(part and part[0] not in ".-" for part in parts)
+    )
+
+
+def words(content: bytes) -> None:
+    """Words of users, each through every parser of a word; what is understood means what it says."""
+    text = content.decode("utf-8", "replace")
+    for parse in (quantities.parse_bytes, quantities.parse_cpus, addresses.parse_address):
+        try:
+            parsed = parse(text)
+        except ValueError as error:
+            str(error).encode()
+            continue
+        if isinstance(parsed, addresses.Address):
+            assert addresses.parse_address(str(parsed)) == parsed
+        else:
+            assert 0 <= parsed < 2**63
+    if validate.IMAGE_NAME.match(text):
+        assert _is_harmless_name(text)
+    if ids.is_id(text, "job"):
+        assert len(text) == 30
+        assert re.fullmatch("job_[0-9a-z]{26}", text, re.ASCII)
+    try:
+        assert ids.is_id(decode_cursor(text), "job")
+        assert encode_cursor(decode_cursor(text)) == text
+    except Invalid:
+        pass
+
+
+def query(content: bytes) -> None:
+    """The query string of a list, of a log and of a wait."""
+    try:
+        parsed = parse_query(content, _PARAMETERS)
+    except Malformed:
+        return
+    reader = parsed.reader()
+    for name in _PARAMETERS:
+        for read in (reader.flag, reader.seconds, reader.time, reader.states, reader.stream):
+            read(name)
+        number = reader.integer(name, least=1, most=200)
+        assert number is None or 1 <= number <= 200
+        reader.cursor(name)
+    assert all(name.startswith("label.") for name in parsed.known if name not in _PARAMETERS)
+    reader.labels("label.")
+    try:
+        reader.done()
+    except BadParameters as refused:
+        str(refused).encode()
+
+
+_PARAMETERS = ("state", "since", "until", "limit", "cursor", "wait", "stream", "follow", "label.")
+
+
+def request_headers(content: bytes) -> None:
+    """Header values as HTTP brings them: any bytes, as Latin-1."""
+    text = content.decode("latin-1")
+    preference = headers.parse_prefer(text)
+    assert preference.wait_seconds is None or 0 <= preference.wait_seconds < 10**6
+    try:
+        key = headers.parse_idempotency_key(text)
+        assert key is None or (key.isascii() and key.isprintable() and len(key) <= 255)
+    except Malformed:
+        pass
+    trace = headers.parse_traceparent(text)
+    assert trace is None or (len(trace) == 55 and trace.isascii() and trace.isprintable())
+    assert isinstance(headers.etag_matches(text, '"a"'), bool)
+    offered = ("application/json", "text/plain")
+    assert headers.best_media_type(text, offered) in (*offered, None)
+    for size in (0, 1, 1000):
+        try:
+            wished = headers.parse_range(text, size)
+        except headers.Unsatisfiable:
+            continue
+        assert wished is None or 0 <= wished.start < wished.end <= size
+
+
+# Archives
+
+
+def archive(content: bytes) -> None:
+    """A tar archive, plain or compressed: refused, or a tree of bounded size below its root and nowhere else."""
+    request = protocol.Unpack(most_bytes=2**20, most_entries=200, id_count=0)
+    before = _open_descriptors()
+    base = Path(tempfile.mkdtemp(prefix="sandboxd-fuzz-", dir="/dev/shm"))
+    try:
+        root, canary = base / "root", base / "canary"
+        root.mkdir()
+        canary.write_bytes(b"untouched")
+        _unpack(content, root, request)
+        assert sorted(path.name for path in base.iterdir()) == ["canary", "root"]
+        assert canary.read_bytes() == b"untouched"
+        assert canary.stat().st_nlink == 1
+        root.chmod(0o700)
+        unpack.empty(str(root))
+        assert list(root.iterdir()) == []
+    finally:
+        shutil.rmtree(base)
+    assert _open_descriptors() == before
+
+
+def _unpack(content: bytes, root: Path, request: protocol.Unpack) -> None:
+    file = os.memfd_create("archive")
+    try:
+        os.write(file, content)
+        os.lseek(file, 0, os.SEEK_SET)
+        entries, size = unpack.unpack(file, str(root), request)
+    except unpack.BadArchive as refused:
+        unpack.printable(refused).encode()
+        return
+    finally:
+        os.close(file)
+    assert 0 < entries <= request.most_entries
+    assert 0 <= size <= request.most_bytes
+    root.chmod(0o700)
+    for status in _tree(root):
+        assert stat.S_IFMT(status.st_mode) in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK)
+        assert stat.S_ISLNK(status.st_mode) or not status.st_mode & (stat.S_ISUID | stat.S_ISGID)
+        assert status.st_size <= request.most_bytes or not stat.S_ISREG(status.st_mode)
+
+
+def _tree(root: Path) -> list[os.stat_result]:
+    """As far as it can be read: the archive says who may."""
+    found = []
+    for path, directories, files in os.walk(os.fsencode(root)):
+        found += [os.lstat(os.path.join(path, name)) for name in directories + files]
+    return found
+
+
+def _open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target
+    for target in (
+        hear_init,
+        hear_launcher,
+        job_request,
+        words,
+        query,
+        request_headers,
+        archive,
+    )
+}
