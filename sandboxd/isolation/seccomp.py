@@ -38,8 +38,8 @@ ALLOWED = frozenset(
     removexattrat rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction
     rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait
     rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity
-    sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_yield seccomp
-    select semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list
+    sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_yield select
+    semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list
     set_thread_area set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid
     setregid setresgid setresuid setreuid setrlimit setsid setuid setxattr setxattrat shmat
     shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 splice stat statfs statx symlink
@@ -75,6 +75,10 @@ TIOCLINUX = 0x541C
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 S_IFMT, S_IFCHR, S_IFBLK = 0o170000, 0o020000, 0o060000
 PR_SET_MM = 35
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
+SECCOMP_SET_MODE_FILTER = 1
+PRIO_USER = 2
 F_SETPIPE_SZ = 1031
 SOL_SOCKET = 1
 SO_ATTACH = (26, 50, 51, 52)
@@ -217,7 +221,30 @@ def _prlimit64() -> Program:
 
 
 def _prctl() -> Program:
-    return _allow_all_but(0, (PR_SET_MM,))
+    return [
+        _load_argument(0),
+        Instruction(_EQUAL, 5, 0, PR_SET_MM),
+        Instruction(_EQUAL, 0, 2, PR_SET_SECCOMP),
+        _load_argument(1),
+        Instruction(_EQUAL, 1, 0, SECCOMP_MODE_FILTER),
+        _return(_ALLOW),
+        _return(_ERRNO | errno.EINVAL),
+        _return(_ERRNO | errno.EPERM),
+    ]
+
+
+def _seccomp() -> Program:
+    """No filters of its own, as on a kernel without them.
+
+    Compiled filters share one space with those of the whole host (net.core.bpf_jit_limit): some thousand processes can
+    fill it, and then no sandbox can be built any more.
+    """
+    return [
+        _load_argument(0),
+        Instruction(_EQUAL, 1, 0, SECCOMP_SET_MODE_FILTER),
+        _return(_ALLOW),
+        _return(_ERRNO | errno.EINVAL),
+    ]
 
 
 def _ioprio_set() -> Program:
@@ -255,7 +282,15 @@ def _not_of_init() -> Program:
 
 
 def _setpriority() -> Program:
-    return _allow_all_but(1, (INIT_PID,))
+    """By user is by init's, too."""
+    return [
+        _load_argument(0),
+        Instruction(_EQUAL, 3, 0, PRIO_USER),
+        _load_argument(1),
+        Instruction(_EQUAL, 1, 0, INIT_PID),
+        _return(_ALLOW),
+        _return(_ERRNO | errno.EPERM),
+    ]
 
 
 def _mknod() -> Program:
@@ -274,6 +309,7 @@ _RULES: dict[str, Callable[[], Program]] = {
     "personality": _personality,
     "prlimit64": _prlimit64,
     "prctl": _prctl,
+    "seccomp": _seccomp,
     "ioprio_set": _ioprio_set,
     "fcntl": _fcntl,
     "setsockopt": _setsockopt,

@@ -80,7 +80,7 @@ def test_every_number_is_treated_as_the_profile_says(filtered: Filter) -> None:
         elif name in seccomp.ABSENT:
             expected = {"ENOSYS"}
         elif name in seccomp._RULES:
-            expected = {"allow", "EPERM", "ENOSYS", "EAFNOSUPPORT"}
+            expected = {"allow", "EPERM", "ENOSYS", "EAFNOSUPPORT", "EINVAL"}
         else:
             expected = {"EPERM"} if number <= newest else {"ENOSYS"}
         assert filtered.number(number) in expected, (number, name)
@@ -230,6 +230,19 @@ def test_prctl_cannot_move_the_memory_map(filtered: Filter) -> None:
         assert filtered("prctl", option) == "allow"
 
 
+@pytest.mark.attack(27)
+def test_a_command_cannot_add_filters_but_may_ask_what_there_is(filtered: Filter) -> None:
+    """Compiled ones share a space with those of every other sandbox: as on a kernel without them."""
+    for high in (0, 2**32):
+        assert filtered("seccomp", high | 1, 0, 2**40) == "EINVAL"
+        assert filtered("seccomp", high | 1, 0b111_1111, 2**40) == "EINVAL"
+        assert filtered("prctl", high | 22, high | 2, 2**40) == "EINVAL"
+    for operation in (0, 2, 3):
+        assert filtered("seccomp", operation, 0, 2**40) == "allow"
+    for option, mode in ((22, 1), (22, 0), (21, 2), (2, 2)):
+        assert filtered("prctl", option, mode) == "allow"
+
+
 @pytest.mark.attack(43)
 def test_pipes_cannot_be_made_larger(filtered: Filter) -> None:
     assert filtered("fcntl", 3, 1031, 2**20) == "EPERM"
@@ -258,6 +271,8 @@ def test_init_cannot_be_put_to_sleep(name: str, filtered: Filter) -> None:
     assert filtered(name, 2) == "allow"
     assert filtered("setpriority", 0, 1, 19) == "EPERM"
     assert filtered("setpriority", 0, 0, 19) == "allow"
+    for who in (0, 1, 1000):
+        assert filtered("setpriority", 2, who, 19) == "EPERM"
 
 
 def test_the_digest_is_that_of_the_program_and_differs_by_architecture() -> None:
