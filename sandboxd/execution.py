@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from sandboxd.api.validate import job_spec_of
+from sandboxd.commands import Stop
 from sandboxd.ids import new_id
 from sandboxd.images.catalogue import Images
 from sandboxd.isolation import idmap
@@ -28,7 +29,7 @@ from sandboxd.jobs import Job, Reason, State, Stream
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
 from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
-from sandboxd.runner import Runner, Stop
+from sandboxd.runner import Runner
 from sandboxd.settings import IsolationSettings, Settings
 
 _IMAGE_MEMORY_BYTES = 2**30

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from sandboxd.commands import Stop
 from sandboxd.errors import NotFound, SandboxdError, Unavailable
 from sandboxd.jobs import (
     TERMINAL,
@@ -25,7 +26,7 @@ from sandboxd.jobs import (
     Stream,
 )
 from sandboxd.metrics import Metrics
-from sandboxd.runner import NotAccepted, Runner, Stop
+from sandboxd.runner import NotAccepted, Runner
 from sandboxd.settlement import Settlement, may_retry
 from sandboxd.store.logs import JobLog, StoredLog, remove_log
 from sandboxd.store.records import Idempotency, Submitted

@@ -12,7 +12,6 @@ from sandboxd.isolation.spec import Exit, Unusable
 from sandboxd.jobs import (
     Component,
     ExitStatus,
-    Job,
     JobError,
     Reason,
     Result,
@@ -26,9 +25,11 @@ from sandboxd.quotas.usage import CgroupUsage
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What is known of one attempt, filled in while it goes on."""
+    """What is known of one command, filled in while it goes on."""
 
-    job: Job
+    limits: Limits
+    command: tuple[str, ...]
+    workdir: str | None
     claimed_at: float
     """Monotonic seconds, as all times here but `started_at`."""
     queue_seconds: float = 0.0
@@ -92,11 +93,11 @@ def _decide(outcome: Outcome) -> tuple[State, Reason]:
 
 def _used_up_cpu(outcome: Outcome) -> bool:
     """Whether RLIMIT_CPU ended it: the command's own CPU time says so, not the signal. (Only without cgroups.)"""
-    limits, ended = outcome.job.spec.limits, outcome.exit
+    ended = outcome.exit
     return (
         outcome.cpu_by_rlimit
         and ended is not None
-        and ended.cpu_user_seconds + ended.cpu_system_seconds >= limits.cpu_seconds
+        and ended.cpu_user_seconds + ended.cpu_system_seconds >= outcome.limits.cpu_seconds
     )
 
 
@@ -195,7 +196,7 @@ def _explain(outcome: Outcome, state: State, reason: Reason) -> JobError | None:
         return None
     if outcome.failure is not None and state is State.ERROR:
         return outcome.failure
-    message = _sentence(outcome, reason, outcome.job.spec.limits)
+    message = _sentence(outcome, reason, outcome.limits)
     at_fault = _COMPONENTS.get(reason, Component.ISOLATION) if state is State.ERROR else None
     return JobError(
         component=at_fault, code=reason, message=message, remediation=_REMEDIES.get(reason)
@@ -241,12 +242,12 @@ def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa:
 
 
 def _unusable_sentence(outcome: Outcome) -> str:
-    unusable, spec = outcome.unusable, outcome.job.spec
+    unusable = outcome.unusable
     assert unusable is not None  # noqa: S101 (for the type checker: the reasons say so)
     why = errno.errorcode.get(unusable.errno, str(unusable.errno))
     if unusable.what == "workdir":
-        return f"chdir {spec.workdir or 'to the working directory'}: {why}"
-    return f"exec {spec.command[0][:200]}: {why}"
+        return f"chdir {outcome.workdir or 'to the working directory'}: {why}"
+    return f"exec {outcome.command[0][:200]}: {why}"
 
 
 def _join(*parts: str) -> str:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sandboxd.isolation.spec import Exit
-from sandboxd.jobs import Component, Job, JobError, JobSpec, Reason, State
+from sandboxd.jobs import Component, JobError, JobSpec, Reason, State
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.usage import CgroupUsage
 from sandboxd.verdict import Outcome, result_of, signal_name
@@ -24,15 +24,6 @@ LIMITS = Limits(
     open_files=1024,
 )
 SPEC = JobSpec(image="host", command=("program",), limits=LIMITS)
-JOB = Job(
-    id="job_0",
-    tenant="default",
-    spec=SPEC,
-    state=State.RUNNING,
-    reason=Reason.STARTED,
-    created_at=100.0,
-    queued_at=100.0,
-)
 
 
 def ended(code: int | None = None, signal: int | None = None, cpu: float = 0.5) -> Exit:
@@ -49,7 +40,9 @@ def ended(code: int | None = None, signal: int | None = None, cpu: float = 0.5) 
 
 def outcome(**facts: Any) -> Outcome:
     plain: dict[str, Any] = {
-        "job": JOB,
+        "limits": SPEC.limits,
+        "command": SPEC.command,
+        "workdir": SPEC.workdir,
         "claimed_at": 4.0,
         "started_at": 101.0,
         "command_started": 5.0,

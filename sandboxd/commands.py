@@ -1,0 +1,216 @@
+"""One command in a sandbox that stands: its streams, its time, its end, and how it is stopped before."""
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from sandboxd.errors import SandboxFailed
+from sandboxd.isolation.pool import Taken
+from sandboxd.isolation.sandbox import Process
+from sandboxd.isolation.spec import Command, Exit, Then, Unusable
+from sandboxd.isolation.streams import Drain, Feed, PassThrough
+from sandboxd.jobs import Reason, Stream
+from sandboxd.quotas.cgroups import Cgroup
+from sandboxd.quotas.limits import Limits
+from sandboxd.verdict import Outcome
+
+_STUCK_SECONDS = 30.0
+"""A killed sandbox that is not gone by then is stuck in the kernel; the job does not wait for it any longer."""
+
+Sink = Callable[[Stream, bytes], bool]
+"""Takes output; False when no more is kept."""
+
+
+class PassedDescriptor(NamedTuple):
+    """Standard input that comes from a descriptor of whoever asked."""
+
+    descriptor: int
+
+
+class Stop:
+    """The handle by which a running job is stopped. Whoever stops it says why; the first reason counts."""
+
+    def __init__(self) -> None:
+        self.reason: Reason | None = None
+        self.message: str | None = None
+        self.alone = False
+        """The command is over and left no process behind: only init is still to go, which is ours."""
+        self.at = math.inf
+        """time.monotonic() of the first stop."""
+        self._taken: Taken[Cgroup] | None = None
+        self._process: Process | None = None
+        self._grace_seconds = 0.0
+
+    def __call__(
+        self, reason: Reason, *, grace_seconds: float = 0.0, message: str | None = None
+    ) -> None:
+        """TERM to the command, KILL to the sandbox after the grace; at once if there is none."""
+        if self.reason is None:
+            self.reason = reason
+            self.message = message
+            self.at = time.monotonic()
+            self._grace_seconds = grace_seconds
+            if self._taken is not None:
+                self._carry_out(self._taken)
+        elif self._taken is not None and grace_seconds == 0:
+            self._taken.sandbox.kill()
+
+    async def gone(self) -> bool:
+        """Wait until no process of the job is left. False: one is stuck in the kernel."""
+        if self._taken is None or self.alone:
+            return True
+        try:
+            async with asyncio.timeout(_STUCK_SECONDS):
+                await self._taken.sandbox.dead()
+        except TimeoutError:
+            return False
+        return True
+
+    def attach(self, taken: Taken[Cgroup], process: Process) -> None:
+        """The command runs: a stop that was wished before is carried out now."""
+        self._taken = taken
+        self._process = process
+        if self.reason is not None:
+            self._carry_out(taken)
+
+    def _carry_out(self, taken: Taken[Cgroup]) -> None:
+        loop = asyncio.get_running_loop()
+        if self._grace_seconds > 0 and self._process is not None:
+            self._process.signal(signal.SIGTERM)
+            loop.call_later(self._grace_seconds, taken.sandbox.kill)
+        else:
+            taken.sandbox.kill()
+        loop.call_later(self._grace_seconds + _STUCK_SECONDS, taken.sandbox.abandon)
+
+
+async def run_command(
+    taken: Taken[Cgroup],
+    command: Command,
+    outcome: Outcome,
+    stop: Stop,
+    streams: "Streams",
+    *,
+    then: Then,
+    cpu_count: int,
+    on_start: Callable[[float], None],
+) -> None:
+    """A command's own time, from its start until its output is complete. What became of it is in `outcome`.
+
+    Raises SandboxFailed.
+    """
+    process = await taken.sandbox.run(command, streams.theirs, then=then)
+    streams.close_theirs()
+    if isinstance(process, Unusable):
+        outcome.unusable = process
+        return
+    outcome.command_started = process.started_at
+    outcome.started_at = time.time() - (time.monotonic() - process.started_at)
+    on_start(outcome.started_at)
+    stop.attach(taken, process)
+    with _time_limits(taken.place, outcome.limits, stop, cpu_count):
+        outcome.exit = await process.exited()
+    outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
+    stop.alone = outcome.exit is not None and outcome.exit.alone and then is Then.END
+    # With init, or when all is cleared, nobody is left who holds the other ends: both outputs end.
+    await streams.ended()
+
+
+@contextlib.contextmanager
+def _time_limits(cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int) -> Iterator[None]:
+    """Stop the job when its wall time or its CPU time is used up."""
+    loop = asyncio.get_running_loop()
+    wall = loop.call_later(limits.wall_seconds, stop, Reason.WALL_SECONDS)
+    watch = _watch_cpu(cgroup, limits, stop, cpu_count)
+    try:
+        yield
+    finally:
+        wall.cancel()
+        if watch is not None:
+            watch.cancel()
+
+
+def _watch_cpu(
+    cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int
+) -> "asyncio.Task[None] | None":
+    """A task that ends the job when its CPU time is used up; None where it cannot be before the wall time is."""
+    rate = min(limits.cpus, cpu_count)
+    if limits.cpu_seconds >= limits.wall_seconds * rate or cgroup.cpu_seconds() is None:
+        return None
+
+    async def watch() -> None:
+        while True:
+            left = limits.cpu_seconds - (cgroup.cpu_seconds() or 0.0)
+            if left <= 0:
+                stop(Reason.CPU_SECONDS)
+                return
+            # The earliest moment at which it can be used up: there is nothing to see before.
+            await asyncio.sleep(max(left / rate, 0.005))
+
+    return asyncio.get_running_loop().create_task(watch())
+
+
+class Streams:
+    """The three pipes of a command: the service's ends at work, the command's ends to hand over."""
+
+    def __init__(self, feed: Feed | PassThrough, out: Drain, err: Drain, theirs: list[int]) -> None:
+        self._ours = (feed, out, err)
+        self._out, self._err = out, err
+        self.theirs = theirs
+        """Descriptors for the command's input, output and error output."""
+
+    async def ended(self) -> None:
+        """Wait for the end of both outputs. Raises SandboxFailed if it does not come."""
+        try:
+            async with asyncio.timeout(_STUCK_SECONDS):
+                await self._out.ended()
+                await self._err.ended()
+        except TimeoutError:
+            raise SandboxFailed("end", "a process is stuck in the kernel") from None
+
+    def close_theirs(self) -> None:
+        """The command has them now: only its ends keep the pipes open."""
+        while self.theirs:
+            os.close(self.theirs.pop())
+
+    def close(self) -> None:
+        """Close what is still open."""
+        self.close_theirs()
+        for stream in self._ours:
+            stream.close()
+
+
+@contextlib.contextmanager
+def open_streams(
+    stdin: bytes | PassedDescriptor, outcome: Outcome, stop: Stop, sink: Sink
+) -> Iterator[Streams]:
+    """Pipes for one command: input is fed, output goes to `sink`, and too much of it stops the job."""
+
+    def receive(stream: Stream, piece: bytes) -> None:
+        outcome.output_bytes += len(piece)
+        if not sink(stream, piece):
+            outcome.output_bytes = outcome.limits.output_bytes
+            stop(Reason.OUTPUT_BYTES)
+
+    command_in, feed_end = os.pipe()
+    out_end, command_out = os.pipe()
+    err_end, command_err = os.pipe()
+    streams = Streams(
+        PassThrough(stdin.descriptor, feed_end)
+        if isinstance(stdin, PassedDescriptor)
+        else Feed(feed_end, stdin),
+        Drain(out_end, lambda piece: receive(Stream.STDOUT, piece)),
+        Drain(err_end, lambda piece: receive(Stream.STDERR, piece)),
+        [command_in, command_out, command_err],
+    )
+    with contextlib.closing(streams):
+        yield streams
+
+
+def came_too_late(stop: Stop, ended: Exit | None) -> bool:
+    """Whether the command had ended by itself when it was stopped. (Its output may be over the limit all the same.)"""
+    return ended is not None and ended.at <= stop.at and stop.reason is not Reason.OUTPUT_BYTES
