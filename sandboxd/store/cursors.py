@@ -22,7 +22,7 @@ def decode_cursor(cursor: str) -> str:
         job_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, UnicodeError) as error:
         raise _bad_cursor() from error
-    if not is_id(job_id, "job"):
+    if not is_id(job_id, "job") or encode_cursor(job_id) != cursor:
         raise _bad_cursor()
     return job_id
 

@@ -50,6 +50,7 @@ def connected(service: Service) -> Iterator[socket.socket]:
         (REQUEST, b"\r\n\r\n"),
     ],
 )
+@pytest.mark.attack(40)
 def test_a_head_that_does_not_end_closes_the_connection(
     hasty: Service, before: bytes, start: bytes
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_head_that_does_not_end_closes_the_connection(
     assert PATIENCE_SECONDS * 0.9 < time.monotonic() - started < 10
 
 
+@pytest.mark.attack(40)
 def test_dripping_bytes_do_not_buy_time(hasty: Service) -> None:
     with connected(hasty) as connection, contextlib.suppress(ConnectionError):
         connection.sendall(b"GET /livez HTTP/1.1\r\nX: ")
@@ -81,6 +83,7 @@ def test_dripping_bytes_do_not_buy_time(hasty: Service) -> None:
 
 
 @pytest.mark.parametrize("piece", [b"x", b"x: y\r\n"])
+@pytest.mark.attack(40)
 def test_a_head_without_bounds_is_431(hasty: Service, piece: bytes) -> None:
     with connected(hasty) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ")
@@ -123,6 +126,7 @@ def unread(service: Service, path: str, *, window_bytes: int) -> socket.socket:
 
 
 @pytest.mark.parametrize("rest", ["", "/logs"])
+@pytest.mark.attack(40)
 def test_who_does_not_read_the_answer_is_cut_off(hasty: Service, rest: str) -> None:
     path = large_job(hasty)
     started = time.monotonic()
@@ -149,6 +153,7 @@ def test_who_reads_slowly_gets_the_whole_answer(hasty: Service) -> None:
     assert time.monotonic() - started > PATIENCE_SECONDS * 2
 
 
+@pytest.mark.attack(40)
 def test_a_body_that_does_not_come_is_408() -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()

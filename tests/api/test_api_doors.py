@@ -57,6 +57,7 @@ def test_one_wrong_character_anywhere_makes_a_key_worthless(guarded: Service) ->
             assert answer.status_code == 401
 
 
+@pytest.mark.attack(35)
 def test_two_authorization_headers_are_refused(guarded: Service) -> None:
     key = guarded.make_key()
     headers = [("Authorization", f"Bearer {key}"), ("Authorization", f"Bearer {key}")]
@@ -89,6 +90,7 @@ def test_a_key_tells_who_one_is(guarded: Service) -> None:
         ((), "GET", "/v1/whoami", 200),
     ],
 )
+@pytest.mark.attack(39)
 def test_scopes_decide(
     guarded: Service, scopes: tuple[str, ...], method: str, path: str, status: int
 ) -> None:
@@ -177,6 +179,7 @@ RAW_PATHS = {
 
 
 @pytest.mark.parametrize("path", RAW_PATHS)
+@pytest.mark.attack(35)
 def test_no_path_leads_past_the_door(guarded: Service, path: str) -> None:
     answer = exchange(
         guarded.port,
@@ -187,6 +190,7 @@ def test_no_path_leads_past_the_door(guarded: Service, path: str) -> None:
     assert b"Traceback" not in answer
 
 
+@pytest.mark.attack(35)
 def test_a_body_that_nobody_looks_at_opens_no_door(guarded: Service) -> None:
     answer = exchange(
         guarded.port,
@@ -200,6 +204,7 @@ def test_a_body_that_nobody_looks_at_opens_no_door(guarded: Service) -> None:
     "job_id",
     ["x", "job_", "-rf", "job_%20", SOME_JOB.upper(), SOME_JOB + "0", "key" + SOME_JOB[3:]],
 )
+@pytest.mark.attack(38)
 def test_what_is_no_id_is_404(client: httpx2.Client, job_id: str) -> None:
     assert client.get(f"/v1/jobs/{job_id}").status_code == 404
 
@@ -256,6 +261,7 @@ def test_head_is_get_without_the_body(client: httpx2.Client, path: str) -> None:
         ("LocalHost", 200),
     ],
 )
+@pytest.mark.attack(39)
 def test_without_authentication_only_local_names_are_answered(
     client: httpx2.Client, host: str, status: int
 ) -> None:
@@ -283,12 +289,14 @@ def test_without_authentication_only_local_names_are_answered(
         ("GET http://localhost?x HTTP/1.1\r\nHost: localhost", 400),
     ],
 )
+@pytest.mark.attack(35, 39)
 def test_a_request_names_one_host_and_one_origin(service: Service, head: str, status: int) -> None:
     answer = exchange(service.port, f"{head}\r\nConnection: close\r\n\r\n".encode())
 
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
 
 
+@pytest.mark.attack(39)
 def test_pages_of_other_origins_cannot_call_without_authentication(service: Service) -> None:
     with service.client() as client:
         own = client.post("/v1/jobs", json=TRUE, headers={"Origin": service.url})
@@ -316,6 +324,7 @@ def test_pages_of_other_origins_cannot_call_without_authentication(service: Serv
         ("has space", False),
     ],
 )
+@pytest.mark.attack(38)
 def test_a_request_id_is_honoured_if_it_is_harmless(
     client: httpx2.Client, sent: str, kept: bool
 ) -> None:

@@ -246,6 +246,7 @@ def test_following_a_queued_job_waits_until_it_starts(tmp_path: Path, gate: Path
     assert names == ["log", "end"]
 
 
+@pytest.mark.attack(40, 47)
 def test_a_reader_that_does_not_read_never_slows_the_job(
     service: Service, client: httpx2.Client
 ) -> None:
@@ -341,6 +342,7 @@ async def longest_pause(stop: threading.Event) -> float:
 
 
 @pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.attack(40, 46)
 def test_readers_of_a_log_of_single_bytes_do_not_hold_up_the_service(
     tmp_path: Path, gate: Path, ended: bool
 ) -> None:

@@ -118,6 +118,7 @@ FIELD_CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize("case", FIELD_CASES)
+@pytest.mark.attack(12, 34, 38, 41)
 def test_a_bad_field_is_422_at_its_pointer(client: httpx2.Client, case: str) -> None:
     change, pointers = FIELD_CASES[case]
     answer = client.post("/v1/jobs", json=GOOD | change)
@@ -173,6 +174,7 @@ def test_a_misspelt_field_is_told_what_it_may_have_meant(client: httpx2.Client) 
     assert 'did you mean "memory"?' in problem["errors"][0]["detail"]
 
 
+@pytest.mark.attack(41)
 def test_the_list_of_faults_is_bounded(client: httpx2.Client) -> None:
     problem = client.post("/v1/jobs", json=GOOD | {"args": [1] * 5000}).json()
 
@@ -207,6 +209,7 @@ BODY_CASES: dict[str, tuple[bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("case", BODY_CASES)
+@pytest.mark.attack(41)
 def test_a_bad_body_is_refused(client: httpx2.Client, case: str) -> None:
     body, status, code = BODY_CASES[case]
     headers = {"Content-Type": "application/json"}
@@ -241,6 +244,7 @@ def test_a_compressed_body_is_415(client: httpx2.Client) -> None:
     )
 
 
+@pytest.mark.attack(40)
 def test_a_body_that_says_it_is_too_long_is_413_before_it_is_sent(service: Service) -> None:
     answer = exchange(
         service.port,
@@ -253,6 +257,7 @@ def test_a_body_that_says_it_is_too_long_is_413_before_it_is_sent(service: Servi
     assert b'"code":"body_too_large"' in answer
 
 
+@pytest.mark.attack(40)
 def test_an_endless_body_is_413_as_soon_as_it_is_over_the_limit(service: Service) -> None:
     limit = service.settings.max_body_bytes
     chunk = b"100000\r\n" + b" " * 2**20 + b"\r\n"
@@ -400,6 +405,7 @@ LIMIT_NAMES = ["cpus", "memory", "pids", "disk", "wall_seconds", "output_bytes",
     st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), JSON_VALUES, max_size=8),
     st.dictionaries(st.sampled_from(LIMIT_NAMES), JSON_VALUES),
 )
+@pytest.mark.attack(41)
 def test_no_json_value_is_ever_answered_with_a_500(
     client: httpx2.Client, body: dict[str, Any], limits: dict[str, Any]
 ) -> None:
@@ -418,6 +424,7 @@ def test_no_json_value_is_ever_answered_with_a_500(
     deadline=None,
 )
 @given(st.binary(max_size=200))
+@pytest.mark.attack(41)
 def test_no_bytes_are_ever_answered_with_a_500(client: httpx2.Client, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
 

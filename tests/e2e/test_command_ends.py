@@ -99,6 +99,7 @@ def test_a_command_that_cannot_be_started_is_a_failure_of_the_caller(
         ("/" + "d" * 300, "ENAMETOOLONG"),
     ],
 )
+@pytest.mark.attack(34)
 def test_a_working_directory_that_cannot_be_used_is_a_failure_of_the_caller(
     client: Client, workdir: str, errno: str
 ) -> None:

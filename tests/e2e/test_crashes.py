@@ -40,6 +40,7 @@ def states(client: Client, job: Job) -> list[str]:
 # The service
 
 
+@pytest.mark.attack(57)
 def test_after_a_crash_what_ran_is_lost_or_repeated_and_what_waited_runs(
     own_service: RunningService,
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_second_service_on_the_same_directory_is_refused_and_harms_nothing(
 # The launcher and init
 
 
+@pytest.mark.attack(57)
 def test_a_killed_launcher_ends_running_jobs_as_errors_and_is_replaced(
     own_service: RunningService,
 ) -> None:
@@ -159,6 +161,7 @@ def test_a_killed_launcher_ends_running_jobs_as_errors_and_is_replaced(
         own_service.assert_nothing_left(client)
 
 
+@pytest.mark.attack(57)
 def test_jobs_that_come_while_the_launcher_dies_succeed_or_say_that_it_was_us(
     own_service: RunningService,
 ) -> None:
@@ -179,6 +182,7 @@ def test_jobs_that_come_while_the_launcher_dies_succeed_or_say_that_it_was_us(
             assert job.error.component == "isolation"
 
 
+@pytest.mark.attack(57)
 def test_a_killed_init_ends_its_job_as_an_error_and_no_other(own_service: RunningService) -> None:
     with own_service.client() as client:
         running = start(client, ENDLESS)
@@ -198,6 +202,7 @@ def test_a_killed_init_ends_its_job_as_an_error_and_no_other(own_service: Runnin
         own_service.assert_nothing_left(client)
 
 
+@pytest.mark.attack(57)
 def test_killed_parked_sandboxes_are_noticed_by_nobody(own_service: RunningService) -> None:
     with own_service.client() as client:
         parked = own_service.inits()
@@ -274,6 +279,7 @@ def test_a_client_that_waits_when_the_grace_is_over_hears_how_its_job_ended(
 # The store
 
 
+@pytest.mark.attack(57)
 def test_a_service_whose_store_is_away_is_not_ready_until_it_is_back(
     own_service: RunningService,
 ) -> None:

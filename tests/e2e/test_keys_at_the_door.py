@@ -47,6 +47,7 @@ def admin(guarded: tuple[RunningService, str]) -> Iterator[Client]:
 @pytest.mark.parametrize(
     "authorization", [None, "Bearer", "Bearer sbx_nonsense", "Basic Zm9vOmJhcg==", "Bearer é"]
 )
+@pytest.mark.attack(35, 39)
 def test_without_a_good_key_every_door_is_closed(
     service: RunningService, path: str, authorization: str | None
 ) -> None:

@@ -71,6 +71,7 @@ def is_alive(service: RunningService) -> bool:
         return False
 
 
+@pytest.mark.attack(40)
 def test_jobs_run_while_idle_connections_take_all_that_may_be(
     small_service: RunningService,
 ) -> None:
@@ -96,6 +97,7 @@ def test_jobs_run_while_idle_connections_take_all_that_may_be(
     assert states == {"succeeded"}
 
 
+@pytest.mark.attack(40)
 def test_a_connection_too_many_is_told_so(small_service: RunningService) -> None:
     most = connection_limit(OPEN_FILES, slots=2, parked=4 * 2)
 

@@ -79,6 +79,7 @@ FIELDS: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize(("change", "pointers"), FIELDS.values(), ids=FIELDS.keys())
+@pytest.mark.attack(36, 41)
 def test_each_bad_field_is_named_by_its_pointer(
     http: httpx2.Client, change: dict[str, Any], pointers: set[str]
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_body_that_is_no_json_is_malformed(http: httpx2.Client, body: bytes) -
         ("GET", "/v1/jobs/job_00000000000000000000000000/logs", 404),
     ],
 )
+@pytest.mark.attack(35)
 def test_each_bad_path_method_and_parameter_has_its_status(
     http: httpx2.Client, method: str, path: str, status: int
 ) -> None:
@@ -167,6 +169,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.attack(40)
 def test_an_endless_body_is_cut_off_at_the_limit(http: httpx2.Client) -> None:
     sent = 0
 
@@ -203,6 +206,7 @@ def test_a_bad_idempotency_key_is_refused(http: httpx2.Client, key: str) -> None
     problem_of(answer)
 
 
+@pytest.mark.attack(40)
 def test_bytes_that_are_no_http_are_refused(real_service: RunningService) -> None:
     with socket.create_connection(("127.0.0.1", real_service.port), timeout=30) as connection:
         connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n")

@@ -78,6 +78,7 @@ _WORDS = (
     *("128Mi", "1.5G", "500m", "9223372036854775807", "127.0.0.1:8080", "[::1]:1", "unix:/run/s"),
     *("team/tools:1.2", f"localhost:5000/a/b@sha256:{'0' * 64}", "job_06f8k0000000000000000000ab"),
     "am9iXzA2ZjhrMDAwMDAwMDAwMDAwMDAwMDAwMGFi",
+    "am9iXzA2ZjhrMDAwMDAwMDAwMDAwMDAwMDAwMGFi=",
 )
 _QUERIES = (
     "state=queued,running&limit=10&label.team=x&since=2026-01-31T12:00:00%2B01:00",

@@ -79,6 +79,7 @@ def test_the_same_archive_imported_five_times_at_once_gives_one_tree(images: Ima
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "a/b", "../a", "A", "a b", "-a", "a-", "a..b", "ä", "a" * 129, "a\n"]
 )
+@pytest.mark.attack(38, 71)
 def test_a_name_that_no_image_can_have_is_refused(name: str, images: ImageBench) -> None:
     with pytest.raises(Invalid):
         images.load(packed(entry("f")), name)
@@ -86,6 +87,7 @@ def test_a_name_that_no_image_can_have_is_refused(name: str, images: ImageBench)
     assert list((images.store / "trees").iterdir()) == []
 
 
+@pytest.mark.attack(71)
 def test_the_name_of_the_host_image_is_taken(images: ImageBench) -> None:
     with pytest.raises(Conflict):
         images.load(packed(entry("f")), "host")
@@ -93,6 +95,7 @@ def test_the_name_of_the_host_image_is_taken(images: ImageBench) -> None:
         images.bench.do(images.images.remove("host"))
 
 
+@pytest.mark.attack(66)
 def test_what_is_not_a_readable_file_is_refused_at_once(images: ImageBench) -> None:
     """Opening a FIFO must not wait for a writer: the whole service would wait."""
     fifo = images.directory / "fifo"
@@ -140,6 +143,7 @@ def test_a_tree_of_any_shape_is_removed_without_a_trace(images: ImageBench) -> N
     assert list((images.store / "trees").iterdir()) == []
 
 
+@pytest.mark.attack(73)
 def test_an_image_that_a_process_uses_is_not_removed_by_another(images: ImageBench) -> None:
     images.load(packed(entry("f", b"x")))
     images.bench.do(images.images.resolve("made"))
@@ -246,6 +250,7 @@ def test_progress_is_told_up_to_the_whole_size(images: ImageBench) -> None:
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+@pytest.mark.attack(73)
 def test_an_archive_that_changes_while_it_is_imported_becomes_no_image(images: ImageBench) -> None:
     """Its digest would name a tree of other content, for everybody who imports the true archive later."""
     true = packed(entry("f", b"true"))

@@ -228,6 +228,7 @@ def test_closing_while_sandboxes_are_built_leaves_nothing(bench: Bench) -> None:
     with_pool(bench, work, per_shape=3, shapes=4)
 
 
+@pytest.mark.attack(51)
 def test_a_place_is_killed_only_where_the_death_of_init_does_not_suffice(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +258,7 @@ def test_a_place_that_stays_busy_is_killed(bench: Bench, monkeypatch: pytest.Mon
     assert with_pool(bench, work, per_shape=0, busy=5) == 1
 
 
+@pytest.mark.attack(51)
 def test_closing_does_not_wait_for_ever_for_what_cannot_be_removed(bench: Bench) -> None:
     async def run() -> float:
         places: list[CountedPlace] = []

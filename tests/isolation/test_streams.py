@@ -53,6 +53,7 @@ def test_nothing_to_feed_closes_at_once(runner: asyncio.Runner) -> None:
     assert runner.run(feed()) == b""
 
 
+@pytest.mark.attack(48)
 def test_input_that_nobody_reads_is_given_up(runner: asyncio.Runner) -> None:
     """The command closes its input before, or while, it is written."""
 

@@ -36,6 +36,7 @@ async def ids_in(database: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("acknowledged", [1, 50, 500])
+@pytest.mark.attack(57)
 def test_every_acknowledged_job_survives_the_death_of_the_process(
     tmp_path: Path, acknowledged: int
 ) -> None:
@@ -55,6 +56,7 @@ async def drift_of(database: Path) -> int:
         return (await store.conservation()).drift
 
 
+@pytest.mark.attack(57)
 def test_a_full_disk_is_unavailable_until_there_is_room_and_keeps_what_was_promised(
     tmp_path: Path,
 ) -> None:
@@ -72,6 +74,7 @@ def test_a_full_disk_is_unavailable_until_there_is_room_and_keeps_what_was_promi
 
 
 @pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.attack(57)
 def test_a_database_that_is_gone_promises_nothing(tmp_path: Path, replaced: bool) -> None:
     database = tmp_path / "sandboxd.db"
 

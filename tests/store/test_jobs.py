@@ -175,6 +175,7 @@ async def test_the_last_event_says_why_a_job_failed(store: SqliteStore) -> None:
 
 
 @in_store
+@pytest.mark.attack(55)
 async def test_a_stale_lease_never_settles_a_job(store: SqliteStore) -> None:
     job = (await store.submit(a_job(), claim_owner="me")).job
     (recovered,) = await store.recover("my successor")
@@ -189,6 +190,7 @@ async def test_a_stale_lease_never_settles_a_job(store: SqliteStore) -> None:
 
 
 @in_store
+@pytest.mark.attack(55)
 async def test_a_job_that_has_ended_is_not_ended_again(store: SqliteStore) -> None:
     job = await ended(store)
 

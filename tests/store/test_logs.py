@@ -106,6 +106,7 @@ def test_a_short_log_makes_no_file_and_a_long_one_does(tmp_path: Path) -> None:
     assert stored.body is None
 
 
+@pytest.mark.attack(33)
 def test_a_link_that_waits_where_the_log_will_be_is_not_followed(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("keep")
@@ -119,6 +120,7 @@ def test_a_link_that_waits_where_the_log_will_be_is_not_followed(tmp_path: Path)
     assert log.size() == 0
 
 
+@pytest.mark.attack(33, 38)
 def test_a_log_of_something_that_is_no_job_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not the id of a job"):
         JobLog(tmp_path, "../../etc/passwd", limit_bytes=1, inline_bytes=1)
@@ -178,6 +180,7 @@ def test_a_closed_log_takes_nothing_more(tmp_path: Path) -> None:
     assert log.close() is stored
 
 
+@pytest.mark.attack(46)
 def test_changing_streams_too_often_counts_as_too_much_output(tmp_path: Path) -> None:
     log = a_job_log(tmp_path, inline_bytes=2**20)
     for _ in range(log_index.MAX_ENTRIES // 2):
@@ -192,6 +195,7 @@ def test_changing_streams_too_often_counts_as_too_much_output(tmp_path: Path) ->
     assert everything(log) == b"oe" * (log_index.MAX_ENTRIES // 2) + b"e"
 
 
+@pytest.mark.attack(46)
 def test_a_full_index_takes_little_memory(tmp_path: Path) -> None:
     index = log_index.LogIndex()
     for number in range(log_index.MAX_ENTRIES):
