@@ -121,9 +121,11 @@ class Embedded:
         self.images = execution.images
 
     async def run_once(
-        self, request: dict[str, Any], *, stdin_fd: int, stdout_fd: int, stderr_fd: int
+        self, request: dict[str, Any], *, stdin_fd: int | None, stdout_fd: int, stderr_fd: int
     ) -> Job:
         """Run the job of a request (as for `POST /v1/jobs`) with these descriptors as its standard streams.
+
+        Without `stdin_fd` the input is the request's own.
 
         Cancelling the calling task cancels the job; the job comes back all the same. Raises Invalid, NotFound.
         """

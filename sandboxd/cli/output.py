@@ -17,8 +17,10 @@ STATE_COLOURS = {
     "running": "cyan",
     "cancelled": "yellow",
     "expired": "yellow",
+    "stopped": "green",
+    "not tried": "yellow",
 }
-"""Every other state is a failure of some kind: red."""
+"""Of jobs, and outcomes of attempts. Every other one is a failure of some kind: red."""
 
 
 def print_json(value: Any) -> None:
