@@ -28,6 +28,7 @@ _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFS
 _LONGEST_REASON = 500
 _MESSAGE_QUEUE_BYTES = 163_840
 """A queue or two: all sandboxes together share what the service's user has, usually 819,200 bytes."""
+_PENDING_SIGNALS = 1024
 _CORE_BYTES = 1
 """No core fits in a byte; and at exactly 1 the kernel starts no helper for a piped core_pattern, at 0 it does (core(5))."""
 _COMMAND_OOM_SCORE = b"1000"
@@ -102,6 +103,7 @@ class Init:
             self.change_root,
             self.set_hostname,
             self.enter_user_namespace,
+            self.limit_shared_quotas,
             self.forbid_more_namespaces,
             self.empty_bounding_set,
             self.become_user,
@@ -136,11 +138,7 @@ class Init:
         signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
         os.umask(0o022)
         privileges.limit(resource.RLIMIT_CORE, _CORE_BYTES)
-        privileges.limit(resource.RLIMIT_MEMLOCK, 2**16)
-        privileges.limit(resource.RLIMIT_MSGQUEUE, _MESSAGE_QUEUE_BYTES)
         privileges.limit(resource.RLIMIT_RTPRIO, 0)
-        # Counted for all sandboxes together as well, with the service's own limit: one must not take it all.
-        privileges.limit(resource.RLIMIT_SIGPENDING, 1024)
 
     def load_tools(self) -> None:
         """Import what only this sandbox needs, while that is possible: every other one would carry its pages."""
@@ -187,6 +185,16 @@ class Init:
         if not self.mapper.recv(1):
             raise EOFError
         self.mapper.close()
+
+    def limit_shared_quotas(self) -> None:
+        """What the kernel also counts for all sandboxes together, with the service's own limit: one must not take it all.
+
+        Not before U2: what its maker may have becomes the limit of all namespaces beside it together (user_namespaces(7) does
+        not tell; ucounts.c does).
+        """
+        privileges.limit(resource.RLIMIT_MEMLOCK, 2**16)
+        privileges.limit(resource.RLIMIT_MSGQUEUE, _MESSAGE_QUEUE_BYTES)
+        privileges.limit(resource.RLIMIT_SIGPENDING, _PENDING_SIGNALS)
 
     def forbid_more_namespaces(self) -> None:
         """A second wall behind the filter: the kernel itself refuses a user namespace below U2."""
