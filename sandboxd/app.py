@@ -22,6 +22,8 @@ from starlette.types import ASGIApp
 from sandboxd import __version__
 from sandboxd.addresses import parse_address
 from sandboxd.api.app import create_api
+from sandboxd.api.validate import job_spec_of
+from sandboxd.attack_gate import AttackGate
 from sandboxd.errors import HostNotReady, SandboxdError, Unavailable
 from sandboxd.execution import Execution, serves_one_tenant
 from sandboxd.ids import new_id
@@ -81,6 +83,17 @@ class Service:
             log_directory=Path(settings.store.data_dir) / "logs",
             inline_log_bytes=settings.store.inline_log_bytes,
         )
+        self.attack_gate = AttackGate(
+            settings.isolation.attack_at_start,
+            self.scheduler,
+            self.metrics,
+            lambda request: job_spec_of(
+                request,
+                defaults=settings.limits,
+                ceilings=execution.ceilings,
+                check=execution.runner.check,
+            ),
+        )
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -119,6 +132,8 @@ class Service:
             )
             measuring = asyncio.create_task(service._measure_loop_lag())
             parts.callback(measuring.cancel)
+            attacking = asyncio.create_task(service.attack_gate.run())
+            parts.callback(attacking.cancel)
             yield service
 
     async def _begin(self) -> None:
@@ -187,7 +202,12 @@ class Service:
             "store": await self._store_is_writable(),
             "accepting": not self.scheduler.draining,
         }
-        return {"ready": all(checks.values()), "checks": checks}
+        if self.settings.isolation.attack_at_start == "gate":
+            checks["attack"] = self.attack_gate.closed is None
+        ready = all(checks.values())
+        if (code := self.attack_gate.closed) is not None:
+            return {"ready": ready, "code": code, "checks": checks}
+        return {"ready": ready, "checks": checks}
 
     async def _store_is_writable(self) -> bool:
         """What was found is good for a second: anybody may ask, and to find it out costs a write."""

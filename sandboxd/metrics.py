@@ -6,7 +6,7 @@ service; a scrape reads the queue's figures from where they are kept.
 """
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from sandboxd import __version__, metrics_port
+from sandboxd.attack.verdict import Outcome
 from sandboxd.jobs import Reason, Result, State, Stream
 
 RUN_BUCKETS = (
@@ -112,6 +113,7 @@ class Metrics:
         self._usage = _UsageFigures(registry)
         self._faults = _FaultFigures(registry)
         self._logs = _LogFigures(registry)
+        self._attack = _AttackFigures(registry)
         submitted = Counter(
             "sandboxd_jobs_submitted", "Jobs accepted.", ["trigger"], registry=registry
         )
@@ -154,6 +156,10 @@ class Metrics:
     def loop_lag(self, seconds: float) -> None:
         """How late the event loop was; to be measured at regular intervals."""
         self._loop_lag.set(seconds)
+
+    def attacked(self, rows: Mapping[Outcome, int], at: float) -> None:
+        """The service was attacked by itself: how many rows of the catalogue ended how, and when (Unix time)."""
+        self._attack.attacked(rows, at)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition (Prometheus text or OpenMetrics, as asked) and its content type."""
@@ -314,6 +320,30 @@ class _LogFigures:
         self._bytes.labels(stream).inc(size_bytes)
         if truncated:
             self._truncated.inc()
+
+
+class _AttackFigures:
+    """The attack at the service's start."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rows = Gauge(
+            "sandboxd_attack_rows",
+            "Rows of the attack catalogue that the service tried on itself last, by outcome.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._last_run = Gauge(
+            "sandboxd_attack_last_run_timestamp_seconds",
+            "When it did so; 0: not since it started.",
+            registry=registry,
+        )
+        for outcome in Outcome:
+            self._rows.labels(outcome)
+
+    def attacked(self, rows: Mapping[Outcome, int], at: float) -> None:
+        for outcome, number in rows.items():
+            self._rows.labels(outcome).set(number)
+        self._last_run.set(at)
 
 
 def _register_build(registry: CollectorRegistry) -> None:

@@ -45,6 +45,8 @@ class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Serve more than one tenant although all jobs have the service's own id (`single`)."""
     best_effort: bool = False
     """Run jobs although a limit cannot be enforced; each record says which."""
+    attack_at_start: Literal["off", "warn", "gate"] = "off"
+    """Try the attacks of `sandboxd attack` when the service starts; `gate`: not ready before all were stopped."""
     parked_sandboxes: Count = 4
     """How many sandboxes are kept ready per shape."""
     parked_shapes: Count = 8

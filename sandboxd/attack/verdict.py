@@ -119,11 +119,20 @@ def passed(findings: Iterable[Finding]) -> bool:
     return Outcome.STOPPED in outcomes and outcomes <= PASSING
 
 
-def counts(findings: Iterable[Finding]) -> dict[Outcome, int]:
-    """How many attempts had each outcome."""
-    found = dict.fromkeys(Outcome, 0)
+def by_row(findings: Iterable[Finding]) -> dict[int, Outcome]:
+    """The worst outcome of each row's attempts."""
+    rows: dict[int, Outcome] = {}
     for finding in findings:
-        found[finding.outcome] += 1
+        row = finding.probe.row
+        rows[row] = min(rows.get(row, finding.outcome), finding.outcome, key=_WORST_FIRST.index)
+    return rows
+
+
+def counts(outcomes: Iterable[Outcome]) -> dict[Outcome, int]:
+    """How many there are of each."""
+    found = dict.fromkeys(Outcome, 0)
+    for outcome in outcomes:
+        found[outcome] += 1
     return found
 
 

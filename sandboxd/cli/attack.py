@@ -122,7 +122,7 @@ def _show(findings: Sequence[Finding], *, as_json: bool) -> None:
         if finding.outcome is not Outcome.STOPPED:
             word = WORDS[finding.outcome]
             output.print_note(f"row {finding.probe.row}, {finding.name}: {word}: {finding.seen}")
-    total = counts(findings)
+    total = counts(f.outcome for f in findings)
     output.print_note(", ".join(f"{total[o]} {word}" for o, word in WORDS.items() if total[o]))
 
 
@@ -130,6 +130,6 @@ def report_of(findings: Sequence[Finding]) -> dict[str, Any]:
     """What `--json` prints."""
     return {
         "passed": passed(findings),
-        "counts": counts(findings),
+        "counts": counts(f.outcome for f in findings),
         "attempts": [{**f.probe._asdict(), "outcome": f.outcome, "seen": f.seen} for f in findings],
     }

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from prometheus_client.parser import text_string_to_metric_families
 
 PROMISED = {
+    "sandboxd_attack_last_run_timestamp_seconds": ("gauge", set()),
+    "sandboxd_attack_rows": ("gauge", {"outcome"}),
     "sandboxd_build_info": ("gauge", {"version", "commit", "python"}),
     "sandboxd_cold_starts_total": ("counter", set()),
     "sandboxd_event_loop_lag_seconds": ("gauge", set()),
