@@ -54,6 +54,7 @@ MASKED_IN_PROC = [
     "kpagecount",
     "kpageflags",
     "latency_stats",
+    "pressure",
     "sched_debug",
     "scsi",
     "slabinfo",

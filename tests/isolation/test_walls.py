@@ -265,7 +265,7 @@ print(json.dumps(found))
 
 # From the document that says what the walls are, not from the code.
 MASKED_PATHS = """
-/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/sched_debug /proc/scsi
+/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/pressure /proc/sched_debug /proc/scsi
 /proc/timer_list /proc/timer_stats /sys/devices/virtual/powercap /sys/firmware /sys/fs/selinux
 /sys/devices/system/cpu/cpu*/thermal_throttle /proc/kmsg /proc/sysrq-trigger /proc/kpagecount /proc/kpageflags
 /proc/kallsyms /proc/vmallocinfo /proc/slabinfo /proc/config.gz /sys/kernel/debug /sys/kernel/tracing

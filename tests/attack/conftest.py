@@ -1,0 +1,27 @@
+"""Sandboxes for attacks: as they are, and with walls taken away."""
+
+from collections.abc import Iterator
+
+import pytest
+from sandbox_bench import ALLOW_ALL_CALLS, Bench, a_bench, without
+
+
+@pytest.fixture(scope="session")
+def bench() -> Iterator[Bench]:
+    """Sandboxes as they are."""
+    with a_bench() as made:
+        yield made
+
+
+@pytest.fixture(scope="session", params=["range", "single"])
+def either(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Sandboxes with subordinate ids, and with a single id."""
+    with a_bench(request.param) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def unfiltered() -> Iterator[Bench]:
+    """Sandboxes whose filter allows every call: what is refused is refused by another wall."""
+    with without(ALLOW_ALL_CALLS) as made:
+        yield made
