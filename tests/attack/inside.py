@@ -27,12 +27,14 @@ def status():
 """
 
 
+def program(source: str) -> str:
+    """It may use `call`, `by_number`, `attempt` and `status`."""
+    return f"NUMBERS = {syscall_numbers.BY_MACHINE[platform.machine()]!r}\n{_PRELUDE}{source}"
+
+
 def attack(bench: Bench, source: str, *arguments: str, **changes: Any) -> Any:
-    """What the program prints as JSON. It has `call`, `by_number`, `attempt`, `status` and the arguments in `sys.argv`."""
-    numbers = f"NUMBERS = {syscall_numbers.BY_MACHINE[platform.machine()]!r}\n"
-    ran = bench.run(
-        "python3", "-", *arguments, stdin=(numbers + _PRELUDE + source).encode(), **changes
-    )
+    """What the program prints as JSON. The arguments are in its `sys.argv`."""
+    ran = bench.run("python3", "-", *arguments, stdin=program(source).encode(), **changes)
     assert ran.exit is not None, "killed"
     assert ran.exit.code == 0, ran
     return json.loads(ran.out)

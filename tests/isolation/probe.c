@@ -1,5 +1,5 @@
-/* Makes every system call from 0 to 600, each in a child of its own, with -1 as every argument: nothing comes of it.
-   Prints one line per call: its number and errno, or what ended the child. Then the x32 calls and a 32-bit one. */
+/* Makes every system call from 0 to 600, each in a child of its own, with -1 as every argument, or with the number that is
+   given: nothing comes of it. Prints one line per call: its number and errno, or what ended the child. Then the x32 calls and a 32-bit one. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -12,14 +12,14 @@
 
 struct outcome { volatile int returned; volatile int number; };
 
-static void probe(long number, struct outcome *shared)
+static void probe(long number, long argument, struct outcome *shared)
 {
     shared->returned = 0;
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
         setpgid(0, 0);
-        long result = syscall(number, -1L, -1L, -1L, -1L, -1L, -1L);
+        long result = syscall(number, argument, argument, argument, argument, argument, argument);
         shared->number = result == -1 ? errno : 0;
         shared->returned = 1;
         _exit(0);
@@ -48,13 +48,14 @@ static void probe(long number, struct outcome *shared)
     waitpid(child, NULL, 0);
 }
 
-int main(void)
+int main(int count, char **words)
 {
+    long argument = count > 1 ? atol(words[1]) : -1;
     struct outcome *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     for (long number = 0; number <= 600; number++)
-        probe(number, shared);
-    for (long number = 0; number <= 600; number += 20)
-        probe(number | 0x40000000, shared);
+        probe(number, argument, shared);
+    for (long number = 0; number <= 600; number++)
+        probe(number | 0x40000000, argument, shared);
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {

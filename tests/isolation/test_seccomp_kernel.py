@@ -15,7 +15,7 @@ from sandbox_bench import Bench
 from sandboxd.isolation import seccomp, syscall_numbers
 
 PROBE = Path(__file__).with_name("probe.c")
-WRITE_AND_RUN = "cat > /work/probe && chmod +x /work/probe && exec /work/probe"
+WRITE_AND_RUN = "cat > /work/probe && chmod +x /work/probe && exec /work/probe $0"
 
 # Their outcome depends on the moment, or is lost with the process that would tell it.
 CHANGING = {"fork", "vfork", "rt_sigreturn", "getrandom", "alarm", "sync", "times", "time"}
@@ -35,22 +35,28 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return program.read_bytes()
 
 
-def outcomes(bench: Bench, probe: bytes) -> dict[str, str]:
-    ran = bench.run("sh", "-c", WRITE_AND_RUN, stdin=probe)
+def outcomes(bench: Bench, probe: bytes, argument: int, uid: int) -> dict[str, str]:
+    words = ["sh", "-c", WRITE_AND_RUN, str(argument)]
+    ran = bench.run(*words, stdin=probe, uid=uid, gid=uid)
     assert ran.exit is not None
     assert ran.exit.code == 0, ran
     return dict(line.split(" ", 1) for line in ran.out.decode().splitlines())
 
 
 @pytest.mark.attack(27)
-def test_every_call_ends_as_the_profile_says(probe: bytes, bench: Bench, unfiltered: Bench) -> None:
+@pytest.mark.parametrize("uid", [0, 1000])
+@pytest.mark.parametrize("argument", [-1, 0])
+def test_every_call_ends_as_the_profile_says(
+    probe: bytes, bench: Bench, unfiltered: Bench, argument: int, uid: int
+) -> None:
     """Refused ones with the profile's errno; allowed ones exactly as in a sandbox without the filter."""
-    with_filter, without_filter = outcomes(bench, probe), outcomes(unfiltered, probe)
+    with_filter = outcomes(bench, probe, argument, uid)
+    without_filter = outcomes(unfiltered, probe, argument, uid)
     names = {number: name for name, number in syscall_numbers.X86_64.items()}
     program = seccomp.build("x86_64")
     wrong = {}
     for number in range(601):
-        data = bpf.packet(number, bpf.ARCHITECTURES["x86_64"], *[-1] * 6)
+        data = bpf.packet(number, bpf.ARCHITECTURES["x86_64"], *[argument] * 6)
         verdict = bpf.run(program, data)
         if verdict != bpf.ALLOW:
             expected = f"errno {verdict & 0xFFFF}"
@@ -68,9 +74,9 @@ def test_every_call_ends_as_the_profile_says(probe: bytes, bench: Bench, unfilte
 
 @pytest.mark.attack(25, 26, 27)
 def test_x32_calls_are_unknown_and_a_32_bit_call_kills(probe: bytes, bench: Bench) -> None:
-    found = outcomes(bench, probe)
+    found = outcomes(bench, probe, -1, 1000)
 
     x32 = {n: of for n, of in found.items() if n.isdigit() and int(n) >= 0x40000000}
-    assert len(x32) == 31
+    assert len(x32) == 601
     assert set(x32.values()) == {f"errno {errno.ENOSYS}"}
     assert found["i386"] == f"signal {signal.SIGSYS:d}"
