@@ -10,6 +10,12 @@ from sandboxd.cli.options import config_option, data_dir_option, json_option, lo
 from sandboxd.cli.output import print_json, print_table
 from sandboxd.cli.setup import find_program
 from sandboxd.isolation.features import Feature, Status, probe_features
+from sandboxd.isolation.known_bugs import (
+    probe_kernel_fixes,
+    probe_runc,
+    read_runc_changelog,
+    read_runc_version,
+)
 from sandboxd.quotas.host import (
     CONTROLLERS,
     CgroupVersion,
@@ -56,6 +62,9 @@ def examine(settings: Settings) -> list[Feature]:
     features = probe_features(id_map=settings.isolation.id_map, show_cgroup=show_cgroup)
     if os.geteuid() == 0:
         return features
+    features.append(probe_kernel_fixes(host.kernel_release))
+    if (runc := probe_runc(read_runc_version(), read_runc_changelog())) is not None:
+        features.append(runc)
     controllers = [examine_controller(host.controllers[name], user) for name in CONTROLLERS]
     data_dir = examine_data_dir(settings.store.data_dir, user)
     return [*features, *controllers, examine_swap(host), data_dir]

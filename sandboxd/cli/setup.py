@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import click
 
+from sandboxd.cli import apparmor
 from sandboxd.cli.options import json_option
 from sandboxd.cli.output import print_json
+from sandboxd.cli.setup_steps import SBIN, SetMode, WriteFile, run
 from sandboxd.cli.systemd_unit import unit_text
 from sandboxd.errors import HostNotReady
 from sandboxd.quotas import delegation
@@ -36,7 +38,6 @@ TUN_UDEV = ("/etc/udev/rules.d/60-sandboxd.rules", 'KERNEL=="tun", MODE="0666"\n
 UNIT = "/etc/systemd/system/sandboxd.service"
 
 _NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-_SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 
 class Outcome(enum.StrEnum):
@@ -50,7 +51,7 @@ class Outcome(enum.StrEnum):
 @click.option("--dry-run", is_flag=True, help="Say what would be changed, change nothing.")
 @json_option
 def setup(user: str, dry_run: bool, as_json: bool) -> None:
-    """Prepare the host, once, as root: user, sub-ids, cgroups, /dev/net/tun, systemd unit.
+    """Prepare the host, once, as root: user, sub-ids, cgroups, AppArmor, /dev/net/tun, systemd unit.
 
     A second run finds nothing to do. A user that does not exist is made, as a system account.
     """
@@ -77,7 +78,7 @@ def setup(user: str, dry_run: bool, as_json: bool) -> None:
         click.echo("nothing to do")
 
 
-def plan(user: str) -> list[Step]:
+def plan(user: str, proc: str = "/proc") -> list[Step]:
     """All steps for this host, in order."""
     steps: list[Step] = [
         MakeUser(user=user),
@@ -85,6 +86,8 @@ def plan(user: str) -> list[Step]:
         GrantSubordinateIds(user=user, path=SUBGID, option="--add-subgids"),
         *delegation.plan(user),
     ]
+    if apparmor.restricts(proc):
+        steps.append(apparmor.LoadProfile(apparmor.interpreter()))
     if os.path.exists(TUN):
         steps += plan_tun()
     if is_service_account(user):
@@ -112,9 +115,9 @@ def carry_out(step: Step, *, dry_run: bool) -> Outcome:
 def plan_tun() -> list[Step]:
     """Egress needs the device; the rule keeps its mode over a reboot."""
     steps: list[Step] = [SetMode(path=TUN, mode=0o666)]
-    if shutil.which("systemd-tmpfiles", path=_SBIN):
+    if shutil.which("systemd-tmpfiles", path=SBIN):
         steps.append(WriteFile(*TUN_TMPFILES))
-    elif shutil.which("udevadm", path=_SBIN):
+    elif shutil.which("udevadm", path=SBIN):
         steps.append(WriteFile(*TUN_UDEV))
     return steps
 
@@ -133,7 +136,7 @@ def home_of(user: str) -> str:
 
 
 def _has_systemd() -> bool:
-    return shutil.which("systemctl", path=_SBIN) is not None
+    return shutil.which("systemctl", path=SBIN) is not None
 
 
 def find_program() -> str | None:
@@ -226,49 +229,6 @@ class MakeDataDirectory:
             os.close(fd)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SetMode:
-    """Permissions of a file that exists."""
-
-    path: str
-    mode: int
-
-    def describe(self) -> str:
-        return f"set the mode of {self.path} to {self.mode:04o}"
-
-    def done(self) -> bool:
-        return stat.S_IMODE(os.stat(self.path).st_mode) == self.mode
-
-    def execute(self) -> None:
-        os.chmod(self.path, self.mode)
-
-
-@dataclass(frozen=True, slots=True)
-class WriteFile:
-    """A file of root's with exactly this text."""
-
-    path: str
-    text: str
-
-    def describe(self) -> str:
-        return f"write {self.path}"
-
-    def done(self) -> bool:
-        try:
-            with open(self.path) as file:
-                return file.read() == self.text
-        except FileNotFoundError:
-            return False
-
-    def execute(self) -> None:
-        os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
-        replacement = f"{self.path}.new"
-        with open(replacement, "w") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(self.text)
-        os.replace(replacement, self.path)
-
-
 class WriteUnit(WriteFile):
     """A systemd unit: systemd reads it again, where it runs. It is neither enabled nor started."""
 
@@ -317,11 +277,6 @@ def is_free(first: int, taken: Iterable[Range]) -> bool:
     return all(
         each.first + each.size <= first or first + IDS_PER_USER <= each.first for each in taken
     )
-
-
-def run(words: list[str]) -> None:
-    """Run a system tool. Raises FileNotFoundError, CalledProcessError with what it said."""
-    subprocess.run(words, check=True, capture_output=True, text=True, env={"PATH": _SBIN})
 
 
 def _group_exists(name: str) -> bool:

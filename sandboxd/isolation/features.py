@@ -63,7 +63,7 @@ def probe_features(*, id_map: str = "auto", show_cgroup: bool = False) -> list[F
     parts = [
         account,
         probe_kernel(platform.release()),
-        probe_user_namespaces(outcome),
+        probe_user_namespaces(outcome, name),
         probe_subordinate_ids(ids, outcome, name, wished=id_map != "single"),
         probe_groups(_supplementary_groups(), single=ids is None, user=name),
         _tried("namespaces", outcome, ["namespaces"], "mount, pid, net, ipc, uts, cgroup"),
@@ -104,25 +104,25 @@ def probe_kernel(release: str) -> Feature:
     return Feature("kernel", Status.OK, f"Linux {release}", "")
 
 
-def probe_user_namespaces(outcome: dict[str, str]) -> Feature:
+def probe_user_namespaces(outcome: dict[str, str], user: str, proc: str = "/proc") -> Feature:
     """Three sysctls can forbid them; whether one does is tried."""
     name = "user namespaces"
-    most = _sysctl("user/max_user_namespaces")
+    most = _sysctl("user/max_user_namespaces", proc)
     if most == "0":
         detail = "user.max_user_namespaces is 0"
         return Feature(
             name, Status.MISSING, detail, _sysctl_remedy("user.max_user_namespaces=16384")
         )
-    if _sysctl("kernel/unprivileged_userns_clone") == "0":
+    if _sysctl("kernel/unprivileged_userns_clone", proc) == "0":
         detail = "kernel.unprivileged_userns_clone is 0"
         remedy = _sysctl_remedy("kernel.unprivileged_userns_clone=1")
         return Feature(name, Status.MISSING, detail, remedy)
     reason = outcome.get("user", "the trial did not start")
     # AppArmor lets the namespace be made, but gives no capabilities in it: the next step is the one to fail.
-    restricted = _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1"
+    restricted = _sysctl("kernel/apparmor_restrict_unprivileged_userns", proc) == "1"
     if restricted and outcome.get("namespaces") != "ok":
-        detail = "kernel.apparmor_restrict_unprivileged_userns is 1"
-        remedy = _sysctl_remedy("kernel.apparmor_restrict_unprivileged_userns=0")
+        detail = "AppArmor gives no rights in them to a program without a profile (kernel.apparmor_restrict_unprivileged_userns is 1)"
+        remedy = f"as root, to load a profile: sandboxd setup --user {user}"
         return Feature(name, Status.MISSING, detail, remedy)
     if reason != "ok":
         return Feature(
@@ -250,10 +250,10 @@ def _tried(name: str, outcome: dict[str, str], steps: list[str], detail: str) ->
     return Feature(name, Status.OK, detail, "")
 
 
-def _sysctl(name: str) -> str | None:
+def _sysctl(name: str, proc: str = "/proc") -> str | None:
     """The value of a sysctl; None where this kernel does not have it."""
     try:
-        with open(f"/proc/sys/{name}") as file:
+        with open(f"{proc}/sys/{name}") as file:
             return file.read().strip()
     except FileNotFoundError:
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sandbox_bench import launchers_changed
 
+from sandboxd.cli import apparmor
 from sandboxd.cli.doctor import examine_controller, examine_data_dir, examine_swap
 from sandboxd.cli.main import run_command_line
 from sandboxd.isolation import idmap
@@ -35,11 +36,11 @@ def test_a_prepared_host_can_run_jobs_safely(
     code = run_command_line(["doctor", "--json", "--data-dir", str(tmp_path)])
 
     report = json.loads(capsys.readouterr().out)
-    names = [feature["name"] for feature in report["features"]]
+    names = [feature["name"] for feature in report["features"] if feature["name"] != "runc"]
     assert (code, report["ok"]) == (0, True)
     assert names == [
         "account", "kernel", "user namespaces", "subordinate ids", "supplementary groups", "namespaces", "overlay",
-        "proc and sysfs", "sandbox", "core dumps", "/dev/net/tun", "cgroup memory", "cgroup cpu", "cgroup cpuacct", "cgroup pids", "swap",
+        "proc and sysfs", "sandbox", "core dumps", "/dev/net/tun", "kernel fixes", "cgroup memory", "cgroup cpu", "cgroup cpuacct", "cgroup pids", "swap",
         "data directory",
     ]  # fmt: skip
 
@@ -159,11 +160,43 @@ def test_a_core_pattern_that_pipes_is_a_warning(pattern: str, helper: str | None
 
 
 def test_a_user_namespace_that_is_refused_is_missing() -> None:
-    feature = probe_user_namespaces({"user": "Operation not permitted"})
+    feature = probe_user_namespaces({"user": "Operation not permitted"}, "alice")
 
     assert feature.status is Status.MISSING
     assert feature.detail
     assert feature.remedy
+
+
+@pytest.fixture
+def restricted(tmp_path: Path) -> str:
+    """/proc of an Ubuntu that lets only programs with a profile use user namespaces."""
+    settings = {
+        "user/max_user_namespaces": "63204",
+        "kernel/unprivileged_userns_clone": "1",
+        "kernel/apparmor_restrict_unprivileged_userns": "1",
+    }
+    for name, value in settings.items():
+        path = tmp_path / "sys" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+    return str(tmp_path)
+
+
+def test_where_apparmor_restricts_user_namespaces_setup_loads_a_profile(restricted: str) -> None:
+    outcome = {"user": "ok", "ids": "ok", "namespaces": "Operation not permitted"}
+    feature = probe_user_namespaces(outcome, "alice", restricted)
+
+    assert feature.status is Status.MISSING
+    assert "kernel.apparmor_restrict_unprivileged_userns is 1" in feature.detail
+    assert feature.remedy == "as root, to load a profile: sandboxd setup --user alice"
+
+
+def test_with_a_profile_the_restriction_does_no_harm(restricted: str) -> None:
+    outcome = {"user": "ok", "ids": "ok", "namespaces": "ok"}
+
+    assert probe_user_namespaces(outcome, "alice", restricted).status is Status.OK
+    assert apparmor.restricts(restricted)
+    assert not apparmor.restricts(f"{restricted}/sys")
 
 
 def test_without_subordinate_ids_there_is_a_warning_and_the_command() -> None:
