@@ -45,6 +45,8 @@ class Stop:
         self._taken: Taken[Cgroup] | None = None
         self._process: Process | None = None
         self._grace_seconds = 0.0
+        self.over = False
+        """The command has ended."""
 
     def __call__(
         self, reason: Reason, *, grace_seconds: float = 0.0, message: str | None = None
@@ -58,7 +60,7 @@ class Stop:
             if self._taken is not None:
                 self._carry_out(self._taken)
         elif self._taken is not None and grace_seconds == 0:
-            self._taken.sandbox.kill()
+            self._kill(self._taken)
 
     async def gone(self) -> bool:
         """Wait until no process of the job is left. False: one is stuck in the kernel."""
@@ -82,10 +84,44 @@ class Stop:
         loop = asyncio.get_running_loop()
         if self._grace_seconds > 0 and self._process is not None:
             self._process.signal(signal.SIGTERM)
-            loop.call_later(self._grace_seconds, taken.sandbox.kill)
+            loop.call_later(self._grace_seconds, self._kill, taken)
         else:
+            self._kill(taken)
+        loop.call_later(self._grace_seconds + _STUCK_SECONDS, self._give_up, taken)
+
+    def _kill(self, taken: Taken[Cgroup]) -> None:
+        taken.sandbox.kill()
+
+    def _give_up(self, taken: Taken[Cgroup]) -> None:
+        taken.sandbox.abandon()
+
+
+class PartStop(Stop):
+    """Stops one command of a job of several, and its sandbox with it. What stops the job stops the command, too."""
+
+    def __init__(self, job: Stop) -> None:
+        super().__init__()
+        self._job = job
+
+    def attach(self, taken: Taken[Cgroup], process: Process) -> None:
+        """The command runs: a stop that was wished before is carried out now."""
+        super().attach(taken, process)
+        self._job.attach(taken, process)
+
+
+class StepStop(PartStop):
+    """Leaves the sandbox alive: only the command's processes die, and what it left running when it is over."""
+
+    def _kill(self, taken: Taken[Cgroup]) -> None:
+        # The command is the leader of its session and cannot leave its process group.
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)
+
+    def _give_up(self, taken: Taken[Cgroup]) -> None:
+        """init has not said that it is over: the whole sandbox goes."""
+        if not self.over:
             taken.sandbox.kill()
-        loop.call_later(self._grace_seconds + _STUCK_SECONDS, taken.sandbox.abandon)
+            taken.sandbox.abandon()
 
 
 async def run_command(
@@ -97,11 +133,13 @@ async def run_command(
     *,
     then: Then,
     cpu_count: int,
+    cpu_before: float = 0.0,
     on_start: Callable[[float], None],
 ) -> None:
     """A command's own time, from its start until its output is complete. What became of it is in `outcome`.
 
-    Raises SandboxFailed.
+    `cpu_before`: CPU seconds that the
+    sandbox had used already. Raises SandboxFailed.
     """
     process = await taken.sandbox.run(command, streams.theirs, then=then)
     streams.close_theirs()
@@ -112,8 +150,9 @@ async def run_command(
     outcome.started_at = time.time() - (time.monotonic() - process.started_at)
     on_start(outcome.started_at)
     stop.attach(taken, process)
-    with _time_limits(taken.place, outcome.limits, stop, cpu_count):
+    with _time_limits(taken.place, outcome.limits, stop, cpu_count, cpu_before):
         outcome.exit = await process.exited()
+    stop.over = True
     outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
     stop.alone = outcome.exit is not None and outcome.exit.alone and then is Then.END
     # With init, or when all is cleared, nobody is left who holds the other ends: both outputs end.
@@ -121,11 +160,13 @@ async def run_command(
 
 
 @contextlib.contextmanager
-def _time_limits(cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int) -> Iterator[None]:
+def _time_limits(
+    cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int, cpu_before: float
+) -> Iterator[None]:
     """Stop the job when its wall time or its CPU time is used up."""
     loop = asyncio.get_running_loop()
     wall = loop.call_later(limits.wall_seconds, stop, Reason.WALL_SECONDS)
-    watch = _watch_cpu(cgroup, limits, stop, cpu_count)
+    watch = _watch_cpu(cgroup, limits, stop, cpu_count, cpu_before)
     try:
         yield
     finally:
@@ -135,7 +176,7 @@ def _time_limits(cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int) -> 
 
 
 def _watch_cpu(
-    cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int
+    cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int, cpu_before: float
 ) -> "asyncio.Task[None] | None":
     """A task that ends the job when its CPU time is used up; None where it cannot be before the wall time is."""
     rate = min(limits.cpus, cpu_count)
@@ -144,7 +185,7 @@ def _watch_cpu(
 
     async def watch() -> None:
         while True:
-            left = limits.cpu_seconds - (cgroup.cpu_seconds() or 0.0)
+            left = limits.cpu_seconds + cpu_before - (cgroup.cpu_seconds() or 0.0)
             if left <= 0:
                 stop(Reason.CPU_SECONDS)
                 return
@@ -211,6 +252,14 @@ def open_streams(
         yield streams
 
 
-def came_too_late(stop: Stop, ended: Exit | None) -> bool:
+def note_stop(outcome: Outcome, *stops: Stop) -> None:
+    """Write into the outcome who stopped the command, if anybody did in time; the first of `stops` counts."""
+    for stop in stops:
+        if stop.reason is not None and not _came_too_late(stop, outcome.exit):
+            outcome.stopped_by, outcome.stop_message = stop.reason, stop.message
+            return
+
+
+def _came_too_late(stop: Stop, ended: Exit | None) -> bool:
     """Whether the command had ended by itself when it was stopped. (Its output may be over the limit all the same.)"""
     return ended is not None and ended.at <= stop.at and stop.reason is not Reason.OUTPUT_BYTES

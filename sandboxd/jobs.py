@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from sandboxd.quotas.limits import Limits
+from sandboxd.steps import Step
 
 
 class State(enum.StrEnum):
@@ -42,6 +43,8 @@ class Reason(enum.StrEnum):
     COMMAND_NOT_FOUND = "command_not_found"
     COMMAND_NOT_EXECUTABLE = "command_not_executable"
     WORKDIR_UNUSABLE = "workdir_unusable"
+    WRONG_ANSWER = "wrong_answer"
+    CHECKER_FAILED = "checker_failed"
     WALL_SECONDS = "wall_seconds"
     CPU_SECONDS = "cpu_seconds"
     MEMORY = "memory"
@@ -84,6 +87,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     image: str
     command: tuple[str, ...]
+    """Empty where there are steps."""
+    steps: tuple[Step, ...] = ()
     stdin: bytes = b""
     env: dict[str, str] = {}
     workdir: str | None = None
@@ -154,6 +159,53 @@ class LogSummary(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool = False
 
 
+class Verdict(enum.StrEnum):
+    """What was printed, next to what was expected."""
+
+    ACCEPTED = "accepted"
+    WRONG_ANSWER = "wrong_answer"
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """Where what was printed is first not what was expected."""
+
+    line: int
+    expected: str
+    printed: str
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of one stream of a job's log."""
+
+    offset: int
+    size_bytes: int
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How one run of a step's command ended."""
+
+    step: int
+    """Its place in the job's steps, from 0 on."""
+    case: int | None = None
+    """Its place in the step's cases; None where the step has none."""
+    state: State
+    reason: Reason
+    verdict: Verdict | None = None
+    """None: nothing was compared."""
+    difference: Difference | None = None
+    exit: ExitStatus = ExitStatus()
+    usage: Usage = Usage()
+    error: JobError | None = None
+    started_at: float | None = None
+    stdout: Span
+    stderr: Span
+
+    @property
+    def good(self) -> bool:
+        """Whether the next one may follow."""
+        return self.state is State.SUCCEEDED and self.verdict is not Verdict.WRONG_ANSWER
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """How one attempt ended. Made in one place (`verdict.result_of`), stored once."""
 
@@ -167,6 +219,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float | None = None
     """When the command started, Unix time in seconds; None if it never did."""
     logs: dict[Stream, LogSummary] = {}
+    runs: tuple[RunResult, ...] = ()
+    """Of a job of steps: every run, in order."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,12 +8,13 @@ import errno
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from sandboxd.commands import (
     PassedDescriptor,
     Sink,
     Stop,
-    came_too_late,
+    note_stop,
     open_streams,
     run_command,
 )
@@ -28,9 +29,11 @@ from sandboxd.jobs import (
     JobError,
     JobSpec,
     Result,
+    RunResult,
 )
 from sandboxd.quotas.cgroups import Cgroup
-from sandboxd.verdict import Outcome, result_of
+from sandboxd.stepping import Ground, Steps
+from sandboxd.verdict import Outcome, result_of, result_of_steps
 
 _INODE_BYTES = 4096
 _LEAST_INODES = 1024
@@ -100,6 +103,7 @@ class Runner:
         *,
         accepted: "asyncio.Future[None] | None" = None,
         on_start: Callable[[float], None] = lambda _: None,
+        on_run: Callable[[RunResult], None] = lambda _: None,
         stdin_fd: int | None = None,
     ) -> Result:
         """Run the command of a job to its end.
@@ -107,9 +111,9 @@ class Runner:
         With `accepted` the sandbox is made ready at once, but the command starts only when that is done; what it raises
         (NotAccepted) is raised.
 
-        `sink` gets the output as it comes, `on_start` the Unix time at which the command started. With `stdin_fd` that
-        descriptor is passed through instead of the job's own input. The last of the sandbox may still be going when this
-        returns: `stop.gone()` waits for it.
+        `sink` gets the output as it comes, `on_start` the Unix time at which the (first) command started, `on_run` how each
+        run of a step ended. With `stdin_fd` that descriptor is passed through instead of the job's own input. The last of
+        the sandbox may still be going when this returns: `stop.gone()` waits for it.
         """
         outcome = Outcome(
             limits=job.spec.limits,
@@ -120,6 +124,12 @@ class Runner:
             cpu_by_rlimit=self._enforcement.get("cpu_seconds") == "rlimit",
         )
         taken: Taken[Cgroup] | None = None
+        runs: list[RunResult] = []
+
+        def note_run(run: RunResult) -> None:
+            runs.append(run)
+            on_run(run)
+
         try:
             image = await self._images.resolve(job.spec.image)
             outcome.image_digest = image.digest
@@ -127,20 +137,11 @@ class Runner:
             outcome.warm = taken.warm
             if stop.reason is None:
                 taken.place.apply(job.spec.limits)
-                stdin = job.spec.stdin if stdin_fd is None else PassedDescriptor(stdin_fd)
-                with open_streams(stdin, outcome, stop, sink) as streams:
-                    if accepted is not None:
-                        await accepted
-                    await run_command(
-                        taken,
-                        self._command(job, image),
-                        outcome,
-                        stop,
-                        streams,
-                        then=Then.END,
-                        cpu_count=self._cpu_count,
-                        on_start=on_start,
-                    )
+                attempt = _Attempt(job, image, taken, outcome, stop, sink, accepted, on_start)
+                if job.spec.steps:
+                    await self._run_steps(attempt, note_run)
+                else:
+                    await self._run_alone(attempt, stdin_fd)
         except Refused as error:
             outcome.failure = JobError(
                 component=Component.IMAGE, code=error.code, message=error.detail
@@ -152,10 +153,53 @@ class Runner:
                 outcome.oom_kills = taken.place.oom_kills()
                 outcome.usage = taken.place.read()
                 self._pool.discard(taken)
-        if stop.reason is not None and not came_too_late(stop, outcome.exit):
-            outcome.stopped_by, outcome.stop_message = stop.reason, stop.message
+        note_stop(outcome, stop)
         outcome.enforcement = self._record()
+        if job.spec.steps:
+            return result_of_steps(outcome, job.spec.steps, tuple(runs))
         return result_of(outcome)
+
+    async def _run_alone(self, attempt: "_Attempt", stdin_fd: int | None) -> None:
+        """The one command of a job, with which its sandbox ends."""
+        job, outcome, stop = attempt.job, attempt.outcome, attempt.stop
+        stdin = job.spec.stdin if stdin_fd is None else PassedDescriptor(stdin_fd)
+        with open_streams(stdin, outcome, stop, attempt.sink) as streams:
+            if attempt.accepted is not None:
+                await attempt.accepted
+            await run_command(
+                attempt.taken,
+                self._command(job, attempt.image),
+                outcome,
+                stop,
+                streams,
+                then=Then.END,
+                cpu_count=self._cpu_count,
+                on_start=attempt.on_start,
+            )
+
+    async def _run_steps(self, attempt: "_Attempt", on_run: Callable[[RunResult], None]) -> None:
+        job, outcome = attempt.job, attempt.outcome
+        if attempt.accepted is not None:
+            await attempt.accepted
+
+        def note_start(started_at: float) -> None:
+            outcome.started_at = started_at
+            attempt.on_start(started_at)
+
+        ground = Ground(
+            taken=attempt.taken,
+            pool=self._pool,
+            spec=job.spec,
+            base=self._command(job, attempt.image),
+            cpu_count=self._cpu_count,
+            cpu_by_rlimit=outcome.cpu_by_rlimit,
+        )
+        steps = Steps(ground, attempt.stop, attempt.sink, on_start=note_start, on_run=on_run)
+        try:
+            await steps.run()
+        finally:
+            outcome.command_started, outcome.command_ended = steps.began, steps.ended
+            outcome.output_bytes = sum(steps.sizes.values())
 
     def _command(self, job: Job, image: ResolvedImage) -> Command:
         """The command, with the image's defaults under what the job says, and the caller's trace."""
@@ -185,6 +229,20 @@ class Runner:
                 "network": walls.network,
             },
         }
+
+
+class _Attempt(NamedTuple):
+    """A job on its way, with the sandbox that it got."""
+
+    job: Job
+    image: ResolvedImage
+    taken: Taken[Cgroup]
+    outcome: Outcome
+    stop: Stop
+    sink: Sink
+    accepted: "asyncio.Future[None] | None"
+    """Done when the job is on the disk: nothing of it runs before."""
+    on_start: Callable[[float], None]
 
 
 def sandbox_spec(image: ResolvedImage, spec: JobSpec) -> SandboxSpec:

@@ -22,6 +22,7 @@ from sandboxd.jobs import (
     JobError,
     Reason,
     Result,
+    RunResult,
     State,
     Stream,
 )
@@ -53,6 +54,8 @@ class _Active:
         self.stop = Stop()
         self.task: asyncio.Task[None] | None = None
         self.started_at: float | None = None
+        self.runs: list[RunResult] = []
+        """Of a job of steps: those that have ended."""
 
 
 class Scheduler:
@@ -91,6 +94,7 @@ class Scheduler:
         """Tenant and log of the jobs that ended last: who waited for a job reads its output at once."""
         self._ends: Watchers[Job] = Watchers()
         self._starts: Watchers[None] = Watchers()
+        self._run_ends: Watchers[None] = Watchers()
         self._settlement = Settlement(store, metrics, log_directory)
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -251,6 +255,24 @@ class Scheduler:
             raise NotFound("the job has no log yet", code="no_log")
         return log
 
+    def runs(self, job: Job) -> tuple[RunResult, ...]:
+        """The runs of a job of steps that have ended so far."""
+        if job.result is not None:
+            return job.result.runs
+        active = self._active.get(job.id)
+        return () if active is None else tuple(active.runs)
+
+    async def wait_run(self, tenant: str, job_id: str, seen: int, timeout_seconds: float) -> Job:
+        """The job when more than `seen` of its runs have ended, or all of it, or as it is after so long. Raises NotFound."""
+        with self._run_ends.watching(job_id) as another, self._ends.watching(job_id) as end:
+            job = await self._store.get(tenant, job_id)
+            if job.state not in TERMINAL and len(self.runs(job)) <= seen:
+                await asyncio.wait(
+                    (another, end), timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                job = await self._store.get(tenant, job_id)
+        return job
+
     def capacity(self) -> dict[str, int]:
         """Slots in all and in use, and jobs that wait."""
         return {"slots": self._slots, "busy": len(self._active), "queued": self._queued}
@@ -337,9 +359,18 @@ class Scheduler:
         def on_start(started_at: float) -> None:
             active.started_at = started_at
 
+        def on_run(run: RunResult) -> None:
+            active.runs.append(run)
+            self._run_ends.tell(active.job.id, None)
+
         try:
             return await self._runner.run(
-                active.job, active.stop, receive, accepted=accepted, on_start=on_start
+                active.job,
+                active.stop,
+                receive,
+                accepted=accepted,
+                on_start=on_start,
+                on_run=on_run,
             )
         except NotAccepted:
             raise

@@ -8,19 +8,25 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
+import msgspec
+
 from sandboxd.isolation.spec import Exit, Unusable
 from sandboxd.jobs import (
     Component,
+    Difference,
     ExitStatus,
     JobError,
     Reason,
     Result,
+    RunResult,
     State,
     Usage,
+    Verdict,
 )
 from sandboxd.quantities import format_bytes
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.usage import CgroupUsage
+from sandboxd.steps import Step
 
 
 @dataclass(kw_only=True)
@@ -68,6 +74,72 @@ def result_of(outcome: Outcome) -> Result:
         image_digest=outcome.image_digest,
         started_at=outcome.started_at,
     )
+
+
+def result_of_steps(
+    outcome: Outcome, steps: tuple[Step, ...], runs: tuple[RunResult, ...]
+) -> Result:
+    """How a job of steps ended: as its first run that was not good and that mattered, else well.
+
+    `outcome` is what is known of the whole: who stopped it, what failed, what all runs together used.
+    """
+    deciding = next((run for run in runs if _decides(run, steps)), None)
+    if outcome.stopped_by is not None or outcome.failure is not None or not runs:
+        result = result_of(outcome)
+    else:
+        result = Result(
+            state=State.SUCCEEDED,
+            reason=Reason.EXITED,
+            exit=runs[-1].exit,
+            usage=_usage(outcome),
+            enforcement=outcome.enforcement,
+            image_digest=outcome.image_digest,
+            started_at=outcome.started_at,
+        )
+        if deciding is not None:
+            result = _as_run_ended(result, deciding, steps)
+    return msgspec.structs.replace(result, runs=runs)
+
+
+def _decides(run: RunResult, steps: tuple[Step, ...]) -> bool:
+    # A run that took the sandbox with it ended the job, whatever its step says of failures.
+    lost = run.exit.code is None and run.exit.signal is None and run.state is State.ERROR
+    return not run.good and (lost or not steps[run.step].continue_on_failure)
+
+
+def _as_run_ended(result: Result, run: RunResult, steps: tuple[Step, ...]) -> Result:
+    wrong = run.verdict is Verdict.WRONG_ANSWER
+    reason = Reason.WRONG_ANSWER if wrong else run.reason
+    why = run.error.message if run.error else _wrong_answer(run.difference)
+    return msgspec.structs.replace(
+        result,
+        state=State.FAILED if wrong else run.state,
+        reason=reason,
+        exit=run.exit,
+        error=JobError(
+            component=run.error.component if run.error else None,
+            code=reason,
+            message=f"{_name_of(run, steps)}: {why}",
+            remediation=run.error.remediation if run.error else None,
+        ),
+    )
+
+
+def _name_of(run: RunResult, steps: tuple[Step, ...]) -> str:
+    """`step 2 "run", case 1 "small"`, counted from 1 as people do."""
+    step = steps[run.step]
+    words = f"step {run.step + 1}" + (f' "{step.name}"' if step.name else "")
+    if run.case is not None:
+        name = step.cases[run.case].name
+        words += f", case {run.case + 1}" + (f' "{name}"' if name else "")
+    return words
+
+
+def _wrong_answer(difference: Difference | None) -> str:
+    if difference is None:
+        return "wrong answer"
+    expected, printed = difference.expected, difference.printed
+    return f"line {difference.line}: expected {expected!r}, printed {printed!r}"
 
 
 def _decide(outcome: Outcome) -> tuple[State, Reason]:
@@ -121,6 +193,8 @@ def _state_of_stop(reason: Reason) -> State:
             | Reason.COMMAND_NOT_FOUND
             | Reason.COMMAND_NOT_EXECUTABLE
             | Reason.WORKDIR_UNUSABLE
+            | Reason.WRONG_ANSWER
+            | Reason.CHECKER_FAILED
             | Reason.MEMORY
             | Reason.QUEUE_SECONDS
             | Reason.SANDBOX_FAILED

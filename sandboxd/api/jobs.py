@@ -19,11 +19,20 @@ from sandboxd.api.headers import (
     parse_prefer,
 )
 from sandboxd.api.log_reader import ReadableLog
+from sandboxd.api.output import Output, output_of
 from sandboxd.api.parts import Call
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
-from sandboxd.api.schemas import CancelRequest, EmptyRequest, JobList, StreamsView, StreamView
+from sandboxd.api.schemas import (
+    CancelRequest,
+    EmptyRequest,
+    JobList,
+    StepView,
+    StreamsView,
+    StreamView,
+)
+from sandboxd.api.step_views import step_views
 from sandboxd.api.validate import invalid, job_spec_of
-from sandboxd.api.views import Output, dry_run_view, event_view, job_view, listed_view, output_of
+from sandboxd.api.views import dry_run_view, event_view, job_view, listed_view
 from sandboxd.errors import Invalid, NotFound
 from sandboxd.ids import new_id
 from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobSpec, Reason, State
@@ -95,7 +104,10 @@ async def show(call: Call) -> Response:
     if etag_matches(call.header(b"if-none-match"), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    return json_answer(job_view(job, await _output(job, log), position=position), headers=headers)
+    view = job_view(
+        job, await _output(job, log), steps=await _steps(call, job, log), position=position
+    )
+    return json_answer(view, headers=headers)
 
 
 async def list_(call: Call) -> Response:
@@ -201,10 +213,12 @@ async def _submitted_answer(
         headers["Preference-Applied"] = "respond-async"
     elif preference.wait_seconds and job.state in TERMINAL:
         headers["Preference-Applied"] = "wait"
-        view = job_view(job, await _output(job, await _log_of(call, job)))
+        log = await _log_of(call, job)
+        view = job_view(job, await _output(job, log), steps=await _steps(call, job, log))
         return json_answer(view, HTTPStatus.OK, headers)
     headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return json_answer(job_view(job), HTTPStatus.ACCEPTED, headers)
+    view = job_view(job, steps=await _steps(call, job, None))
+    return json_answer(view, HTTPStatus.ACCEPTED, headers)
 
 
 async def _wait_or_cancel(call: Call, job: Job, timeout_seconds: float, *, own: bool) -> Job:
@@ -260,6 +274,12 @@ async def _output(job: Job, log: ReadableLog | None) -> Output | None:
     if log is not None:
         return await output_of(log)
     return _NO_OUTPUT if job.state in TERMINAL else None
+
+
+async def _steps(call: Call, job: Job, log: ReadableLog | None) -> list[StepView] | None:
+    if not job.spec.steps:
+        return None
+    return await step_views(job.spec.steps, call.parts.scheduler.runs(job), log)
 
 
 def _etag(job: Job, log: ReadableLog | None, position: int | None) -> str:

@@ -34,6 +34,8 @@ def build_document(routes: Sequence[Route]) -> dict[str, Any]:
     references, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
+    # What no type of a member can say.
+    components["JobRequest"]["anyOf"] = [{"required": ["command"]}, {"required": ["steps"]}]
     schema_of = dict(zip(types, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope
 from sandboxd.api.log_reader import ReadableLog
 from sandboxd.api.query import Query
 from sandboxd.api.validate import Check
-from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, State
+from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, State
 from sandboxd.quotas.limits import Limits
 from sandboxd.settings import ServerSettings
 from sandboxd.store.records import Idempotency, Page, Submitted
@@ -41,6 +41,14 @@ class Scheduler(Protocol):
 
     async def wait_started(self, tenant: str, job_id: str, timeout_seconds: float) -> Job:
         """Returns when the job no longer waits in the queue, or at the timeout."""
+        ...
+
+    async def wait_run(self, tenant: str, job_id: str, seen: int, timeout_seconds: float) -> Job:
+        """Returns when more than `seen` runs of the job's steps have ended, at its end, or at the timeout."""
+        ...
+
+    def runs(self, job: Job) -> tuple[RunResult, ...]:
+        """The runs of the job's steps that have ended so far."""
         ...
 
     async def log(self, tenant: str, job_id: str) -> ReadableLog:

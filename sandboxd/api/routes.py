@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from sandboxd.api import docs, jobs, openapi, streams, system
+from sandboxd.api import docs, jobs, openapi, step_stream, streams, system
 from sandboxd.api.auth import ADMIN, JOBS_READ, JOBS_WRITE
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.resources import PUBLIC, Parameter, Reply, Route
@@ -19,6 +19,7 @@ from sandboxd.api.schemas import (
     KeyList,
     KeyRequest,
     NewKeyView,
+    StepList,
 )
 from sandboxd.jobs import State, Stream
 
@@ -230,6 +231,30 @@ ROUTES: tuple[Route, ...] = (
                 media_types=(streams.TEXT, streams.RAW),
             ),
             Reply(status=HTTPStatus.NO_CONTENT, description="You have seen the end."),
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/v1/jobs/{job_id}/steps",
+        handler=step_stream.steps,
+        group="Jobs",
+        summary="How a job's steps stand, or each run as it ends",
+        description=(
+            "All steps with the runs that have ended, or as server-sent events one `run` for each run in order, and an `end`. An "
+            "event's id is the number of runs until then, so `Last-Event-ID` resumes exactly."
+        ),
+        scope=JOBS_READ,
+        parameters=(
+            Parameter(name="follow", description="Stay until the job has ended.", schema=_BOOLEAN),
+            Parameter(name="Last-Event-ID", place="header", description="Where events go on."),
+        ),
+        replies=(
+            Reply(
+                status=HTTPStatus.OK,
+                description="The steps. The events' data are RunEventViews.",
+                body=StepList,
+                media_types=step_stream.OFFERED,
+            ),
         ),
     ),
     Route(

@@ -10,11 +10,18 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sandboxd.isolation.spec import NetworkMode
-from sandboxd.jobs import Component, Reason, State
+from sandboxd.jobs import Component, Reason, State, Verdict
+from sandboxd.steps import Comparison, StopPolicy
 
 Quantity = Annotated[
     int | str | None,
     Meta(description='Bytes, or a quantity such as "128Mi" or "1.5G".', examples=["128Mi"]),
+]
+
+
+Name = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=100)] | None,
+    Meta(description="For people, and to find it in the result."),
 ]
 
 
@@ -68,17 +75,88 @@ class RetryRequest(Request, frozen=True, kw_only=True):
     max_attempts: Annotated[int, Meta(ge=1, le=10)] = 1
 
 
+Text = Annotated[str | Base64, Meta(description="Text, or bytes in base64.")]
+
+
+class StepLimitsRequest(Request, frozen=True, kw_only=True):
+    """What one run of the command may use. What is left out: as much as the job has left."""
+
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    output_bytes: Quantity = None
+
+
+class CheckerRequest(Request, frozen=True, kw_only=True):
+    """How what the command printed is compared with what was expected."""
+
+    comparison: Annotated[
+        Comparison,
+        Meta(
+            description="exact: byte for byte; trimmed: without white space at the ends of lines; tokens: word by word; "
+            "floats: as tokens, numbers within the tolerance; program: a command of yours decides."
+        ),
+    ] = Comparison.TRIMMED
+    tolerance: Annotated[
+        float, Meta(ge=0, le=1, description="For floats: absolute or relative.")
+    ] = 1e-6
+    command: Annotated[
+        list[str],
+        Meta(
+            description="For program: gets the paths of three files, input, output and expected, and runs in a sandbox "
+            "of its own. Exit status 0: accepted; 1: wrong answer."
+        ),
+    ] = []
+
+
+class CaseRequest(Request, frozen=True, kw_only=True):
+    """One input of a step."""
+
+    name: Name = None
+    stdin: Text = ""
+    args: Annotated[list[str], Meta(description="Appended to the step's command.")] = []
+    env: dict[str, str] = {}
+    expected: Annotated[
+        str | Base64 | None,
+        Meta(description="What the command should print; left out: nothing is compared."),
+    ] = None
+    checker: Annotated[CheckerRequest | None, Meta(description="Left out: the step's own.")] = None
+
+
+class StepRequest(Request, frozen=True, kw_only=True):
+    """A command, run once or once for each of `inputs`, in the same sandbox as the steps before."""
+
+    name: Name = None
+    command: list[str]
+    args: list[str] = []
+    stdin: Text = ""
+    env: dict[str, str] = {}
+    workdir: str | None = None
+    limits: StepLimitsRequest = StepLimitsRequest()
+    continue_on_failure: Annotated[
+        bool, Meta(description="Whether the next step runs, and the job can succeed, all the same.")
+    ] = False
+    inputs: Annotated[list[CaseRequest], Meta(description="The command runs once for each.")] = []
+    checker: CheckerRequest = CheckerRequest()
+    stop: Annotated[
+        StopPolicy, Meta(description="Whether the inputs after one that failed are run.")
+    ] = StopPolicy.FIRST_FAILURE
+
+
 class JobRequest(Request, frozen=True, kw_only=True):
     """A command to run in an image."""
 
     image: Annotated[str, Meta(description="Name of an image.", examples=["host"])]
     command: Annotated[
-        list[str],
+        list[str] | UnsetType,
         Meta(
-            description="Program and arguments; no shell is involved.",
+            description="Program and arguments; no shell is involved. Either this or `steps`.",
             examples=[["python3", "-c", "print(6 * 7)"]],
         ),
-    ]
+    ] = UNSET
+    steps: Annotated[
+        list[StepRequest],
+        Meta(description="Commands that run one after the other in one sandbox."),
+    ] = []
     args: Annotated[list[str], Meta(description="Appended to `command`.")] = []
     stdin: Annotated[
         str | Base64, Meta(description="Standard input: text, or bytes in base64.")
@@ -175,6 +253,57 @@ class ErrorView(Answer, frozen=True, kw_only=True):
     code: str
     message: str
     remediation: str | None = None
+
+
+class DifferenceView(Answer, frozen=True, kw_only=True):
+    """Where what was printed is first not what was expected."""
+
+    line: int
+    expected: str
+    printed: str
+
+
+class RunView(Answer, frozen=True, kw_only=True):
+    """How a step's command ended, once or for one of its inputs. Without a state it has not run."""
+
+    name: str | UnsetType = UNSET
+    state: State | UnsetType = UNSET
+    reason: Reason | UnsetType = UNSET
+    verdict: Verdict | UnsetType = UNSET
+    difference: DifferenceView | UnsetType = UNSET
+    exit: ExitView | UnsetType = UNSET
+    error: ErrorView | UnsetType = UNSET
+    stdout: str | Base64 | UnsetType = UNSET
+    stderr: str | Base64 | UnsetType = UNSET
+    streams: StreamsView | UnsetType = UNSET
+    usage: "UsageView | UnsetType" = UNSET
+    started_at: str | UnsetType = UNSET
+
+
+class StepView(RunView, frozen=True, kw_only=True):
+    """A step: what it runs and how that ended."""
+
+    command: tuple[str, ...]
+    continue_on_failure: bool
+    inputs: list[RunView] | UnsetType = UNSET
+    accepted: Annotated[
+        int | UnsetType, Meta(description="How many inputs ended well and as expected.")
+    ] = UNSET
+
+
+class RunEventView(RunView, frozen=True, kw_only=True):
+    """A run that has ended, told while the job goes on."""
+
+    step: Annotated[int, Meta(description="Its place in the job's steps, from 0 on.")]
+    input: Annotated[
+        int | UnsetType, Meta(description="Its place in the step's inputs, where it has any.")
+    ] = UNSET
+
+
+class StepList(Answer, frozen=True, kw_only=True):
+    """All steps of one job."""
+
+    data: list[StepView]
 
 
 class LimitsView(Answer, frozen=True, kw_only=True):
@@ -287,6 +416,7 @@ class JobView(Answer, frozen=True, kw_only=True):
     image_digest: str | UnsetType = UNSET
     image: str
     command: tuple[str, ...]
+    steps: Annotated[list[StepView] | UnsetType, Meta(description="Left out in lists.")] = UNSET
     command_truncated: Annotated[
         bool | UnsetType,
         Meta(description="In lists: `command` is cut after 4 KiB; the job itself has all."),

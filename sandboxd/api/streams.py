@@ -154,7 +154,7 @@ async def _sse(call: Call, job: Job, wish: Wish, last: LastEvent | None) -> Asyn
         if job.attempt == attempt or not wish.follow:
             break
         offset = 0
-    yield event("end", f"{reached}-end", encode(_end_view(job)))
+    yield event("end", f"{reached}-end", encode(end_view(job)))
 
 
 async def _pieces(
@@ -218,7 +218,8 @@ def _log_event(piece: Piece) -> bytes:
     return event("log", str(piece.end), encode(_record(piece)))
 
 
-def _end_view(job: Job) -> EndView:
+def end_view(job: Job) -> EndView:
+    """The last event of a stream: how the job stands."""
     return EndView(
         state=job.state,
         reason=job.reason,

@@ -1,27 +1,30 @@
 """What a job request must satisfy beyond its types, and the JobSpec that it becomes."""
 
-import base64
-import binascii
 import re
 from collections.abc import Callable
 
+from msgspec import UNSET
+
 from sandboxd.api.conversion import pointer_to, read_struct
-from sandboxd.api.schemas import Base64, JobRequest, LimitsRequest
+from sandboxd.api.schemas import JobRequest, LimitsRequest
+from sandboxd.api.steps import steps_of
+from sandboxd.api.words import (
+    check_command,
+    check_environment,
+    check_sizes,
+    check_workdir,
+    decode_text,
+    size_of,
+    too_long,
+)
 from sandboxd.errors import Fault, Invalid
 from sandboxd.jobs import JobSpec, Retry
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import Limits, LimitsAsked, settle
 
-MAX_ARGUMENTS = 4096
-MAX_VARIABLES = 4096
-MAX_STRING_BYTES = 128 * 2**10 - 1
-"""MAX_ARG_STRLEN of execve(2), less the NUL at the end."""
-MAX_STRINGS_BYTES = 2**20
-"""All arguments and variables: half of Linux's usual ARG_MAX, so that the service's own variables fit too."""
 MAX_LABELS = 64
 MAX_LABEL_VALUE_BYTES = 256
 MAX_REQUIREMENTS = 32
-MAX_PATH_BYTES = 4095
 MAX_ID = 2**31 - 1
 MAX_QUEUE_SECONDS = 7 * 86_400.0
 MAX_TTL_SECONDS = 10 * 366 * 86_400.0
@@ -49,23 +52,22 @@ def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Che
     request, faults = read_struct(value, JobRequest)
     if not isinstance(value, dict):
         raise invalid(faults)  # it has no places that could be wrong
-    stdin = _decode_stdin(request, faults)
+    stdin = decode_text(request.stdin, "/stdin", faults)
     user = _parse_user(request, faults)
     limits = _settle_limits(request.limits, defaults, ceilings, faults)
     for step in (
         _check_image,
-        _check_command,
-        _check_environment,
-        _check_sizes,
-        _check_workdir,
+        _check_what_runs,
         _check_labels,
         _check_requirements,
         _check_durations,
     ):
         step(request, faults)
+    command = request.command or ()
     spec = JobSpec(
         image=request.image,
-        command=(*request.command, *request.args),
+        command=(*command, *request.args),
+        steps=steps_of(request.steps, limits, faults),
         stdin=stdin,
         env=request.env,
         workdir=request.workdir,
@@ -99,16 +101,6 @@ def _places_above(pointer: str) -> list[str]:
     """The pointers of the values that contain this one: a fault there was the cause of this one."""
     parts = pointer.split("/")
     return ["/".join(parts[:length]) for length in range(2, len(parts))]
-
-
-def _decode_stdin(request: JobRequest, faults: list[Fault]) -> bytes:
-    if not isinstance(request.stdin, Base64):
-        return request.stdin.encode("utf-8")
-    try:
-        return base64.b64decode(request.stdin.base64, validate=True)
-    except (binascii.Error, ValueError):
-        faults.append(Fault("/stdin/base64", "is not base64 (RFC 4648, section 4, with padding)"))
-        return b""
 
 
 def _parse_user(request: JobRequest, faults: list[Fault]) -> tuple[int, int] | None:
@@ -173,56 +165,20 @@ def _check_image(request: JobRequest, faults: list[Fault]) -> None:
         )
 
 
-def _check_command(request: JobRequest, faults: list[Fault]) -> None:
-    if not request.command:
-        faults.append(Fault("/command", "must name a program"))
-    elif not request.command[0]:
-        faults.append(Fault("/command/0", "is empty: it must name a program"))
-    if (count := len(request.command) + len(request.args)) > MAX_ARGUMENTS:
-        place = "/command" if len(request.command) > MAX_ARGUMENTS else "/args"
-        faults.append(Fault(place, f"{count} arguments are over the limit of {MAX_ARGUMENTS}"))
+def _check_what_runs(request: JobRequest, faults: list[Fault]) -> None:
+    command = [] if request.command is UNSET else request.command
+    check_environment("/env", request.env, faults)
+    check_workdir("/workdir", request.workdir, faults)
+    if not request.steps:
+        if request.command is UNSET:
+            faults.append(Fault("/command", "is required"))
+        else:
+            check_command("", command, request.args, faults)
+        check_sizes("", (*command, *request.args), request.env, faults)
         return
-    for place, words in (("/command", request.command), ("/args", request.args)):
-        for index, word in enumerate(words):
-            if "\0" in word:
-                faults.append(Fault(f"{place}/{index}", "has a NUL, which no argument can hold"))
-            elif (size := _size(word)) > MAX_STRING_BYTES:
-                faults.append(Fault(f"{place}/{index}", _too_long(size, MAX_STRING_BYTES)))
-
-
-def _check_environment(request: JobRequest, faults: list[Fault]) -> None:
-    if len(request.env) > MAX_VARIABLES:
-        faults.append(
-            Fault("/env", f"{len(request.env)} variables are over the limit of {MAX_VARIABLES}")
-        )
-        return
-    for name, value in request.env.items():
-        place = pointer_to("/env", name)
-        if not name or "=" in name or "\0" in name:
-            faults.append(Fault(place, 'a variable\'s name must not be empty nor hold "=" or NUL'))
-        elif "\0" in value:
-            faults.append(Fault(place, "has a NUL, which no variable can hold"))
-        elif (size := _size(name) + 1 + _size(value)) > MAX_STRING_BYTES:
-            faults.append(Fault(place, _too_long(size, MAX_STRING_BYTES)))
-
-
-def _check_sizes(request: JobRequest, faults: list[Fault]) -> None:
-    size = sum(_size(word) + 1 for word in (*request.command, *request.args))
-    size += sum(_size(name) + _size(value) + 2 for name, value in request.env.items())
-    if size > MAX_STRINGS_BYTES:
-        faults.append(Fault("", f"arguments and environment: {_too_long(size, MAX_STRINGS_BYTES)}"))
-
-
-def _check_workdir(request: JobRequest, faults: list[Fault]) -> None:
-    path = request.workdir
-    if path is None:
-        return
-    if "\0" in path or not path.startswith("/"):
-        faults.append(Fault("/workdir", "must be an absolute path without NUL"))
-    elif any(part in (".", "..") for part in path.split("/")):
-        faults.append(Fault("/workdir", 'must not have "." or ".." as a part'))
-    elif (size := _size(path)) > MAX_PATH_BYTES:
-        faults.append(Fault("/workdir", _too_long(size, MAX_PATH_BYTES)))
+    for name, given in (("command", command), ("args", request.args), ("stdin", request.stdin)):
+        if given:
+            faults.append(Fault(f"/{name}", "is each step's own where a job has steps"))
 
 
 def _check_labels(request: JobRequest, faults: list[Fault]) -> None:
@@ -235,8 +191,8 @@ def _check_labels(request: JobRequest, faults: list[Fault]) -> None:
         place = pointer_to("/labels", key)
         if not _LABEL_KEY.fullmatch(key):
             faults.append(Fault(place, "a label's key is 1 to 63 of A-Z a-z 0-9 . _ / -"))
-        elif (size := _size(value)) > MAX_LABEL_VALUE_BYTES:
-            faults.append(Fault(place, _too_long(size, MAX_LABEL_VALUE_BYTES)))
+        elif (size := size_of(value)) > MAX_LABEL_VALUE_BYTES:
+            faults.append(Fault(place, too_long(size, MAX_LABEL_VALUE_BYTES)))
         elif _CONTROL.search(value):
             faults.append(Fault(place, "has a control character"))
 
@@ -259,11 +215,3 @@ def _check_durations(request: JobRequest, faults: list[Fault]) -> None:
     ):
         if seconds is not None and not 0 <= seconds <= most:
             faults.append(Fault(place, f"{seconds} is not from 0 to {most}"))
-
-
-def _size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8"))
-
-
-def _too_long(size: int, limit: int) -> str:
-    return f"{size} bytes are over the limit of {limit}"

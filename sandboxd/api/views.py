@@ -1,15 +1,13 @@
 """Values as the API shows them: a Job, its limits, its output, an image, a key."""
 
-import base64
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import UNSET, UnsetType, structs
 
 from sandboxd.api.headers import trace_id_of
-from sandboxd.api.log_reader import ReadableLog, part_by_part
+from sandboxd.api.output import Output
 from sandboxd.api.query import rfc3339
 from sandboxd.api.schemas import (
-    Base64,
     DryRunView,
     ErrorView,
     EventView,
@@ -21,12 +19,10 @@ from sandboxd.api.schemas import (
     LinksView,
     NetworkView,
     RetryView,
-    StreamsView,
-    StreamView,
+    StepView,
     UsageView,
     WaitingView,
 )
-from sandboxd.errors import NotFound
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import (
     TERMINAL,
@@ -39,54 +35,18 @@ from sandboxd.jobs import (
     JobEvent,
     JobSpec,
     State,
-    Stream,
     Usage,
 )
 
-INLINE_BYTES = 64 * 2**10
-"""So much of each stream is in the answer itself; the logs have the rest."""
 
-
-class Output(NamedTuple):
-    """What an answer shows of a job's output."""
-
-    stdout: str | Base64
-    stderr: str | Base64
-    streams: StreamsView
-
-
-async def output_of(log: ReadableLog) -> Output:
-    """The first part of both streams.
-
-    Raises NotFound if the log was removed meanwhile.
-    """
-    try:
-        stdout, stdout_view = await _inline(log, Stream.STDOUT)
-        stderr, stderr_view = await _inline(log, Stream.STDERR)
-    except FileNotFoundError as error:
-        raise NotFound("The log is gone.", code="log_gone") from error
-    return Output(stdout, stderr, StreamsView(stdout=stdout_view, stderr=stderr_view))
-
-
-async def _inline(log: ReadableLog, stream: Stream) -> tuple[str | Base64, StreamView]:
-    closed, size, truncated = log.closed, log.size(stream), log.truncated(stream)
-    parts = part_by_part(log, stream, 0, min(size, INLINE_BYTES))
-    piece = b"".join([part async for part in parts])
-    text: str | Base64
-    try:
-        text = piece.decode("utf-8")
-    except UnicodeDecodeError as error:
-        cut = len(piece) < size or truncated or not closed
-        if cut and len(piece) - error.start < 4 and error.reason == "unexpected end of data":
-            piece = piece[: error.start]  # only a character that was cut in two
-            text = piece.decode("utf-8")
-        else:
-            text = Base64(base64=base64.b64encode(piece).decode("ascii"))
-    return text, StreamView(size_bytes=size, inline_bytes=len(piece), truncated=truncated)
-
-
-def job_view(job: Job, output: Output | None = None, *, position: int | None = None) -> JobView:
-    """A job, with its output if that is known."""
+def job_view(
+    job: Job,
+    output: Output | None = None,
+    *,
+    steps: list[StepView] | None = None,
+    position: int | None = None,
+) -> JobView:
+    """A job, with its output and its steps if they are known."""
     spec, result = job.spec, job.result
     return JobView(
         id=job.id,
@@ -100,12 +60,13 @@ def job_view(job: Job, output: Output | None = None, *, position: int | None = N
         expires_at=_time(job.expires_at),
         image_digest=_known(result.image_digest if result else None),
         exit=exit_view(result.exit) if result else UNSET,
-        usage=_usage_view(result.usage) if result else UNSET,
+        usage=usage_view(result.usage) if result else UNSET,
         stdout=output.stdout if output else UNSET,
         stderr=output.stderr if output else UNSET,
         streams=output.streams if output else UNSET,
         enforcement=result.enforcement if result else UNSET,
-        error=_error_view(result.error) if result and result.error else UNSET,
+        error=error_view(result.error) if result and result.error else UNSET,
+        steps=steps or UNSET,
         waiting=_waiting_view(job.state, position),
         cancel_requested=True if job.cancel_requested and job.state not in TERMINAL else UNSET,
         retried_from=_known(job.retried_from),
@@ -214,11 +175,11 @@ def exit_view(status: ExitStatus) -> ExitView:
     )
 
 
-def _usage_view(usage: Usage) -> UsageView:
+def usage_view(usage: Usage) -> UsageView:
     return UsageView(**{name: getattr(usage, name) for name in usage.__struct_fields__})
 
 
-def _error_view(error: JobError) -> ErrorView:
+def error_view(error: JobError) -> ErrorView:
     return ErrorView(
         component=error.component,
         code=error.code,

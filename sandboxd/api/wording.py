@@ -5,7 +5,7 @@ import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, UnsetType
 
 
 class _Alternative(NamedTuple):
@@ -55,7 +55,7 @@ def _alternatives(expected: Any, rules: tuple[Meta, ...]) -> Iterator[_Alternati
             yield from _alternatives(option, rules)
     elif origin is Literal:
         yield _Alternative(expected, rules)
-    else:
+    elif expected is not UnsetType:
         yield _Alternative(origin or expected, rules)
 
 

@@ -5,8 +5,9 @@ import select
 from typing import Any
 
 from sandboxd import execution
+from sandboxd.api.output import Output
 from sandboxd.api.schemas import Base64, JobView, StreamsView, StreamView
-from sandboxd.api.views import Output, job_view
+from sandboxd.api.views import job_view
 from sandboxd.cli.endings import Ending
 from sandboxd.jobs import Job, LogSummary, Stream
 from sandboxd.settings import Settings

@@ -30,7 +30,9 @@ from sandboxd.client.types import NotFound as NotFound
 from sandboxd.client.types import NotTheService as NotTheService
 from sandboxd.client.types import Problem as Problem
 from sandboxd.client.types import RequestRefused as RequestRefused
+from sandboxd.client.types import Run as Run
 from sandboxd.client.types import ServiceFault as ServiceFault
+from sandboxd.client.types import Step as Step
 from sandboxd.client.types import Unavailable as Unavailable
 from sandboxd.client.types import WaitTimedOut as WaitTimedOut
 from sandboxd.jobs import State as State

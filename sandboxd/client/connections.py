@@ -57,7 +57,7 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def run(self, command: Sequence[str], **options: Unpack[JobOptions]) -> Job:
+    def run(self, command: Sequence[str] = (), **options: Unpack[JobOptions]) -> Job:
         """Run a command to its end. If the waiting is interrupted, the job is cancelled."""
         job = self.submit(command, **options)
         try:
@@ -67,7 +67,7 @@ class Client:
                 self.cancel(job.id)
             raise
 
-    def submit(self, command: Sequence[str], **options: Unpack[JobOptions]) -> Job:
+    def submit(self, command: Sequence[str] = (), **options: Unpack[JobOptions]) -> Job:
         """Hand in a job and go on; it is on the record when this returns."""
         return self._hold(protocol.submit(command, **options))
 
@@ -202,7 +202,7 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def run(self, command: Sequence[str], **options: Unpack[JobOptions]) -> Job:
+    async def run(self, command: Sequence[str] = (), **options: Unpack[JobOptions]) -> Job:
         """Run a command to its end. If the waiting is interrupted, the job is cancelled."""
         job = await self.submit(command, **options)
         try:
@@ -213,7 +213,7 @@ class AsyncClient:
                 await asyncio.shield(self.cancel(job.id))
             raise
 
-    async def submit(self, command: Sequence[str], **options: Unpack[JobOptions]) -> Job:
+    async def submit(self, command: Sequence[str] = (), **options: Unpack[JobOptions]) -> Job:
         """Hand in a job and go on; it is on the record when this returns."""
         return await self._hold(protocol.submit(command, **options))
 

@@ -97,6 +97,8 @@ class JobOptions(TypedDict, total=False):
     """What a job may be given besides its command; see the API's `POST /v1/jobs`."""
 
     image: str
+    steps: Sequence[Mapping[str, Any]]
+    """In place of a command: several, in one sandbox."""
     stdin: str | bytes
     env: Mapping[str, str]
     workdir: str
@@ -113,15 +115,23 @@ class JobOptions(TypedDict, total=False):
 
 def submit(command: Sequence[str], **options: Unpack[JobOptions]) -> Conversation[Job]:
     """Hand in a job; the answer comes as soon as it is on the record."""
-    body = {"image": "host", **options, "command": list(command)}
-    stdin = options.get("stdin", "")
-    if isinstance(stdin, bytes):
-        body["stdin"] = text_or_base64(stdin)
+    body: dict[str, Any] = {"image": "host", **options}
+    if command or "steps" not in options:
+        body["command"] = list(command)
     headers = _JSON | {"idempotency-key": os.urandom(16).hex()}
-    request = Request(
-        "POST", "/v1/jobs", headers=headers, body=json.dumps(body).encode(), may_repeat=True
-    )
+    request = Request("POST", "/v1/jobs", headers=headers, body=_to_json(body), may_repeat=True)
     return (yield from _ask(request, Job))
+
+
+def _to_json(body: dict[str, Any]) -> bytes:
+    """With bytes, wherever they are, as the API takes them: text, or base64."""
+
+    def encode(value: object) -> object:
+        if isinstance(value, bytes):
+            return text_or_base64(value)
+        raise TypeError(f"{value!r} cannot be sent as JSON")
+
+    return json.dumps(body, default=encode).encode()
 
 
 def get(job_id: str) -> Conversation[Job]:

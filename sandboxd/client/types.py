@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sandboxd.errors import SandboxdError
-from sandboxd.jobs import TERMINAL, ExitStatus, JobError, Reason, State, Stream, Usage
+from sandboxd.jobs import TERMINAL, ExitStatus, JobError, Reason, State, Stream, Usage, Verdict
 
 
 class Bytes(msgspec.Struct, frozen=True):
@@ -32,6 +32,56 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     position: int | None = None
 
 
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """Where what was printed is first not what was expected."""
+
+    line: int
+    expected: str
+    printed: str
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command ended: a step's, or one of its inputs'. Without a state it has not run."""
+
+    name: str | None = None
+    state: State | None = None
+    reason: Reason | None = None
+    verdict: Verdict | None = None
+    difference: Difference | None = None
+    exit: ExitStatus | None = None
+    usage: Usage | None = None
+    error: JobError | None = None
+    streams: dict[Stream, StreamInfo] = {}
+    started_at: datetime | None = None
+    stdout_field: str | Bytes = msgspec.field(name="stdout", default="")
+    stderr_field: str | Bytes = msgspec.field(name="stderr", default="")
+
+    @property
+    def stdout(self) -> bytes:
+        """Standard output: the first `streams["stdout"].inline_bytes` of it."""
+        return _bytes_of(self.stdout_field)
+
+    @property
+    def stderr(self) -> bytes:
+        """Standard error, like `stdout`."""
+        return _bytes_of(self.stderr_field)
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; what is not UTF-8 is shown as U+FFFD."""
+        return self.stdout.decode("utf-8", "replace")
+
+
+class Step(Run, frozen=True, kw_only=True):
+    """A step of a job."""
+
+    command: tuple[str, ...]
+    continue_on_failure: bool = False
+    inputs: tuple[Run, ...] = ()
+    accepted: int | None = None
+    """How many inputs ended well and as expected."""
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One job as the service tells it. What is not known (yet) is None or empty.
 
@@ -44,6 +94,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
     image: str
     command: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
     env: dict[str, str] = {}
     labels: dict[str, str] = {}
     limits: dict[str, int | float | None] = {}

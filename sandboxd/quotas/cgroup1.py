@@ -170,6 +170,13 @@ class Group1:
             return None
         return read_number(self._cpuacct_fd, f"{self._name}/cpuacct.usage") / 1e9
 
+    def restart_memory_peak(self) -> bool:
+        """Count the peak of memory from here on; False without the controller. Raises SandboxFailed."""
+        if self._memory_fd is None:
+            return False
+        write_file(self._memory_fd, f"{self._name}/memory.max_usage_in_bytes", "0")
+        return True
+
     def oom_kills(self) -> int | None:
         """How many processes the kernel killed because of the memory limit. Raises SandboxFailed."""
         if self._memory_fd is None:

@@ -111,6 +111,10 @@ class Cgroup:
                 return seconds
         return None
 
+    def restart_memory_peak(self) -> bool:
+        """Count the peak of memory from here on; False: this host's kernel cannot. Raises SandboxFailed."""
+        return self._group1 is not None and self._group1.restart_memory_peak()
+
     def oom_kills(self) -> int:
         """How many processes were killed because of the memory limit; 0 also where there is none."""
         return sum(group.oom_kills() or 0 for group in self._groups)

@@ -20,6 +20,20 @@ class CgroupUsage(NamedTuple):
         pairs = zip(self, other, strict=True)
         return CgroupUsage._make(theirs if mine is None else mine for mine, theirs in pairs)
 
+    def since(self, before: "CgroupUsage", *, peak: bool) -> "CgroupUsage":
+        """What was used since `before`. `peak`: the peak of memory is from then on; else it is not known."""
+        counted = {
+            name: _difference(getattr(self, name), getattr(before, name))
+            for name in self._fields
+            if not name.endswith(("peak", "peak_bytes"))
+        }
+        memory_peak = self.memory_peak_bytes if peak else None
+        return CgroupUsage(**counted, memory_peak_bytes=memory_peak)  # type: ignore[arg-type]
+
+
+def _difference(now: float | None, before: float | None) -> float | None:
+    return None if now is None or before is None else max(0, now - before)
+
 
 def split_cpu(total: float, user: float, system: float) -> tuple[float, float]:
     """Divide the exact CPU time in the ratio of the figures that were sampled by clock ticks.

@@ -7,6 +7,7 @@ import msgspec
 from sqlalchemy import Row
 
 from sandboxd.jobs import ApiKey, Job, JobEvent, JobSpec, Reason, Result, State, Stream
+from sandboxd.steps import Step
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog, read_index
 
@@ -83,18 +84,61 @@ def job_values(job: Job) -> dict[str, Any]:
         "request_id": job.request_id,
         "traceparent": job.traceparent,
         "retried_from": job.retried_from,
-        "spec": _to_json(without_stdin(spec)).decode(),
+        "spec": _to_json(without_input(spec)).decode(),
         "result": None if job.result is None else encode_result(job.result),
     }
 
 
-def without_stdin(spec: JobSpec) -> JobSpec:
+def input_of(spec: JobSpec) -> bytes:
+    """What the job reads, which is stored apart: its standard input, or those of its steps with what they should print."""
+    if not spec.steps:
+        return spec.stdin
+    return _to_msgpack([_step_input(step) for step in spec.steps])
+
+
+def without_input(spec: JobSpec) -> JobSpec:
     """The same specification with empty input."""
+    if spec.steps:
+        steps = tuple(_with_step_input(step, _empty_input(step)) for step in spec.steps)
+        return msgspec.structs.replace(spec, steps=steps)
     return msgspec.structs.replace(spec, stdin=b"") if spec.stdin else spec
 
 
+def _with_input(spec: JobSpec, stored: bytes) -> JobSpec:
+    if not stored:
+        return spec
+    if not spec.steps:
+        return msgspec.structs.replace(spec, stdin=stored)
+    inputs = zip(spec.steps, _to_step_inputs(stored), strict=True)
+    return msgspec.structs.replace(
+        spec, steps=tuple(_with_step_input(step, inside) for step, inside in inputs)
+    )
+
+
+_StepInput = tuple[bytes, list[tuple[bytes, bytes | None]]]
+"""A step's standard input, and for each case the same with what it should print."""
+_to_msgpack = msgspec.msgpack.Encoder().encode
+_to_step_inputs = msgspec.msgpack.Decoder(list[_StepInput]).decode
+
+
+def _step_input(step: Step) -> _StepInput:
+    return step.stdin, [(case.stdin, case.expected) for case in step.cases]
+
+
+def _empty_input(step: Step) -> _StepInput:
+    return b"", [(b"", None if case.expected is None else b"") for case in step.cases]
+
+
+def _with_step_input(step: Step, inside: _StepInput) -> Step:
+    cases = tuple(
+        msgspec.structs.replace(case, stdin=stdin, expected=expected)
+        for case, (stdin, expected) in zip(step.cases, inside[1], strict=True)
+    )
+    return msgspec.structs.replace(step, stdin=inside[0], cases=cases)
+
+
 def listed(job: Job) -> Job:
-    """The job as lists have it: without environment, and with the first LISTED_COMMAND_BYTES of its command."""
+    """The job as lists have it: without environment and steps, and with the first LISTED_COMMAND_BYTES of its command."""
     command: list[str] = []
     left = LISTED_COMMAND_BYTES
     for word in job.spec.command:
@@ -103,8 +147,9 @@ def listed(job: Job) -> Job:
         command.append(kept)
         if left <= 0:
             break
-    spec = msgspec.structs.replace(job.spec, env={}, command=tuple(command))
-    return msgspec.structs.replace(job, spec=spec)
+    spec = msgspec.structs.replace(job.spec, env={}, command=tuple(command), steps=())
+    result = job.result and msgspec.structs.replace(job.result, runs=())
+    return msgspec.structs.replace(job, spec=spec, result=result)
 
 
 def listed_bytes(job: Job) -> int:
@@ -123,7 +168,7 @@ def job_from(row: Row[Any], stdin: bytes = b"") -> Job:
     return Job(
         id=row.id,
         tenant=row.tenant,
-        spec=msgspec.structs.replace(spec, stdin=stdin) if stdin else spec,
+        spec=_with_input(spec, stdin),
         state=State(row.state),
         reason=Reason(row.reason),
         attempt=row.attempt,

@@ -29,6 +29,7 @@ from sandboxd.store.records import (
     Idempotency,
     Submitted,
     encode_result,
+    input_of,
     job_from,
     job_values,
     log_values,
@@ -77,8 +78,8 @@ def submit(
     _INSERT_JOB.execute(connection, job_values(job) | {"lease_owner": claim_owner})
     _INSERT_EVENT.execute_each(connection, events)
     _COUNT.execute(connection, {"of_name": "accepted"})
-    if job.spec.stdin:
-        connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": job.spec.stdin})
+    if stdin := input_of(job.spec):
+        connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": stdin})
     if job.spec.labels:
         labels = job.spec.labels.items()
         connection.execute(

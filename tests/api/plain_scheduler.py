@@ -22,6 +22,7 @@ from sandboxd.jobs import (
     LogSummary,
     Reason,
     Result,
+    RunResult,
     State,
     Stream,
     Usage,
@@ -50,6 +51,9 @@ class PlainScheduler:
         submitted = await self._store.submit(job, idempotency=idempotency)
         await self._fill_slots()
         return submitted
+
+    def runs(self, job: Job) -> tuple[RunResult, ...]:
+        return ()  # This one knows nothing of steps.
 
     async def cancel(
         self,

@@ -172,6 +172,8 @@ NEVER_STOPS = {
     Reason.COMMAND_NOT_FOUND,
     Reason.COMMAND_NOT_EXECUTABLE,
     Reason.WORKDIR_UNUSABLE,
+    Reason.WRONG_ANSWER,
+    Reason.CHECKER_FAILED,
     Reason.MEMORY,
     Reason.QUEUE_SECONDS,
     Reason.SANDBOX_FAILED,
