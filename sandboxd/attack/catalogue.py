@@ -39,7 +39,7 @@ PROBES = (
     Probe("outside", 22, "connect to another machine; the refusal is fast", "network namespace"),
     Probe("processes", 23, "see processes of others in /proc", "pid namespace"),
     Probe("raw-sockets", 24, "open raw and packet sockets", "no capability; system call filter"),
-    Probe("families", 24, "open sockets of 16 other families", "system call filter"),
+    Probe("families", 24, "open sockets of every other family", "system call filter"),
     Probe("netlink", 24, "open netlink sockets for xfrm, netfilter, audit, crypto", "system call filter"),
     Probe("namespaces", 25, "make namespaces: unshare, clone, clone3, setns", "system call filter"),
     Probe("namespace-limit", 25, "the kernel's own limit on user namespaces, behind the filter", "max_user_namespaces is 0"),

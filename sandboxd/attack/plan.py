@@ -27,9 +27,9 @@ PARTS = ("look", "limits")
 LABELS = {"purpose": "attack"}
 KEEP_SECONDS = 3600
 """How long the records stay, for whoever wants to look at one."""
-WALL_SECONDS = 15
-SOON_SECONDS = 8.0
-"""What is left behind would stay for 20 s, should nobody end it."""
+WALL_SECONDS = 30
+SOON_SECONDS = 15.0
+"""What is left behind would stay for 30 s, should nobody end it."""
 
 
 class Task(NamedTuple):
@@ -127,6 +127,8 @@ def _spin(image: str) -> Task:
         ended = require_ended(answers[0])
         if ended.state is State.SUCCEEDED and ended.output.strip() == "it was killed":
             return [Finding(name, Outcome.STOPPED, "the process was killed")]
+        if ended.reason is Reason.WALL_SECONDS:
+            return [Finding(name, Outcome.NO_ANSWER, "the machine had no time for it")]
         return [ended_as(ended, name, {State.TIMED_OUT: Reason.CPU_SECONDS})]
 
     return Task(name, (name,), (job(image, ["spin"], cpu_seconds=0.5),), judge)

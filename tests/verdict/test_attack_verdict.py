@@ -1,5 +1,6 @@
 """How `sandboxd attack` judges what came back: nothing is called stopped that was not seen to be."""
 
+import ast
 import asyncio
 import json
 import os
@@ -157,6 +158,11 @@ def test_every_row_is_one_of_the_documented_attacks() -> None:
 
     assert set(ROWS) <= documented
     assert len(ROWS) >= 30
+
+
+@pytest.mark.parametrize("module", ["program", "burden"])
+def test_what_runs_inside_is_python_that_old_images_understand(module: str) -> None:
+    ast.parse(plan.text_of(module), feature_version=(3, 8))
 
 
 def test_rows_choose_the_tasks_that_they_need() -> None:
