@@ -80,6 +80,7 @@ SECCOMP_MODE_FILTER = 2
 SECCOMP_SET_MODE_FILTER = 1
 PRIO_USER = 2
 F_SETPIPE_SZ = 1031
+F_SETLEASE = 1024
 SOL_SOCKET = 1
 SO_ATTACH = (26, 50, 51, 52)
 """SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF."""
@@ -259,8 +260,11 @@ def _ioprio_set() -> Program:
 
 
 def _fcntl() -> Program:
-    """Not larger pipes: their pages are counted for all sandboxes of a user together (fs.pipe-user-pages-soft)."""
-    return _allow_all_but(1, (F_SETPIPE_SZ,))
+    """Not larger pipes: their pages are counted for all sandboxes of a user together (fs.pipe-user-pages-soft).
+
+    No leases either: who opens such a file waits for up to 45 seconds (fs.lease-break-time), outside the sandbox too.
+    """
+    return _allow_all_but(1, (F_SETPIPE_SZ, F_SETLEASE))
 
 
 def _setsockopt() -> Program:

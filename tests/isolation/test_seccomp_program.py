@@ -230,6 +230,12 @@ def test_prctl_cannot_move_the_memory_map(filtered: Filter) -> None:
         assert filtered("prctl", option) == "allow"
 
 
+@pytest.mark.attack(26)
+def test_no_lease_on_a_file_keeps_others_waiting(filtered: Filter) -> None:
+    assert filtered("fcntl", 3, 1024, 1) == "EPERM"
+    assert filtered("fcntl", 3, 2**32 | 1024, 0) == "EPERM"
+
+
 @pytest.mark.attack(27)
 def test_a_command_cannot_add_filters_but_may_ask_what_there_is(filtered: Filter) -> None:
     """Compiled ones share a space with those of every other sandbox: as on a kernel without them."""
@@ -247,7 +253,7 @@ def test_a_command_cannot_add_filters_but_may_ask_what_there_is(filtered: Filter
 def test_pipes_cannot_be_made_larger(filtered: Filter) -> None:
     assert filtered("fcntl", 3, 1031, 2**20) == "EPERM"
     assert filtered("fcntl", 3, 2**32 | 1031, 2**20) == "EPERM"
-    for command in (0, 1, 2, 3, 4, 5, 6, 7, 37, 38, 1024, 1030, 1032, 1033):
+    for command in (0, 1, 2, 3, 4, 5, 6, 7, 37, 38, 1025, 1030, 1032, 1033):
         assert filtered("fcntl", 3, command) == "allow"
 
 
