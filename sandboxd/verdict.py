@@ -98,7 +98,14 @@ def result_of_steps(
         )
         if deciding is not None:
             result = _as_run_ended(result, deciding, steps)
-    return msgspec.structs.replace(result, runs=runs)
+    usage = msgspec.structs.replace(result.usage, memory_peak_bytes=_peak_of_all(result, runs))
+    return msgspec.structs.replace(result, usage=usage, runs=runs)
+
+
+def _peak_of_all(result: Result, runs: tuple[RunResult, ...]) -> int | None:
+    """The kernel's own figure is from the last run's start on, where it could be restarted."""
+    peaks = [each.usage.memory_peak_bytes for each in (result, *runs)]
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 def _decides(run: RunResult, steps: tuple[Step, ...]) -> bool:

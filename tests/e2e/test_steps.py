@@ -82,6 +82,8 @@ def test_memory_is_counted_for_each_run(client: Client) -> None:
     peaks = [step.usage.memory_peak_bytes for step in job.steps if step.usage]
     assert peaks[0] > 100 << 20
     assert peaks[1] < 50 << 20
+    assert job.usage is not None
+    assert job.usage.memory_peak_bytes == peaks[0]
 
 
 def test_the_first_failure_ends_the_job_and_is_its_end(client: Client) -> None:
