@@ -104,8 +104,9 @@ def result_of_steps(
 
 def _peak_of_all(result: Result, runs: tuple[RunResult, ...]) -> int | None:
     """The kernel's own figure is from the last run's start on, where it could be restarted."""
-    peaks = [each.usage.memory_peak_bytes for each in (result, *runs)]
-    return max((peak for peak in peaks if peak is not None), default=None)
+    usages = [result.usage, *(run.usage for run in runs)]
+    peaks = [usage.memory_peak_bytes for usage in usages if usage.memory_peak_bytes is not None]
+    return max(peaks, default=None)
 
 
 def _decides(run: RunResult, steps: tuple[Step, ...]) -> bool:
