@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from archives import entry, link, packed
 from host_tests import host_required
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from image_bench import ImageBench, an_image_bench
 from inside import program
@@ -226,6 +226,7 @@ def test_accounts_of_an_image_are_read_by_nobody_but_its_programs(images: ImageB
 
 
 @pytest.mark.attack(12)
+@settings(max_examples=500, deadline=None, database=None)
 @given(user=some.text() | some.from_regex(r"\A[-+ 0-9a-fx:_.]{1,12}\Z"))
 @example("-1")
 @example("4294967296")
