@@ -16,7 +16,14 @@ from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation import idmap, launcher_client
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.sandbox import Process, Sandbox
-from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Then, Unusable
+from sandboxd.isolation.spec import (
+    Command,
+    Exit,
+    SandboxSpec,
+    TerminalSize,
+    Then,
+    Unusable,
+)
 from sandboxd.isolation.streams import Drain, Feed
 
 Result = TypeVar("Result")
@@ -95,11 +102,16 @@ class Bench:
 
 
 async def start_in(
-    made: Sandbox, *argv: str, descriptors: list[int], then: Then = Then.END, **changes: Any
+    made: Sandbox,
+    *argv: str,
+    descriptors: list[int],
+    then: Then = Then.END,
+    terminal: TerminalSize | None = None,
+    **changes: Any,
 ) -> Process | Unusable:
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     plain = Command(argv=argv, env={"PATH": path}, workdir="/work", rlimits={"nofile": 1024})
-    return await made.run(plain._replace(**changes), descriptors, then=then)
+    return await made.run(plain._replace(**changes), descriptors, then=then, terminal=terminal)
 
 
 async def run_in(

@@ -1,20 +1,44 @@
 """Starting the command, from inside the walls. Runs in init, which by now has no more rights than the command."""
 
 import errno
+import fcntl
 import os
 import resource
 import signal
 import stat
+import struct
+from typing import NamedTuple
 
 from sandboxd.isolation import privileges, syscalls
-from sandboxd.isolation.spec import Command, Unusable
+from sandboxd.isolation.spec import Command, TerminalSize, Unusable
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ALL_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_TIOCSPTLCK, _TIOCGPTN, _TIOCSWINSZ = 0x40045431, 0x80045430, 0x5414
+"""ioctl_tty(2); by number, since the module that has the names would be in every sandbox's memory."""
 
 
-def start(command: Command, descriptors: list[int]) -> int | Unusable:
-    """Start the command with the three descriptors as its standard streams. Returns its pid.
+class Terminal(NamedTuple):
+    """A terminal of the sandbox's own devpts: the master, and the path of the other end."""
+
+    master: int
+    path: str
+
+
+def open_terminal(size: TerminalSize) -> Terminal | Unusable:
+    """Make a terminal. The master is the caller's to close."""
+    try:
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        return Unusable("terminal", error.errno or errno.EIO)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    (number,) = struct.unpack("i", fcntl.ioctl(master, _TIOCGPTN, bytes(4)))
+    fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("4H", *size, 0, 0))
+    return Terminal(master, f"/dev/pts/{number}")
+
+
+def start(command: Command, streams: list[int] | str) -> int | Unusable:
+    """Start the command with three descriptors as its standard streams, or with the terminal at a path. Returns its pid.
 
     The limits are set on init itself, which passes them on: posix_spawn(3) has no step for them.
     """
@@ -27,7 +51,7 @@ def start(command: Command, descriptors: list[int]) -> int | Unusable:
     paths = _candidates(command.argv[0], command.env)
     for path in paths:
         try:
-            return _spawn(path, command, descriptors)
+            return _spawn(path, command, _stream_actions(streams))
         except OSError as error:
             # As execvp(3): go on looking, but remember a file that was there and could not be executed.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR) or len(paths) == 1:
@@ -59,7 +83,25 @@ def _candidates(name: str, env: dict[str, str]) -> list[str]:
     return [f"{place or '.'}/{name}" for place in env.get("PATH", _DEFAULT_PATH).split(":")]
 
 
-def _spawn(path: str, command: Command, descriptors: list[int]) -> int:
+def _stream_actions(
+    streams: list[int] | str,
+) -> list[tuple[int, ...] | tuple[int, int, str, int, int]]:
+    """File actions for posix_spawn, which come after its setsid.
+
+    A session leader that opens a terminal, and has none, gets it as its controlling one (tty_open() in drivers/tty).
+    """
+    if isinstance(streams, str):
+        return [
+            (os.POSIX_SPAWN_OPEN, 0, streams, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 0, 1),
+            (os.POSIX_SPAWN_DUP2, 0, 2),
+        ]
+    return [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
+
+
+def _spawn(
+    path: str, command: Command, actions: list[tuple[int, ...] | tuple[int, int, str, int, int]]
+) -> int:
     # Every descriptor of init is closed on exec already; this is the second lock on the same door.
     syscalls.close_range(3, flags=syscalls.CLOSE_RANGE_CLOEXEC)
     if stat.S_ISDIR(os.stat(path).st_mode):
@@ -68,7 +110,7 @@ def _spawn(path: str, command: Command, descriptors: list[int]) -> int:
         path,
         command.argv,
         command.env,
-        file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(descriptors)],
+        file_actions=actions,
         setsid=True,
         setsigmask=(),
         setsigdef=_ALL_SIGNALS,

@@ -260,17 +260,27 @@ class Init:
             os.close(descriptor)
 
     def run(self, request: protocol.Run, descriptors: list[int]) -> None:
-        """Start a command with the three descriptors as its streams."""
+        """Start a command with the three descriptors as its streams, or with a terminal, whose master goes to the service."""
+        terminal = command.open_terminal(request.terminal) if request.terminal else None
+        if isinstance(terminal, Unusable):
+            self.tell_not_started(request, terminal)
+            return
+        master = [terminal.master] if terminal else []
+        descriptors.extend(master)  # Closed together.
         self.set_oom_score(_COMMAND_OOM_SCORE)
         before = time.monotonic()
-        started = command.start(request.command, descriptors)
+        started = command.start(request.command, terminal.path if terminal else descriptors)
         self.set_oom_score(_OWN_OOM_SCORE)
         if isinstance(started, Unusable):
-            protocol.send(self.channel, protocol.NotStarted(request.number, started))
-            self.over = request.then is Then.END
+            self.tell_not_started(request, started)
             return
-        protocol.send(self.channel, protocol.Started(request.number, before))
+        told = protocol.StartedInTerminal if terminal else protocol.Started
+        protocol.send(self.channel, told(request.number, before), master)
         self.running[started] = (request.number, request.then)
+
+    def tell_not_started(self, request: protocol.Run, why: Unusable) -> None:
+        protocol.send(self.channel, protocol.NotStarted(request.number, why))
+        self.over = request.then is Then.END
 
     def pass_on_signal(self, request: protocol.Signal) -> None:
         for group, (number, _) in self.running.items():

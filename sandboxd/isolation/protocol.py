@@ -19,6 +19,7 @@ from sandboxd.isolation.spec import (
     File,
     NetworkMode,
     SandboxSpec,
+    TerminalSize,
     Then,
     Unusable,
 )
@@ -97,6 +98,13 @@ class Started(NamedTuple):
     """time.monotonic(), which is one clock for all processes of the host."""
 
 
+class StartedInTerminal(NamedTuple):
+    """As Started, of a command that was to have a terminal. Comes with one descriptor: its master."""
+
+    command: int
+    at: float
+
+
 class NotStarted(NamedTuple):
     """A command cannot run. With `Then.END` the sandbox ends."""
 
@@ -130,12 +138,13 @@ class Done(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Comes with three descriptors: standard input, output and error."""
+    """Comes with three descriptors, standard input, output and error; with none if it is to have a terminal."""
 
     number: int
     """Of the command, by which both sides call it from then on."""
     command: Command
     then: Then
+    terminal: TerminalSize | None = None
 
 
 class Signal(NamedTuple):
@@ -177,7 +186,7 @@ class Empty(NamedTuple):
 ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
 ToInit = Run | Signal | Place | Collect | Unpack | Empty
-FromInit = Ready | Failed | Started | NotStarted | Exited | NotPlaced | Done
+FromInit = Ready | Failed | Started | StartedInTerminal | NotStarted | Exited | NotPlaced | Done
 Message = ToLauncher | FromLauncher | ToInit | FromInit
 
 _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
@@ -251,7 +260,8 @@ def from_above(encoded: bytes) -> Any:
         spec = SandboxSpec(*message.spec)
         return message._replace(spec=spec._replace(network=NetworkMode(spec.network)))
     if isinstance(message, Run):
-        return Run(message.number, Command(*message.command), Then(message.then))
+        size = TerminalSize(*message.terminal) if message.terminal else None
+        return Run(message.number, Command(*message.command), Then(message.then), size)
     if isinstance(message, Place):
         return Place(tuple([File(*file) for file in message.files]))
     return message

@@ -12,21 +12,35 @@ from collections.abc import Sequence
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, protocol
-from sandboxd.isolation.spec import Command, Exit, File, SandboxSpec, Then, Unusable
+from sandboxd.isolation.spec import (
+    Command,
+    Exit,
+    File,
+    SandboxSpec,
+    TerminalSize,
+    Then,
+    Unusable,
+)
 
 _MOST_UNREAD_MESSAGES = 8
 """init answers one request at a time; who says more wants to fill the service's memory."""
 
 
+OfCommand = protocol.Started | protocol.StartedInTerminal | protocol.NotStarted | protocol.Exited
+
+
 class Process:
     """One command in a sandbox, from its start on."""
 
-    def __init__(self, sandbox: "Sandbox", number: int) -> None:
+    def __init__(self, sandbox: "Sandbox", number: int, *, in_terminal: bool) -> None:
         loop = asyncio.get_running_loop()
         self._sandbox = sandbox
         self._number = number
         self._start: asyncio.Future[float | Unusable | None] = loop.create_future()
         self._end: asyncio.Future[Exit | None] = loop.create_future()
+        self.terminal: int | None = None
+        """Descriptor of its terminal's master, if it was to have one: whoever started it takes it over."""
+        self._in_terminal = in_terminal
 
     @property
     def started_at(self) -> float:
@@ -53,10 +67,18 @@ class Process:
             raise SandboxFailed("run", "init ended before the command ran")
         return self
 
-    def hear(self, message: protocol.Started | protocol.NotStarted | protocol.Exited) -> bool:
+    @property
+    def terminal_due(self) -> bool:
+        """For the sandbox: whether a terminal may still come for it."""
+        return self._in_terminal and not self._start.done()
+
+    def hear(self, message: "OfCommand", descriptor: int | None) -> bool:
         """For the sandbox: take what init says of this command. False: it makes no sense."""
         match message:
-            case protocol.Started(at=at) if not self._start.done():
+            case protocol.Started(at=at) if not self._start.done() and not self._in_terminal:
+                self._start.set_result(at)
+            case protocol.StartedInTerminal(at=at) if self.terminal_due:
+                self.terminal = descriptor
                 self._start.set_result(at)
             case protocol.NotStarted(why=why) if not self._start.done():
                 self._start.set_result(why)
@@ -110,20 +132,32 @@ class Sandbox:
                 raise SandboxFailed("build", f"init ended while it built ({message!r})")
 
     async def run(
-        self, command: Command, descriptors: Sequence[int], *, then: Then = Then.END
+        self,
+        command: Command,
+        descriptors: Sequence[int],
+        *,
+        then: Then = Then.END,
+        terminal: TerminalSize | None = None,
     ) -> Process | Unusable:
-        """Start a command with its three standard streams. Returns it, or what is wrong with it.
+        """Start a command with its three standard streams, or without them in a terminal. Returns it, or what is wrong with it.
 
-        `then` is what becomes of the sandbox when it is over. The descriptors stay open here. Raises SandboxFailed.
+        `then` is what becomes of the sandbox when it is over. The descriptors stay open here. Raises SandboxFailed. Whoever
+        does not wait for the start ends the sandbox: nobody would know the command.
         """
         self._started += 1
         number = self._started
-        process = self._processes[number] = Process(self, number)
+        process = Process(self, number, in_terminal=terminal is not None)
+        self._processes[number] = process
         try:
-            self._send(protocol.Run(number=number, command=command, then=then), descriptors)
+            request = protocol.Run(number=number, command=command, then=then, terminal=terminal)
+            self._send(request, descriptors)
             return await process.start()
-        except BaseException:
+        except BaseException as error:
             self._processes.pop(number, None)
+            if process.terminal is not None:
+                os.close(process.terminal)
+            if not isinstance(error, SandboxFailed):
+                self.kill()
             raise
 
     async def place(
@@ -184,7 +218,7 @@ class Sandbox:
 
     def _read_channel(self) -> None:
         try:
-            message = hearing.receive_from_init(self._channel)
+            message, descriptor = self._receive()
         except BlockingIOError:
             return
         except (EOFError, OSError):
@@ -193,16 +227,22 @@ class Sandbox:
         except protocol.BadMessage:
             self._end_broken()
             return
-        if not self._hear(message):
+        if not self._hear(message, descriptor):
             self._end_broken()
 
-    def _hear(self, message: protocol.FromInit) -> bool:
+    def _receive(self) -> tuple[protocol.FromInit, int | None]:
+        due = any(process.terminal_due for process in self._processes.values())
+        return hearing.receive_from_init(self._channel, terminal_due=due)
+
+    def _hear(self, message: protocol.FromInit, descriptor: int | None) -> bool:
         """Pass a message on to who waits for it. False: nobody can, init does not speak like this."""
-        if isinstance(message, protocol.Started | protocol.NotStarted | protocol.Exited):
+        if isinstance(message, OfCommand):
             process = self._processes.get(message.command)
-            if process is None or not process.hear(message):
+            if process is None or not process.hear(message, descriptor):
+                if descriptor is not None:
+                    os.close(descriptor)
                 return False
-            if not isinstance(message, protocol.Started):
+            if isinstance(message, protocol.NotStarted | protocol.Exited):
                 del self._processes[message.command]
             return True
         if self._answers.qsize() == _MOST_UNREAD_MESSAGES:
@@ -219,7 +259,7 @@ class Sandbox:
         """The pidfd is readable: no process is left. What init said last is read first."""
         self._loop.remove_reader(self._pidfd)
         with contextlib.suppress(EOFError, OSError, protocol.BadMessage):
-            while self._hear(hearing.receive_from_init(self._channel)):
+            while self._hear(*self._receive()):
                 pass
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()

@@ -70,11 +70,18 @@ class File(NamedTuple):
     """None for a directory."""
 
 
+class TerminalSize(NamedTuple):
+    """Of a terminal, in characters."""
+
+    rows: int
+    columns: int
+
+
 class Unusable(NamedTuple):
     """Why the command cannot be started, as exec(3) tells it: the caller's mistake, not a failure of the sandbox."""
 
     what: str
-    """`command` or `workdir`."""
+    """`command`, `workdir` or `terminal` (there are too many in this sandbox)."""
     errno: int
 
 

@@ -209,6 +209,13 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(encoded, ctypes.c_size_t(len(encoded))))
 
 
+def file_system_type(descriptor: int) -> int:
+    """f_type of fstatfs(2): the magic number of the file system that an open file is in."""
+    answer = ctypes.create_string_buffer(256)
+    _check(_libc.fstatfs(descriptor, answer))
+    return int.from_bytes(answer.raw[:4], "little")
+
+
 def signalfd(signal_number: int) -> int:
     """signalfd(2) for one signal, which must be blocked: non-blocking, closed on exec."""
     mask = (1 << (signal_number - 1)).to_bytes(128, "little")

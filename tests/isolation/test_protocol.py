@@ -71,6 +71,7 @@ def open_descriptors() -> int:
         (protocol.Ready(), hearing.from_init),
         (protocol.Failed(step="pivot_root", reason="EPERM"), hearing.from_init),
         (protocol.Started(command=1, at=3.25), hearing.from_init),
+        (protocol.StartedInTerminal(command=1, at=3.25), hearing.from_init),
         (
             protocol.NotStarted(command=1, why=Unusable(what="command", errno=2)),
             hearing.from_init,
@@ -214,7 +215,7 @@ def test_whatever_init_sends_is_a_message_or_one_of_the_documented_errors(packet
         theirs.setblocking(False)
         ours.send(packet)
         try:
-            message = hearing.receive_from_init(theirs)
+            message, _ = hearing.receive_from_init(theirs)
         except (EOFError, OSError, protocol.BadMessage):
             return
         assert isinstance(message, protocol.FromInit)
