@@ -42,6 +42,8 @@ ENDS: dict[State, tuple[Reason, ...]] = {
         Reason.COMMAND_NOT_FOUND,
         Reason.COMMAND_NOT_EXECUTABLE,
         Reason.WORKDIR_UNUSABLE,
+        Reason.WRONG_ANSWER,
+        Reason.CHECKER_FAILED,
     ),
     State.TIMED_OUT: (Reason.WALL_SECONDS, Reason.CPU_SECONDS),
     State.OUT_OF_MEMORY: (Reason.MEMORY,),

@@ -25,6 +25,7 @@ from sandboxd.errors import Conflict, Fault, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images import host
 from sandboxd.images.resolved import ResolvedImage
+from sandboxd.isolation import syscalls
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Place, remove_place, see_dead
 from sandboxd.isolation.protocol import Empty, Unpack
@@ -248,6 +249,8 @@ class Images:
             )
             size = await self._work_inside(incoming / "rootfs", request, [archive.descriptor])
             archive.check_unchanged()  # Before it counts as the tree of that digest.
+            # The tree gets its name only when it would outlast a power cut. (init may not: see the filter.)
+            await asyncio.to_thread(_sync_file_system, incoming)
             (incoming / "size").write_text(str(size), encoding="ascii")
             _rename_unless_there(incoming, tree)
         except SandboxFailed as error:
@@ -398,6 +401,14 @@ def _digest_file(descriptor: int, progress: Callable[[int, int], None] | None) -
         if progress is not None:
             progress(read, size)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _sync_file_system(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -29,7 +29,7 @@ ALLOWED = frozenset(
     inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioprio_get kill
     landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lgetxattr link
     linkat listen listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat madvise
-    map_shadow_stack membarrier memfd_create mincore mkdir mkdirat mlock mlock2 mlockall mmap
+    map_shadow_stack membarrier mincore mkdir mkdirat mlock mlock2 mlockall
     mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap mseal
     msgctl msgget msgrcv msgsnd msync munlock munlockall munmap nanosleep newfstatat open openat
     openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free pkey_mprotect
@@ -42,8 +42,8 @@ ALLOWED = frozenset(
     semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list
     set_thread_area set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid
     setregid setresgid setresuid setreuid setrlimit setsid setuid setxattr setxattrat shmat
-    shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 splice stat statfs statx symlink
-    symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete
+    shmctl shmdt shutdown sigaltstack signalfd signalfd4 splice stat statfs statx symlink
+    symlinkat sync_file_range sysinfo tee tgkill time timer_create timer_delete
     timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime
     times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork wait4 waitid
     write writev
@@ -65,6 +65,9 @@ clone3's flags are behind a pointer, which a filter cannot follow. The contexts 
 the whole host (fs.aio-max-nr): a single job could take them from everybody.
 """
 
+NOTHING_TO_DO = frozenset({"sync", "syncfs"})
+"""Answered as done. What a command writes is in memory and needs no disk, but the kernel would write out everybody's."""
+
 NEW_NAMESPACES = 0x7E020000
 """CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET."""
 
@@ -84,6 +87,7 @@ F_SETLEASE = 1024
 SOL_SOCKET = 1
 SO_ATTACH = (26, 50, 51, 52)
 """SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF."""
+MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB = 0x40000, 0x4, 0o4000
 INIT_PID = 1
 IOPRIO_CLASS_MASK = 7 << 13
 IOPRIO_CLASS_RT = 1 << 13
@@ -171,6 +175,8 @@ def _code_for(name: str) -> Program:
         return [_return(_ALLOW)]
     if name in ABSENT:
         return [_return(_ERRNO | errno.ENOSYS)]
+    if name in NOTHING_TO_DO:
+        return [_return(_ERRNO)]
     if name in _RULES:
         return _RULES[name]()
     return [_return(_ERRNO | errno.EPERM)]
@@ -280,6 +286,29 @@ def _setsockopt() -> Program:
     ]
 
 
+def _no_huge_pages(argument: int, flag: int) -> Program:
+    """As on a host that has set none aside: no cgroup of ours limits those that there may be (hugetlbpage.rst)."""
+    return [
+        _load_argument(argument),
+        Instruction(_AND, 0, 0, flag),
+        Instruction(_EQUAL, 1, 0, 0),
+        _return(_ERRNO | errno.ENOMEM),
+        _return(_ALLOW),
+    ]
+
+
+def _mmap() -> Program:
+    return _no_huge_pages(3, MAP_HUGETLB)
+
+
+def _memfd_create() -> Program:
+    return _no_huge_pages(1, MFD_HUGETLB)
+
+
+def _shmget() -> Program:
+    return _no_huge_pages(2, SHM_HUGETLB)
+
+
 def _not_of_init() -> Program:
     """Not what it does to init, which has the same uid: it could be put to sleep."""
     return _allow_all_but(0, (INIT_PID,))
@@ -316,6 +345,9 @@ _RULES: dict[str, Callable[[], Program]] = {
     "seccomp": _seccomp,
     "ioprio_set": _ioprio_set,
     "fcntl": _fcntl,
+    "mmap": _mmap,
+    "memfd_create": _memfd_create,
+    "shmget": _shmget,
     "setsockopt": _setsockopt,
     "sched_setaffinity": _not_of_init,
     "sched_setattr": _not_of_init,

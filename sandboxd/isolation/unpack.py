@@ -76,8 +76,6 @@ def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
             for member in archive:
                 unpacker.add(archive, member)
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise.
-        # The tree gets its name only when it would outlast a power cut.
-        syscalls.syncfs(root_fd)
     except MemoryError as error:
         raise BadArchive("a header or a dictionary of the archive is too large") from error
     except _READING_ERRORS as error:

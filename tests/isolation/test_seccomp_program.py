@@ -47,6 +47,8 @@ class Filter:
             return "allow"
         if result == bpf.KILL_PROCESS:
             return "kill"
+        if result == bpf.ERRNO:
+            return "done"
         return errno.errorcode[result & 0xFFFF]
 
     def __call__(self, name: str, *arguments: int) -> str:
@@ -70,6 +72,17 @@ def test_the_program_is_one_that_the_kernel_takes(filtered: Filter) -> None:
     assert len(seccomp.assemble(filtered.program)) == 8 * len(filtered.program)
 
 
+@pytest.mark.attack(59)
+def test_pages_that_no_cgroup_counts_cannot_be_had(filtered: Filter) -> None:
+    for size in (0, 21 << 26, 30 << 26):
+        assert filtered("mmap", 0, 2**21, 3, 0x40022 | size) == "ENOMEM"
+        assert filtered("memfd_create", 0, 4 | size) == "ENOMEM"
+        assert filtered("shmget", 0, 2**21, 0o5600 | size) == "ENOMEM"
+    assert filtered("mmap", 0, 4096, 3, 0x22) == "allow"
+    assert filtered("memfd_create", 0, 3) == "allow"
+    assert filtered("shmget", 0, 4096, 0o1600) == "allow"
+
+
 def test_every_number_is_treated_as_the_profile_says(filtered: Filter) -> None:
     names = {number: name for name, number in filtered.numbers.items()}
     newest = max(names)
@@ -79,8 +92,10 @@ def test_every_number_is_treated_as_the_profile_says(filtered: Filter) -> None:
             expected = {"allow"}
         elif name in seccomp.ABSENT:
             expected = {"ENOSYS"}
+        elif name in ("sync", "syncfs"):
+            expected = {"done"}
         elif name in seccomp._RULES:
-            expected = {"allow", "EPERM", "ENOSYS", "EAFNOSUPPORT", "EINVAL"}
+            expected = {"allow", "EPERM", "ENOSYS", "EAFNOSUPPORT", "EINVAL", "ENOMEM"}
         else:
             expected = {"EPERM"} if number <= newest else {"ENOSYS"}
         assert filtered.number(number) in expected, (number, name)
