@@ -78,6 +78,7 @@ FEATURES = {
     "cgroup cpuacct": "cgroup_cpuacct",
     "cgroup pids": "cgroup_pids",
     "cgroup io": "cgroup_io",
+    "cgroup freezer": "cgroup_freezer",
 }
 """What `isolation.features` calls a feature, and the cgroup controllers that we may use, to their labels: the first is for
 people, the second for queries."""

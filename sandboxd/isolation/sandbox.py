@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, protocol
@@ -113,6 +113,8 @@ class Sandbox:
         self._asking = asyncio.Lock()
         self._processes: dict[int, Process] = {}
         self._started = 0
+        self.before_kill: Callable[[], None] | None = None
+        """What has to be done so that it can die: of one that is frozen."""
         self._dead: asyncio.Future[None] = loop.create_future()
         loop.add_reader(channel.fileno(), self._read_channel)
         loop.add_reader(pidfd, self._died)
@@ -187,6 +189,8 @@ class Sandbox:
     def kill(self) -> None:
         """SIGKILL to init: every process of the sandbox is gone at once."""
         if self.alive:
+            if self.before_kill is not None:
+                self.before_kill()
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 

@@ -29,6 +29,17 @@ class Drain:
         """Wait for the end of the stream: every process that could write is gone."""
         await asyncio.shield(self._ended)
 
+    def take_rest(self) -> None:
+        """Hand on what is there now: once more than a pipe holds (pipe(7)), for who writes on has no end."""
+        for _ in range(2):
+            if not self._ended.done():
+                self._read()
+
+    @property
+    def at_end(self) -> bool:
+        """Whether nothing more will come."""
+        return self._ended.done()
+
     def close(self) -> None:
         """Stop reading."""
         if not self._ended.done():

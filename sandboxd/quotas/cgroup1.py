@@ -9,6 +9,7 @@ v1 delegation is no wall: it is never mounted in a sandbox.
 
 import mmap
 import os
+import time
 from contextlib import ExitStack, suppress
 
 from sandboxd.errors import HostNotReady, SandboxFailed
@@ -17,6 +18,7 @@ from sandboxd.quotas.kernel_files import (
     exists,
     make_directory,
     open_directory,
+    read_file,
     read_number,
     read_table,
     remove_directory,
@@ -28,6 +30,9 @@ from sandboxd.quotas.usage import CgroupUsage, split_cpu
 
 CPU_PERIOD_USEC = 100_000
 """Over which the CPU rate is enforced: the kernel's default, and its longest stall of a job that used up its share."""
+
+_FREEZE_TRIES = 200
+_FREEZE_PAUSE_SECONDS = 0.005
 
 PIDS_PEAK_SINCE = (6, 1)
 
@@ -46,7 +51,8 @@ class Driver1:
         """Controller to the descriptor of its instance directory."""
         with ExitStack() as undo:
             undo.enter_context(self._closing)
-            for controller in controllers:
+            # The freezer's first: what a dead service left frozen cannot be killed before it is thawed.
+            for controller in sorted(controllers, key=lambda each: each.name != "freezer"):
                 self.fds[controller.name] = self._open_instance(controller)
             self.has_swap_limit = self._check_swap_limit(host)
             self.has_socket_limit = self._check_socket_limit()
@@ -128,6 +134,7 @@ class Group1:
         self._cpu_fd = driver.fds.get("cpu")
         self._cpuacct_fd = driver.fds.get("cpuacct")
         self._pids_fd = driver.fds.get("pids")
+        self._freezer_fd = driver.fds.get("freezer")
         self._own_memory_bytes = 0
         self._own_pids = 0
 
@@ -147,22 +154,61 @@ class Group1:
         name = self._name
         if self._memory_fd is not None:
             self._own_memory_bytes = read_number(self._memory_fd, f"{name}/memory.usage_in_bytes")
-            limit = str(round_to_pages(limits.memory_bytes + self._own_memory_bytes))
-            write_file(self._memory_fd, f"{name}/memory.limit_in_bytes", limit)
-            if self._driver.has_swap_limit:  # never below limit_in_bytes, so it comes second
-                write_file(self._memory_fd, f"{name}/memory.memsw.limit_in_bytes", limit)
-            if self._driver.has_socket_limit:
-                write_file(self._memory_fd, f"{name}/memory.kmem.tcp.limit_in_bytes", limit)
-            write_file(self._memory_fd, f"{name}/memory.max_usage_in_bytes", "0")
         if self._pids_fd is not None:
             self._own_pids = read_number(self._pids_fd, f"{name}/pids.current")
+        self.change(limits)
+        if self._memory_fd is not None:
+            write_file(self._memory_fd, f"{name}/memory.max_usage_in_bytes", "0")
+        if self._cpuacct_fd is not None:
+            write_file(self._cpuacct_fd, f"{name}/cpuacct.usage", "0")
+
+    def change(self, limits: Limits) -> None:
+        """Set other limits, and go on counting. Raises SandboxFailed, also if it uses more memory than it may now."""
+        name = self._name
+        if self._memory_fd is not None:
+            self._change_memory(self._memory_fd, limits.memory_bytes + self._own_memory_bytes)
+        if self._pids_fd is not None:
             write_file(self._pids_fd, f"{name}/pids.max", str(limits.pids + self._own_pids))
         if self._cpu_fd is not None:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             write_file(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
             write_file(self._cpu_fd, f"{name}/cpu.cfs_quota_us", str(quota))
-        if self._cpuacct_fd is not None:
-            write_file(self._cpuacct_fd, f"{name}/cpuacct.usage", "0")
+
+    def _change_memory(self, memory_fd: int, size_bytes: int) -> None:
+        files = ["memory.limit_in_bytes"]
+        limit = round_to_pages(size_bytes)
+        if self._driver.has_swap_limit:
+            # Never below limit_in_bytes, so it comes second when that falls, and first when it rises.
+            rises = limit > read_number(memory_fd, f"{self._name}/memory.memsw.limit_in_bytes")
+            files.insert(0 if rises else 1, "memory.memsw.limit_in_bytes")
+        if self._driver.has_socket_limit:
+            files.append("memory.kmem.tcp.limit_in_bytes")
+        for file in files:
+            write_file(memory_fd, f"{self._name}/{file}", str(limit))
+
+    @property
+    def can_freeze(self) -> bool:
+        return self._freezer_fd is not None
+
+    def freeze(self) -> None:
+        """Let no process of it run. Raises SandboxFailed, also if one does not stop (it is stuck in the kernel)."""
+        if self._freezer_fd is not None:
+            write_file(self._freezer_fd, f"{self._name}/freezer.state", "FROZEN")
+            self._await_frozen(self._freezer_fd)
+
+    def thaw(self) -> None:
+        """Let them run. Until then a process that is frozen does not die either. Raises SandboxFailed."""
+        if self._freezer_fd is not None:
+            write_file(self._freezer_fd, f"{self._name}/freezer.state", "THAWED")
+
+    def _await_frozen(self, freezer_fd: int) -> None:
+        """The kernel tells nobody when it is done; what runs or sleeps is stopped at once (freezer-subsystem.rst)."""
+        for _ in range(_FREEZE_TRIES):
+            if read_file(freezer_fd, f"{self._name}/freezer.state") == "FROZEN\n":
+                return
+            time.sleep(_FREEZE_PAUSE_SECONDS)
+        self.thaw()
+        raise SandboxFailed("cgroup freezer.state", "a process does not stop")
 
     def cpu_seconds(self) -> float | None:
         """CPU time of all processes that were ever in it; None without cpuacct. Raises SandboxFailed."""
@@ -214,6 +260,7 @@ class Group1:
     def kill(self) -> None:
         """SIGKILL to every process in it, without waiting for their ends. Raises SandboxFailed."""
         try:
+            self.thaw()
             for instance_fd in self._driver.instance_fds.values():
                 kill_processes(instance_fd, self._name)
         except FileNotFoundError:

@@ -7,6 +7,7 @@ directory (CLONE_INTO_CGROUP), so it never runs outside its limits. Source: Docu
 """
 
 import os
+import time
 from contextlib import ExitStack, suppress
 
 from sandboxd.errors import HostNotReady, SandboxFailed
@@ -37,6 +38,8 @@ OPTIONAL_FILES_SINCE = {
 """Files that an older kernel does not have. On a newer one their absence is a failure."""
 
 _MOVE_PASSES = 16
+_FREEZE_TRIES = 200
+_FREEZE_PAUSE_SECONDS = 0.005
 
 
 class Driver2:
@@ -130,17 +133,43 @@ class Group2:
         controllers = self._driver.controllers
         if "memory" in controllers:
             self._own_memory_bytes = read_number(self._fd, "memory.current")
-            write_file(self._fd, "memory.max", str(limits.memory_bytes + self._own_memory_bytes))
             if "memory.swap.max" in self._driver.offered:
                 write_file(self._fd, "memory.swap.max", "0")
             write_file(self._fd, "memory.oom.group", "1")
         if "pids" in controllers:
             self._own_pids = read_number(self._fd, "pids.current")
+        self.change(limits)
+        self._own_cpu = read_table(self._fd, "cpu.stat")
+
+    def change(self, limits: Limits) -> None:
+        """Set other limits, and go on counting. Raises SandboxFailed."""
+        controllers = self._driver.controllers
+        if "memory" in controllers:
+            write_file(self._fd, "memory.max", str(limits.memory_bytes + self._own_memory_bytes))
+        if "pids" in controllers:
             write_file(self._fd, "pids.max", str(limits.pids + self._own_pids))
         if "cpu" in controllers:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             write_file(self._fd, "cpu.max", f"{quota} {CPU_PERIOD_USEC}")
-        self._own_cpu = read_table(self._fd, "cpu.stat")
+
+    @property
+    def can_freeze(self) -> bool:
+        return exists(self._fd, "cgroup.freeze")
+
+    def freeze(self) -> None:
+        """Let no process of it run. Raises SandboxFailed, also if one does not stop (it is stuck in the kernel)."""
+        write_file(self._fd, "cgroup.freeze", "1")
+        for _ in range(_FREEZE_TRIES):
+            if read_table(self._fd, "cgroup.events")["frozen"]:
+                return
+            time.sleep(_FREEZE_PAUSE_SECONDS)
+        self.thaw()
+        raise SandboxFailed("cgroup cgroup.freeze", "a process does not stop")
+
+    def thaw(self) -> None:
+        """Let them run. Raises SandboxFailed."""
+        if self._fd >= 0:
+            write_file(self._fd, "cgroup.freeze", "0")
 
     def cpu_seconds(self) -> float:
         """CPU time of all processes that were ever in it. Raises SandboxFailed."""

@@ -103,6 +103,30 @@ class Cgroup:
         for group in self._groups:
             group.apply(limits)
 
+    def change(self, limits: Limits) -> None:
+        """Set other limits, and go on counting. Raises SandboxFailed, on v1 also if it uses more memory than it may now."""
+        for group in self._groups:
+            group.change(limits)
+
+    @property
+    def can_freeze(self) -> bool:
+        """Whether its processes can be stopped all at once: with the freezer of v1, or with v2."""
+        return any(group.can_freeze for group in self._groups)
+
+    def freeze(self) -> None:
+        """Let none of its processes run. May take a second. Raises SandboxFailed."""
+        self._freezer().freeze()
+
+    def thaw(self) -> None:
+        """Let them run again. Nothing that is frozen on v1 can be killed. Raises SandboxFailed."""
+        self._freezer().thaw()
+
+    def _freezer(self) -> Group1 | Group2:
+        for group in self._groups:
+            if group.can_freeze:
+                return group
+        raise SandboxFailed("cgroup freezer", "there is none")
+
     def cpu_seconds(self) -> float | None:
         """CPU time of all processes of the job, also of those that ended; None: not counted here."""
         for group in self._groups:

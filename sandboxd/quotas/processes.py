@@ -56,9 +56,18 @@ def clean_instance(instance_fd: int) -> None:
             clean_instance(group_fd)
         finally:
             os.close(group_fd)
+        _thaw(instance_fd, group)
         kill_processes(instance_fd, group, patience_seconds=5)
         with suppress(OSError):
             os.rmdir(group, dir_fd=instance_fd)
+
+
+def _thaw(directory_fd: int, group: str) -> None:
+    """What is frozen (cgroup v1) does not die."""
+    with suppress(OSError):
+        fd = os.open(f"{group}/freezer.state", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+        with open(fd, "wb", buffering=0) as file:
+            file.write(b"THAWED")
 
 
 def _open_processes(directory_fd: int, group: str) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from waiting import wait_for
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.quotas.cgroups import Cgroup, Cgroups, enforcement_of, open_cgroups
@@ -311,3 +312,50 @@ def test_the_limits_of_the_delegated_directory_itself_are_not_ours_to_change(hos
 
     with pytest.raises(PermissionError):
         limit.write_text("max")
+
+
+def test_what_is_frozen_uses_no_processor_and_goes_on_afterwards(
+    cgroup: Cgroup, spawn: Spawn
+) -> None:
+    if not cgroup.can_freeze:
+        pytest.skip("no freezer is delegated (cgroup v1 without it)")
+    cgroup.apply(LIMITS)
+    spinning = spawn(cgroup, "print('ready', flush=True)\nwhile True: pass")
+    assert spinning.stdout is not None
+    assert spinning.stdout.readline() == "ready\n"
+
+    cgroup.freeze()
+    before = cgroup.cpu_seconds()
+    subprocess.run(["sleep", "0.3"], check=True)
+    frozen = cgroup.cpu_seconds()
+    cgroup.thaw()
+    wait_for(lambda: (cgroup.cpu_seconds() or 0) > (frozen or 0) + 0.02, "it goes on")
+
+    assert frozen == before
+
+
+def test_what_is_frozen_can_be_killed(cgroup: Cgroup, spawn: Spawn) -> None:
+    if not cgroup.can_freeze:
+        pytest.skip("no freezer is delegated (cgroup v1 without it)")
+    held = spawn(cgroup, HOLD)
+    assert held.stdout is not None
+    assert held.stdout.readline() == "ready\n"
+    cgroup.freeze()
+
+    cgroup.kill()
+
+    assert held.wait(10) == -signal.SIGKILL
+
+
+def test_other_limits_go_both_ways_and_forget_nothing(cgroup: Cgroup, spawn: Spawn) -> None:
+    cgroup.apply(msgspec.structs.replace(LIMITS, memory_bytes=32 * MIB))
+    cgroup.change(msgspec.structs.replace(LIMITS, memory_bytes=128 * MIB))
+    taking = spawn(cgroup, TAKE_WHEN_TOLD)
+    out, _ = taking.communicate(f"{48 * MIB}\n")
+    cgroup.change(msgspec.structs.replace(LIMITS, memory_bytes=16 * MIB))
+    over = spawn(cgroup, TAKE_WHEN_TOLD)
+    over.communicate(f"{48 * MIB}\n")
+
+    assert out == "ready\ntaken\n"
+    assert over.returncode == -signal.SIGKILL
+    assert (cgroup.read().memory_peak_bytes or 0) > 48 * MIB
