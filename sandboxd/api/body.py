@@ -1,6 +1,7 @@
 """The body of a request: read up to a limit and parsed as strict JSON, each trick with its own answer."""
 
 import asyncio
+import itertools
 import json
 import math
 import re
@@ -17,7 +18,12 @@ BODY_TIMEOUT_SECONDS = 120.0
 """A body that has not arrived by then is not waited for (a slow client must not hold a request for ever)."""
 MAX_NUMBER_DIGITS = 40
 """Longer numbers are not numbers that anybody means; Python's own limit would be 4300 digits."""
+MAX_VALUES = 100_000
+"""In a body of more than a mebibyte, where values cost most: a value of two bytes takes sixty of memory, and all take time."""
+_COUNTED_FROM_BYTES = 2**20
 
+_UP_TO_A_VALUE = re.compile(rb'(?:[^"\[{,]++|"(?:[^"\\]++|\\.)*+"?)*+(?:[\[{,]|\Z)', re.DOTALL)
+"""Every value but the first of all stands after a bracket, a brace or a comma that is in no string."""
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -94,6 +100,8 @@ def parse_json(body: bytes) -> Any:
     """
     if not body:
         raise Malformed("The body is empty: a JSON object is expected.", code="body_empty")
+    if len(body) > _COUNTED_FROM_BYTES and _has_too_many_values(body):
+        raise Malformed(f"The body has more than {MAX_VALUES} values.", code="too_many_values")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -115,6 +123,12 @@ def parse_json(body: bytes) -> Any:
     if _ESCAPED_SURROGATE.search(text):
         _refuse_lone_surrogates(value)
     return value
+
+
+def _has_too_many_values(body: bytes) -> bool:
+    """In one pass that ends at the first value too many."""
+    places = _UP_TO_A_VALUE.finditer(body)  # the end of the body is the last, and is found twice
+    return next(itertools.islice(places, MAX_VALUES + 2, None), None) is not None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""Sandboxes for attacks: as they are, and with walls taken away."""
+"""Sandboxes for attacks, as they are and with walls taken away; jobs of the real service, which leave nothing behind."""
 
 from collections.abc import Iterator
 
 import pytest
+from neighbour import neighbour, nothing_is_left
 from sandbox_bench import ALLOW_ALL_CALLS, Bench, a_bench, without
+
+__all__ = ["neighbour", "nothing_is_left"]
 
 
 @pytest.fixture(scope="session")

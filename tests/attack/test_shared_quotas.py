@@ -2,10 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
 
 import pytest
-from sandbox_bench import Bench, a_bench, start_in
+from sandbox_bench import Bench, start_in
 
 from sandboxd.isolation.sandbox import Sandbox
 
@@ -40,12 +39,6 @@ def take(n):
     socket.send_fds(pairs[-1][0], [b"x"], [0] * 10)
     return 0
 """
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with a_bench() as made:
-        yield made
 
 
 async def take_all(made: Sandbox, take: str) -> int:
