@@ -80,6 +80,8 @@ class Service:
             owner=new_id("node"),
             slots=settings.scheduler.slots or 2 * execution.host.cpus,
             max_queued=settings.scheduler.max_queued,
+            uploads=execution.uploads,
+            artifacts=execution.artifacts,
             log_directory=Path(settings.store.data_dir) / "logs",
             inline_log_bytes=settings.store.inline_log_bytes,
         )

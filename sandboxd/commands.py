@@ -73,8 +73,8 @@ class Stop:
             return False
         return True
 
-    def attach(self, taken: Taken[Cgroup], process: Process) -> None:
-        """The command runs: a stop that was wished before is carried out now."""
+    def attach(self, taken: Taken[Cgroup], process: Process | None) -> None:
+        """The command runs, or is about to: a stop that was wished before is carried out now."""
         self._taken = taken
         self._process = process
         if self.reason is not None:
@@ -103,7 +103,7 @@ class PartStop(Stop):
         super().__init__()
         self._job = job
 
-    def attach(self, taken: Taken[Cgroup], process: Process) -> None:
+    def attach(self, taken: Taken[Cgroup], process: Process | None) -> None:
         """The command runs: a stop that was wished before is carried out now."""
         super().attach(taken, process)
         self._job.attach(taken, process)

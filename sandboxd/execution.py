@@ -20,6 +20,8 @@ import msgspec
 
 from sandboxd.api.validate import job_spec_of
 from sandboxd.commands import Stop
+from sandboxd.files.content import Contents
+from sandboxd.files.transfers import Transfers
 from sandboxd.ids import new_id
 from sandboxd.images.catalogue import Images
 from sandboxd.isolation import idmap
@@ -68,9 +70,19 @@ class Execution:
         )
         self.pool = self._make_pool(isolation, parked)
         self.images = Images(images_directory, run / "host", self.launcher, self._make_image_cgroup)
+        self.uploads = Contents(state / "uploads", min_free_bytes=settings.files.min_free_bytes)
+        self.artifacts = Contents(state / "artifacts", min_free_bytes=settings.files.min_free_bytes)
+        self._transfers = Transfers(
+            uploads=self.uploads,
+            artifacts=self.artifacts,
+            most_bytes=settings.files.max_artifact_bytes,
+            most_entries=settings.files.max_artifacts,
+            seconds=settings.files.transfer_seconds,
+        )
         self.runner = Runner(
             self.pool,
             self.images,
+            self._transfers,
             walls=self.launcher.walls,
             enforcement=self.cgroups.enforcement,
             best_effort=isolation.best_effort,
@@ -106,6 +118,7 @@ class Execution:
     async def close(self) -> None:
         """End every sandbox, then remove what they were made of."""
         await self.pool.close()
+        self._transfers.close()
         await self.launcher.close()
         self.images.close()
         self.cgroups.close()

@@ -45,6 +45,7 @@ class Reason(enum.StrEnum):
     WORKDIR_UNUSABLE = "workdir_unusable"
     WRONG_ANSWER = "wrong_answer"
     CHECKER_FAILED = "checker_failed"
+    FILE_UNUSABLE = "file_unusable"
     WALL_SECONDS = "wall_seconds"
     CPU_SECONDS = "cpu_seconds"
     MEMORY = "memory"
@@ -57,6 +58,7 @@ class Reason(enum.StrEnum):
     SANDBOX_FAILED = "sandbox_failed"
     IMAGE_FAILED = "image_failed"
     LOG_FAILED = "log_failed"
+    FILES_FAILED = "files_failed"
     INTERNAL = "internal"
 
 
@@ -82,6 +84,18 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int = 1
 
 
+class InputFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file or a directory that the command finds when it starts."""
+
+    path: str
+    """Inside the sandbox; relative: to the working directory."""
+    mode: int
+    size_bytes: int | None = None
+    """None: a directory."""
+    offset: int | None = None
+    """Where its content begins in what was uploaded for the job; None: it is among the specification's `contents`."""
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked for, checked and with every default filled in."""
 
@@ -93,6 +107,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     workdir: str | None = None
     """None: the image's own."""
+    files: tuple[InputFile, ...] = ()
+    """Those whose content is in `contents` first, then those that were uploaded."""
+    contents: bytes = b""
+    """Of the files that came with the request itself, one after the other. Kept apart, like `stdin`."""
+    outputs: tuple[str, ...] = ()
+    """Patterns of the files that are kept when the command is over; relative: to the working directory."""
     user: tuple[int, int] | None = None
     """(uid, gid) inside the sandbox; None: the image's own."""
     limits: Limits
@@ -105,6 +125,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     retry: Retry = Retry()
     ttl_seconds: float | None = None
     """How long the record is kept after the end; None: for ever."""
+
+    @property
+    def has_upload(self) -> bool:
+        """Whether files were uploaded for it, apart from the request."""
+        return any(file.offset is not None for file in self.files)
 
 
 class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +175,26 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     message: str
     remediation: str | None = None
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that a job left and that is kept."""
+
+    path: str
+    """Relative to the working directory, or absolute where it is not below that."""
+    size_bytes: int
+    mode: int
+    sha256: str
+    """In hexadecimal digits."""
+    offset: int
+    """Where its content begins among the job's kept content."""
+
+
+class PassedOver(msgspec.Struct, frozen=True, kw_only=True):
+    """What matched and is not kept, and why."""
+
+    path: str
+    reason: str
 
 
 class LogSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +266,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     logs: dict[Stream, LogSummary] = {}
     runs: tuple[RunResult, ...] = ()
     """Of a job of steps: every run, in order."""
+    artifacts: tuple[Artifact, ...] = ()
+    """Kept apart: lists do not have them."""
+    artifact_count: int = 0
+    artifacts_passed_over: tuple[PassedOver, ...] = ()
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,6 +44,9 @@ ENDS: dict[State, tuple[Reason, ...]] = {
         Reason.WORKDIR_UNUSABLE,
         Reason.WRONG_ANSWER,
         Reason.CHECKER_FAILED,
+        Reason.FILE_UNUSABLE,
+        Reason.WRONG_ANSWER,
+        Reason.CHECKER_FAILED,
     ),
     State.TIMED_OUT: (Reason.WALL_SECONDS, Reason.CPU_SECONDS),
     State.OUT_OF_MEMORY: (Reason.MEMORY,),
@@ -56,6 +59,7 @@ ENDS: dict[State, tuple[Reason, ...]] = {
         Reason.SANDBOX_FAILED,
         Reason.IMAGE_FAILED,
         Reason.LOG_FAILED,
+        Reason.FILES_FAILED,
         Reason.INTERNAL,
     ),
 }

@@ -13,12 +13,15 @@ from typing import NamedTuple
 from sandboxd.commands import (
     PassedDescriptor,
     Sink,
+    StepStop,
     Stop,
     note_stop,
     open_streams,
     run_command,
 )
 from sandboxd.errors import Fault, Refused, SandboxdError, SandboxFailed
+from sandboxd.files.content import StorageFailed
+from sandboxd.files.transfers import Transfers
 from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Pool, Taken
@@ -28,6 +31,8 @@ from sandboxd.jobs import (
     Job,
     JobError,
     JobSpec,
+    PassedOver,
+    Reason,
     Result,
     RunResult,
 )
@@ -50,6 +55,7 @@ class Runner:
         self,
         pool: Pool[Cgroup],
         images: Images,
+        transfers: Transfers,
         *,
         walls: Callable[[NetworkMode], Walls],
         enforcement: dict[str, str],
@@ -63,6 +69,7 @@ class Runner:
         """
         self._pool = pool
         self._images = images
+        self._transfers = transfers
         self._walls = walls
         self._enforcement = enforcement
         self._best_effort = best_effort
@@ -142,9 +149,14 @@ class Runner:
                     await self._run_steps(attempt, note_run)
                 else:
                     await self._run_alone(attempt, stdin_fd)
+                await self._collect_files(attempt)
         except Refused as error:
             outcome.failure = JobError(
                 component=Component.IMAGE, code=error.code, message=error.detail
+            )
+        except StorageFailed as error:
+            outcome.failure = JobError(
+                component=Component.STORAGE, code=Reason.FILES_FAILED, message=str(error)
             )
         except (SandboxdError, OSError) as error:
             outcome.failure = _isolation_error(error)
@@ -160,27 +172,35 @@ class Runner:
         return result_of(outcome)
 
     async def _run_alone(self, attempt: "_Attempt", stdin_fd: int | None) -> None:
-        """The one command of a job, with which its sandbox ends."""
-        job, outcome, stop = attempt.job, attempt.outcome, attempt.stop
+        """The one command of a job, with which its sandbox ends unless the job's files are still to be read."""
+        job, outcome = attempt.job, attempt.outcome
+        wants_files = bool(job.spec.outputs)
+        stop = StepStop(attempt.stop) if wants_files else attempt.stop
         stdin = job.spec.stdin if stdin_fd is None else PassedDescriptor(stdin_fd)
         with open_streams(stdin, outcome, stop, attempt.sink) as streams:
             if attempt.accepted is not None:
                 await attempt.accepted
+            if not await self._place_files(attempt):
+                return
             await run_command(
                 attempt.taken,
                 self._command(job, attempt.image),
                 outcome,
                 stop,
                 streams,
-                then=Then.END,
+                then=Then.CLEAR if wants_files else Then.END,
                 cpu_count=self._cpu_count,
                 on_start=attempt.on_start,
             )
+        if wants_files:
+            note_stop(outcome, attempt.stop, stop)
 
     async def _run_steps(self, attempt: "_Attempt", on_run: Callable[[RunResult], None]) -> None:
         job, outcome = attempt.job, attempt.outcome
         if attempt.accepted is not None:
             await attempt.accepted
+        if not await self._place_files(attempt):
+            return
 
         def note_start(started_at: float) -> None:
             outcome.started_at = started_at
@@ -200,6 +220,36 @@ class Runner:
         finally:
             outcome.command_started, outcome.command_ended = steps.began, steps.ended
             outcome.output_bytes = sum(steps.sizes.values())
+
+    async def _place_files(self, attempt: "_Attempt") -> bool:
+        """Make the job's files. False: no command is to run."""
+        job, outcome, stop = attempt.job, attempt.outcome, attempt.stop
+        if not job.spec.files:
+            return True
+        stop.attach(attempt.taken, None)
+        try:
+            outcome.not_made = await self._transfers.place(
+                attempt.taken.sandbox, job, attempt.workdir
+            )
+        except SandboxFailed:
+            if stop.reason is None:
+                raise
+        return outcome.not_made is None and stop.reason is None
+
+    async def _collect_files(self, attempt: "_Attempt") -> None:
+        """Keep what the job is to leave, also if its command failed or was stopped by a limit."""
+        job, outcome, stop = attempt.job, attempt.outcome, attempt.stop
+        if not job.spec.outputs or outcome.command_started is None:
+            return
+        if not attempt.taken.sandbox.alive:
+            outcome.passed_over = (PassedOver(path="", reason="sandbox_gone"),)
+            return
+        outcome.artifacts, outcome.passed_over = await self._transfers.collect(
+            attempt.taken.sandbox,
+            job,
+            attempt.workdir,
+            stopped=lambda: stop.reason is not None,
+        )
 
     def _command(self, job: Job, image: ResolvedImage) -> Command:
         """The command, with the image's defaults under what the job says, and the caller's trace."""
@@ -243,6 +293,10 @@ class _Attempt(NamedTuple):
     accepted: "asyncio.Future[None] | None"
     """Done when the job is on the disk: nothing of it runs before."""
     on_start: Callable[[float], None]
+
+    @property
+    def workdir(self) -> str:
+        return self.job.spec.workdir or self.image.workdir
 
 
 def sandbox_spec(image: ResolvedImage, spec: JobSpec) -> SandboxSpec:

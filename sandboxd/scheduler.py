@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 import structlog
 
 from sandboxd.commands import Stop
 from sandboxd.errors import NotFound, SandboxdError, Unavailable
+from sandboxd.files.content import Contents
 from sandboxd.jobs import (
     TERMINAL,
     Component,
@@ -30,7 +31,7 @@ from sandboxd.metrics import Metrics
 from sandboxd.runner import NotAccepted, Runner
 from sandboxd.settlement import Settlement, may_retry
 from sandboxd.store.logs import JobLog, StoredLog, remove_log
-from sandboxd.store.records import Idempotency, Submitted
+from sandboxd.store.records import Deleted, Idempotency, Submitted
 from sandboxd.store.sqlite import SqliteStore
 from sandboxd.watchers import Watchers
 
@@ -70,6 +71,8 @@ class Scheduler:
         owner: str,
         slots: int,
         max_queued: int,
+        uploads: Contents,
+        artifacts: Contents,
         log_directory: Path,
         inline_log_bytes: int,
     ) -> None:
@@ -79,6 +82,8 @@ class Scheduler:
         self._owner = owner
         self._slots = slots
         self._max_queued = max_queued
+        self._uploads = uploads
+        self._artifacts = artifacts
         self._log_directory = log_directory
         self._inline_log_bytes = inline_log_bytes
         self._active: dict[str, _Active] = {}
@@ -105,10 +110,21 @@ class Scheduler:
         """Settle what a dead process left, then go on with what waits."""
         for job in await self._store.recover(self._owner):
             await self._settlement.lost(job)
+        await self._sweep()
         counts = await self._store.counts()
         self._queued = counts.get(State.QUEUED, 0) + counts.get(State.RETRYING, 0)
         self._spawn(self._claim_for_ever())
         self._spawn(self._maintain())
+
+    async def _sweep(self) -> None:
+        """Remove what a process that was killed left of files, for no job."""
+        waiting, ended = (
+            await self._store.unfinished_jobs(),
+            await self._store.jobs_with_artifacts(),
+        )
+        for contents, keep in ((self._uploads, waiting), (self._artifacts, ended)):
+            with _told("leftover files not removed"):
+                await asyncio.to_thread(contents.sweep, keep)
 
     @property
     def draining(self) -> bool:
@@ -208,7 +224,7 @@ class Scheduler:
         active = self._active.get(job_id)
         if job.state in TERMINAL:
             if job.finished_at == now:  # It was this call that ended it, while it waited.
-                self._count_ended_waiting(job)
+                await self._end_waiting(job)
             self._ends.tell(job.id, job)
         elif active is not None and active.job.tenant == tenant:
             active.stop(
@@ -386,6 +402,7 @@ class Scheduler:
         job = active.job
         if may_retry(job, result):
             active.log.discard()
+            await self._remove(self._artifacts, job, of=result.artifact_count > 0)
             if await self._settlement.retry(job, result):
                 self._queued += 1
                 self._look_again.set()
@@ -394,6 +411,7 @@ class Scheduler:
         ended = await self._settlement.end(job, result, log)
         if ended is None:
             return
+        await self._remove(self._uploads, job, of=job.spec.has_upload)
         if log.path is None:
             self._recent[job.id] = (job.tenant, log)
             if len(self._recent) > _RECENT_LOGS:
@@ -402,7 +420,14 @@ class Scheduler:
             logger.error("a process is stuck in the kernel", job_id=job.id)
         self._ends.tell(job.id, ended)
 
-    def _count_ended_waiting(self, job: Job) -> None:
+    async def _remove(self, contents: Contents, job: Job, *, of: bool) -> None:
+        """Remove a job's content, if it has any."""
+        if of:
+            with _told("files not removed", job_id=job.id):
+                await asyncio.to_thread(contents.remove, [job.id])
+
+    async def _end_waiting(self, job: Job) -> None:
+        await self._remove(self._uploads, job, of=job.spec.has_upload)
         self._queued = max(0, self._queued - 1)
         if job.result is not None:
             self._metrics.finished(job.result)
@@ -426,8 +451,9 @@ class Scheduler:
         while True:
             try:
                 await self._expire_waiting()
-                for path in await self._store.delete_expired(time.time(), _EXPIRE_BATCH):
-                    remove_log(path)
+                deleted = await self._store.delete_expired(time.time(), _EXPIRE_BATCH)
+                with _told("files not removed"):
+                    await asyncio.to_thread(self._remove_files_of, deleted)
                 self._notice_waiting()
                 due = await self._store.next_due(time.time())
             except SandboxdError as error:
@@ -439,15 +465,29 @@ class Scheduler:
                     await self._look_again.wait()
             self._look_again.clear()
 
+    def _remove_files_of(self, deleted: Deleted) -> None:
+        for path in deleted.logs:
+            remove_log(path)
+        self._artifacts.remove(deleted.job_ids)
+
     async def _expire_waiting(self) -> None:
         for job in await self._store.expire_waiting(time.time()):
-            self._count_ended_waiting(job)
+            await self._end_waiting(job)
             self._ends.tell(job.id, job)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@contextlib.contextmanager
+def _told(event: str, **facts: str) -> Iterator[None]:
+    """What the disk does not do now is told; the next start sweeps it up."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning(event, error=str(error), **facts)
 
 
 def _internal_error() -> Result:

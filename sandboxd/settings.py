@@ -38,6 +38,19 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         return Path(self.data_dir) / "sandboxd.sqlite3"
 
 
+class FilesSettings(msgspec.Struct, frozen=True, kw_only=True):
+    max_upload_bytes: Bytes = 2**30
+    """The largest request that brings files as a form or as a tar archive."""
+    max_artifact_bytes: Bytes = 2**30
+    """What is kept of the files of one job, together."""
+    max_artifacts: Count = 1000
+    """Files and directories that the patterns of one job may match."""
+    transfer_seconds: Seconds = 60.0
+    """How long it may take to put files into a sandbox, or to take them out."""
+    min_free_bytes: Bytes = 256 * 2**20
+    """Space of the data directory's file system that uploads and artifacts leave free."""
+
+
 class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True):
     id_map: Literal["auto", "range", "single"] = "auto"
     """`range` (subordinate ids), `single` (own id only) or `auto` (range where the host allows it)."""
@@ -102,6 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
+    files: FilesSettings = FilesSettings()
     isolation: IsolationSettings = IsolationSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: Limits = DEFAULT_LIMITS

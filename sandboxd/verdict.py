@@ -4,18 +4,21 @@ Pure: an `Outcome` goes in, a `Result` comes out.
 """
 
 import errno
+import os
 import signal
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import msgspec
 
-from sandboxd.isolation.spec import Exit, Unusable
+from sandboxd.isolation.spec import Exit, NotMade, Unusable
 from sandboxd.jobs import (
+    Artifact,
     Component,
     Difference,
     ExitStatus,
     JobError,
+    PassedOver,
     Reason,
     Result,
     RunResult,
@@ -48,6 +51,7 @@ class Outcome:
     exit: Exit | None = None
     """None: init did not tell (it was killed), or the command never ran."""
     unusable: Unusable | None = None
+    not_made: NotMade | None = None
     failure: JobError | None = None
     """We or the host failed."""
     stopped_by: Reason | None = None
@@ -59,6 +63,8 @@ class Outcome:
     enforcement: dict[str, Any] = field(default_factory=dict)
     output_bytes: int = 0
     """What was kept of both streams."""
+    artifacts: tuple[Artifact, ...] = ()
+    passed_over: tuple[PassedOver, ...] = ()
 
 
 def result_of(outcome: Outcome) -> Result:
@@ -73,6 +79,9 @@ def result_of(outcome: Outcome) -> Result:
         enforcement=outcome.enforcement,
         image_digest=outcome.image_digest,
         started_at=outcome.started_at,
+        artifacts=outcome.artifacts,
+        artifact_count=len(outcome.artifacts),
+        artifacts_passed_over=outcome.passed_over,
     )
 
 
@@ -84,7 +93,8 @@ def result_of_steps(
     `outcome` is what is known of the whole: who stopped it, what failed, what all runs together used.
     """
     deciding = next((run for run in runs if _decides(run, steps)), None)
-    if outcome.stopped_by is not None or outcome.failure is not None or not runs:
+    whole = outcome.stopped_by or outcome.failure or outcome.not_made
+    if whole is not None or not runs:
         result = result_of(outcome)
     else:
         result = Result(
@@ -99,7 +109,14 @@ def result_of_steps(
         if deciding is not None:
             result = _as_run_ended(result, deciding, steps)
     usage = msgspec.structs.replace(result.usage, memory_peak_bytes=_peak_of_all(result, runs))
-    return msgspec.structs.replace(result, usage=usage, runs=runs)
+    return msgspec.structs.replace(
+        result,
+        usage=usage,
+        runs=runs,
+        artifacts=outcome.artifacts,
+        artifact_count=len(outcome.artifacts),
+        artifacts_passed_over=outcome.passed_over,
+    )
 
 
 def _peak_of_all(result: Result, runs: tuple[RunResult, ...]) -> int | None:
@@ -158,8 +175,9 @@ def _decide(outcome: Outcome) -> tuple[State, Reason]:
         return State.OUT_OF_MEMORY, Reason.MEMORY
     if outcome.failure is not None:
         at_fault = outcome.failure.component
-        reason = Reason.IMAGE_FAILED if at_fault is Component.IMAGE else Reason.SANDBOX_FAILED
-        return State.ERROR, reason
+        return State.ERROR, _REASONS_OF_FAILURES.get(at_fault, Reason.SANDBOX_FAILED)
+    if outcome.not_made is not None:
+        return State.FAILED, Reason.FILE_UNUSABLE
     if outcome.unusable is not None:
         return State.FAILED, _unusable_reason(outcome.unusable)
     if outcome.exit is None:
@@ -203,10 +221,12 @@ def _state_of_stop(reason: Reason) -> State:
             | Reason.WORKDIR_UNUSABLE
             | Reason.WRONG_ANSWER
             | Reason.CHECKER_FAILED
+            | Reason.FILE_UNUSABLE
             | Reason.MEMORY
             | Reason.QUEUE_SECONDS
             | Reason.SANDBOX_FAILED
             | Reason.IMAGE_FAILED
+            | Reason.FILES_FAILED
         ):
             raise ValueError(f"nobody stops a job because of {reason}")
         case _:
@@ -311,6 +331,8 @@ def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa:
             return f"wrote more than {most} of output; the first {most} are kept"
         case Reason.COMMAND_NOT_FOUND | Reason.COMMAND_NOT_EXECUTABLE | Reason.WORKDIR_UNUSABLE:
             return _unusable_sentence(outcome)
+        case Reason.FILE_UNUSABLE:
+            return _not_made_sentence(outcome)
         case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE:
             return _join(outcome.stop_message or "cancelled", cpu, kept)
         case Reason.LOG_FAILED:
@@ -332,10 +354,23 @@ def _unusable_sentence(outcome: Outcome) -> str:
     return f"exec {outcome.command[0][:200]}: {why}"
 
 
+def _not_made_sentence(outcome: Outcome) -> str:
+    not_made = outcome.not_made
+    assert not_made is not None  # noqa: S101 (for the type checker: the reasons say so)
+    sentence = f"the file {not_made.path[:200]} cannot be made: {os.strerror(not_made.errno)}"
+    if not_made.errno != errno.ENOSPC:
+        return sentence
+    return f"{sentence}; limits.disk is {format_bytes(outcome.limits.disk_bytes)}"
+
+
 def _join(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 
 
+_REASONS_OF_FAILURES: dict[Component | None, Reason] = {
+    Component.IMAGE: Reason.IMAGE_FAILED,
+    Component.STORAGE: Reason.FILES_FAILED,
+}
 _COMPONENTS = {Reason.LOG_FAILED: Component.STORAGE, Reason.SHUTDOWN: Component.QUEUE}
 _REMEDIES: dict[Reason, str] = {
     Reason.WALL_SECONDS: "ask for more limits.wall_seconds",

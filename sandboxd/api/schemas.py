@@ -142,6 +142,27 @@ class StepRequest(Request, frozen=True, kw_only=True):
     ] = StopPolicy.FIRST_FAILURE
 
 
+class FileRequest(Request, frozen=True, kw_only=True):
+    """A file or directory that is there when the command starts."""
+
+    path: Annotated[
+        str,
+        Meta(
+            description="Inside the sandbox; relative: to the working directory. Directories above it are made.",
+            examples=["src/main.c"],
+        ),
+    ]
+    content: Annotated[str | Base64, Meta(description="Text, or bytes in base64.")] = ""
+    mode: Annotated[
+        int | str | None,
+        Meta(
+            description='Permission bits: octal digits as a text, or the number itself. Left out: "0644", "0755" for a directory.',
+            examples=["0755"],
+        ),
+    ] = None
+    directory: Annotated[bool, Meta(description="A directory, without content.")] = False
+
+
 class JobRequest(Request, frozen=True, kw_only=True):
     """A command to run in an image."""
 
@@ -165,6 +186,20 @@ class JobRequest(Request, frozen=True, kw_only=True):
     workdir: Annotated[
         str | None, Meta(description="Absolute path inside; left out: the image's own.")
     ] = None
+    files: Annotated[
+        list[FileRequest], Meta(description="Files that are there when the command starts.")
+    ] = []
+    outputs: Annotated[
+        list[str],
+        Meta(
+            description=(
+                "Patterns of files to keep when the command is over, however it ended: `*`, `?` and `[…]` within a "
+                "name, `**` for any directories; a directory stands for all that is in it. Relative: to the working "
+                "directory."
+            ),
+            examples=[["result.json", "plots/*.png"]],
+        ),
+    ] = []
     user: Annotated[
         str | None,
         Meta(
@@ -369,6 +404,44 @@ class LinksView(Answer, frozen=True, kw_only=True):
     retry: str
 
 
+class FileView(Answer, frozen=True, kw_only=True):
+    """A file that was asked for, without its content."""
+
+    path: str
+    mode: str
+    size_bytes: int | UnsetType = UNSET
+    directory: bool | UnsetType = UNSET
+
+
+class ArtifactView(Answer, frozen=True, kw_only=True):
+    """A file that the job left and that is kept."""
+
+    path: Annotated[
+        str,
+        Meta(
+            description="Relative to the working directory, or absolute where it is not below that."
+        ),
+    ]
+    size_bytes: int
+    sha256: str
+    mode: str
+
+
+class PassedOverView(Answer, frozen=True, kw_only=True):
+    """What is not kept although a pattern names it. Without a path it is said of all that may follow."""
+
+    path: str
+    reason: Annotated[
+        str,
+        Meta(
+            description=(
+                "`not_found`, `symlink`, `fifo`, `socket`, `device`, `too_large`, `too_many`, `too_deep`, `not_utf8`, "
+                "`proc`, `changed`, `ambiguous`, the name of an errno; `time_limit`, `stopped`, `sandbox_gone`, `and_N_more`."
+            )
+        ),
+    ]
+
+
 class DryRunView(Answer, frozen=True, kw_only=True):
     """The answer to `?dry_run=true`: the job would be accepted, as this."""
 
@@ -378,6 +451,8 @@ class DryRunView(Answer, frozen=True, kw_only=True):
     command: tuple[str, ...]
     env: dict[str, str]
     workdir: str | None
+    files: list[FileView] | UnsetType = UNSET
+    outputs: tuple[str, ...] | UnsetType = UNSET
     user: str | None
     limits: LimitsView
     network: NetworkView
@@ -391,7 +466,7 @@ class DryRunView(Answer, frozen=True, kw_only=True):
 class JobView(Answer, frozen=True, kw_only=True):
     """One job: how it stands, then what was asked for, with every default filled in.
 
-    `args` is part of `command`; the input is not shown.
+    `args` is part of `command`; the input is not shown, nor are contents of files. Lists have no files.
     """
 
     # What a DryRunView has is repeated here, not inherited: inherited members would come first, and who reads an answer
@@ -404,6 +479,8 @@ class JobView(Answer, frozen=True, kw_only=True):
     stderr: str | Base64 | UnsetType = UNSET
     streams: StreamsView | UnsetType = UNSET
     error: ErrorView | UnsetType = UNSET
+    artifacts: list[ArtifactView] | UnsetType = UNSET
+    artifacts_passed_over: list[PassedOverView] | UnsetType = UNSET
     waiting: WaitingView | UnsetType = UNSET
     cancel_requested: bool | UnsetType = UNSET
     attempt: int
@@ -425,6 +502,8 @@ class JobView(Answer, frozen=True, kw_only=True):
         dict[str, str] | UnsetType, Meta(description="Left out in lists; the job itself has it.")
     ] = UNSET
     workdir: str | None
+    files: list[FileView] | UnsetType = UNSET
+    outputs: tuple[str, ...] | UnsetType = UNSET
     user: str | None
     limits: LimitsView
     network: NetworkView

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from msgspec import UNSET
 
 from sandboxd.api.conversion import pointer_to, read_struct
+from sandboxd.api.files import files_of, outputs_of
 from sandboxd.api.schemas import JobRequest, LimitsRequest
 from sandboxd.api.steps import steps_of
 from sandboxd.api.words import (
@@ -53,6 +54,8 @@ def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Che
     if not isinstance(value, dict):
         raise invalid(faults)  # it has no places that could be wrong
     stdin = decode_text(request.stdin, "/stdin", faults)
+    files, contents = files_of(request, faults)
+    outputs = outputs_of(request, faults)
     user = _parse_user(request, faults)
     limits = _settle_limits(request.limits, defaults, ceilings, faults)
     for step in (
@@ -71,6 +74,9 @@ def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Che
         stdin=stdin,
         env=request.env,
         workdir=request.workdir,
+        files=files,
+        contents=contents,
+        outputs=outputs,
         user=user,
         limits=limits,
         queue_seconds=request.limits.queue_seconds,

@@ -8,16 +8,19 @@ from sandboxd.api.headers import trace_id_of
 from sandboxd.api.output import Output
 from sandboxd.api.query import rfc3339
 from sandboxd.api.schemas import (
+    ArtifactView,
     DryRunView,
     ErrorView,
     EventView,
     ExitView,
+    FileView,
     ImageView,
     JobView,
     KeyView,
     LimitsView,
     LinksView,
     NetworkView,
+    PassedOverView,
     RetryView,
     StepView,
     UsageView,
@@ -28,12 +31,15 @@ from sandboxd.jobs import (
     TERMINAL,
     WAITING,
     ApiKey,
+    Artifact,
     ExitStatus,
     Image,
+    InputFile,
     Job,
     JobError,
     JobEvent,
     JobSpec,
+    Result,
     State,
     Usage,
 )
@@ -66,6 +72,8 @@ def job_view(
         streams=output.streams if output else UNSET,
         enforcement=result.enforcement if result else UNSET,
         error=error_view(result.error) if result and result.error else UNSET,
+        artifacts=_artifact_views(spec, result),
+        artifacts_passed_over=_passed_over_views(result),
         steps=steps or UNSET,
         waiting=_waiting_view(job.state, position),
         cancel_requested=True if job.cancel_requested and job.state not in TERMINAL else UNSET,
@@ -80,7 +88,7 @@ def job_view(
 def listed_view(job: Job, *, shortened: bool) -> JobView:
     """A job of a list: many of them must fit into one answer."""
     truncated = True if shortened else UNSET
-    return structs.replace(job_view(job), env=UNSET, command_truncated=truncated)
+    return structs.replace(job_view(job), env=UNSET, artifacts=UNSET, command_truncated=truncated)
 
 
 def dry_run_view(spec: JobSpec, image_digest: str) -> DryRunView:
@@ -98,6 +106,8 @@ def _asked_for(spec: JobSpec) -> dict[str, Any]:
         "command": spec.command,
         "env": spec.env,
         "workdir": spec.workdir,
+        "files": [_file_view(file) for file in spec.files] or UNSET,
+        "outputs": spec.outputs or UNSET,
         "user": None if spec.user is None else f"{spec.user[0]}:{spec.user[1]}",
         "limits": _limits_view(spec),
         "network": NetworkView(mode=NetworkMode.NONE),
@@ -107,6 +117,38 @@ def _asked_for(spec: JobSpec) -> dict[str, Any]:
         "retry": RetryView(max_attempts=spec.retry.max_attempts),
         "ttl_seconds": spec.ttl_seconds,
     }
+
+
+def _file_view(file: InputFile) -> FileView:
+    return FileView(
+        path=file.path,
+        mode=f"{file.mode:04o}",
+        size_bytes=UNSET if file.size_bytes is None else file.size_bytes,
+        directory=True if file.size_bytes is None else UNSET,
+    )
+
+
+def artifact_view(artifact: Artifact) -> ArtifactView:
+    return ArtifactView(
+        path=artifact.path,
+        size_bytes=artifact.size_bytes,
+        sha256=artifact.sha256,
+        mode=f"{artifact.mode:04o}",
+    )
+
+
+def _artifact_views(spec: JobSpec, result: Result | None) -> list[ArtifactView] | UnsetType:
+    if result is None or not spec.outputs:
+        return UNSET
+    return [artifact_view(artifact) for artifact in result.artifacts]
+
+
+def _passed_over_views(result: Result | None) -> list[PassedOverView] | UnsetType:
+    if result is None or not result.artifacts_passed_over:
+        return UNSET
+    return [
+        PassedOverView(path=each.path, reason=each.reason) for each in result.artifacts_passed_over
+    ]
 
 
 def event_view(event: JobEvent) -> EventView:

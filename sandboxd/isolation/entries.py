@@ -4,7 +4,10 @@ All of it may come from a sandbox that has been broken into: every length is bou
 nothing is believed but that the bytes are those of this sandbox.
 """
 
+import math
 import os
+import select
+import time
 from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 
@@ -34,17 +37,24 @@ class Entry(NamedTuple):
     kind: Literal["file", "directory", "passed_over"]
     mode: int
     note: str
-    """Why it was passed over: `symlink`, `fifo`, `socket`, `device`, `too_large`, `too_many`, `too_deep`, `not_utf8`, or an errno's name."""
+    """Why it was passed over: `symlink`, `fifo`, `socket`, `device`, `too_large`, `too_many`, `too_deep`, `not_utf8`,
+    `proc`, `changed`, or an errno's name."""
 
 
 class Entries:
-    """The entries that arrive at a descriptor, in order. Reading blocks: for a thread.
+    """The entries that arrive at a descriptor, in order. Reading blocks: for a thread, until a deadline.
 
     Raises BadEntries, OSError.
     """
 
-    def __init__(self, descriptor: int, *, most_bytes: int, most_entries: int) -> None:
+    def __init__(
+        self, descriptor: int, *, most_bytes: int, most_entries: int, deadline: float = math.inf
+    ) -> None:
+        """`deadline`: time.monotonic() after which nothing is waited for."""
         self._descriptor = descriptor
+        self._deadline = deadline
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
         self._left_bytes = most_bytes
         self._left_entries = most_entries + 1  # That there are too many is an entry of its own.
         self._in_file = False
@@ -81,11 +91,17 @@ class Entries:
     def _exactly(self, size: int) -> bytes:
         read = bytearray()
         while len(read) < size:
+            self._await_more()
             piece = os.read(self._descriptor, size - len(read))
             if not piece:
                 raise BadEntries("ended too early")
             read += piece
         return bytes(read)
+
+    def _await_more(self) -> None:
+        left = self._deadline - time.monotonic()
+        if not self._poll.poll(None if left == math.inf else max(0.0, left) * 1000):
+            raise BadEntries("nothing came any more")
 
 
 def _entry(encoded: bytes) -> Entry:

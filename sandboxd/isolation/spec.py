@@ -77,6 +77,13 @@ class TerminalSize(NamedTuple):
     columns: int
 
 
+class NotMade(NamedTuple):
+    """A file or directory that cannot be made, and why: the caller's mistake, not a failure of the sandbox."""
+
+    path: str
+    errno: int
+
+
 class Unusable(NamedTuple):
     """Why the command cannot be started, as exec(3) tells it: the caller's mistake, not a failure of the sandbox."""
 

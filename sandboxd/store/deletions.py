@@ -7,6 +7,7 @@ from sqlalchemy import Connection, and_, delete, select
 from sandboxd.errors import Conflict, NotFound
 from sandboxd.jobs import TERMINAL, State
 from sandboxd.store import tables
+from sandboxd.store.records import Deleted
 from sandboxd.store.writes import IDEMPOTENCY_SECONDS
 
 _job = tables.job
@@ -29,10 +30,8 @@ def delete_job(connection: Connection, tenant: str, job_id: str, log_base: Path)
     return None if row.path is None else log_base / row.path
 
 
-def delete_expired(
-    connection: Connection, now: float, limit: int, log_base: Path
-) -> tuple[int, list[Path]]:
-    """Forget up to `limit` jobs whose time is over: how many, and the paths of their logs."""
+def delete_expired(connection: Connection, now: float, limit: int, log_base: Path) -> Deleted:
+    """Forget up to `limit` jobs whose time is over."""
     over = (
         select(_job.c.id, tables.job_log.c.path)
         .outerjoin(tables.job_log)
@@ -41,7 +40,8 @@ def delete_expired(
         .limit(limit)
     )
     rows = connection.execute(over).all()
-    connection.execute(delete(_job).where(_job.c.id.in_([row.id for row in rows])))
+    job_ids = [row.id for row in rows]
+    connection.execute(delete(_job).where(_job.c.id.in_(job_ids)))
     old = _idempotency.c.created_at <= now - IDEMPOTENCY_SECONDS
     connection.execute(delete(_idempotency).where(old))
-    return len(rows), [log_base / row.path for row in rows if row.path is not None]
+    return Deleted(job_ids, [log_base / row.path for row in rows if row.path is not None])

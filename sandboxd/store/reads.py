@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, select, union_all
 
 from sandboxd.errors import NotFound
@@ -16,11 +17,14 @@ from sandboxd.store.records import (
     PAGE_BYTES,
     Conservation,
     Page,
+    artifact_from,
     event_from,
+    has_contents,
     job_from,
     listed,
     listed_bytes,
     log_from,
+    with_input,
 )
 
 _job = tables.job
@@ -34,11 +38,40 @@ def get(connection: Connection, tenant: str, job_id: str, with_stdin: bool) -> J
     row = connection.execute(select(_job).where(_mine(tenant, job_id))).one_or_none()
     if row is None:
         raise _not_found(job_id)
-    stdin = None
-    if with_stdin:
-        part = tables.job_stdin
-        stdin = connection.scalar(select(part.c.stdin).where(part.c.job_id == job_id))
-    return job_from(row, stdin or b"")
+    job = _with_artifacts(connection, job_from(row))
+    if not with_stdin:
+        return job
+    part, of_files = tables.job_stdin, tables.job_contents
+    stdin = connection.scalar(select(part.c.stdin).where(part.c.job_id == job_id))
+    contents = None
+    if has_contents(job):
+        contents = connection.scalar(select(of_files.c.contents).where(of_files.c.job_id == job_id))
+    return with_input(job, stdin, contents)
+
+
+def _with_artifacts(connection: Connection, job: Job) -> Job:
+    if job.result is None or not job.result.artifact_count:
+        return job
+    part = tables.job_artifact
+    rows = connection.execute(select(part).where(part.c.job_id == job.id).order_by(part.c.number))
+    artifacts = tuple(artifact_from(row) for row in rows)
+    return msgspec.structs.replace(
+        job, result=msgspec.structs.replace(job.result, artifacts=artifacts)
+    )
+
+
+def jobs_with_artifacts(connection: Connection) -> set[str]:
+    """The ids of all jobs that left something."""
+    return set(connection.scalars(select(tables.job_artifact.c.job_id).distinct()))
+
+
+def unfinished_jobs(connection: Connection) -> set[str]:
+    """The ids of all jobs that have not ended."""
+    return {
+        job_id
+        for states in (WAITING, ACTIVE)
+        for job_id in connection.scalars(select(_job.c.id).where(tables.state_in(states)))
+    }
 
 
 def list_jobs(

@@ -6,7 +6,17 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Row
 
-from sandboxd.jobs import ApiKey, Job, JobEvent, JobSpec, Reason, Result, State, Stream
+from sandboxd.jobs import (
+    ApiKey,
+    Artifact,
+    Job,
+    JobEvent,
+    JobSpec,
+    Reason,
+    Result,
+    State,
+    Stream,
+)
 from sandboxd.steps import Step
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog, read_index
@@ -43,6 +53,13 @@ class Page(NamedTuple):
     next_cursor: str | None
     shortened: frozenset[str] = frozenset()
     """Ids of those whose command is not here as a whole."""
+
+
+class Deleted(NamedTuple):
+    """Jobs whose records are gone, and the files of their logs: for the caller to remove."""
+
+    job_ids: list[str]
+    logs: list[Path]
 
 
 class Conservation(NamedTuple):
@@ -97,7 +114,9 @@ def input_of(spec: JobSpec) -> bytes:
 
 
 def without_input(spec: JobSpec) -> JobSpec:
-    """The same specification with empty input."""
+    """The same specification without what is stored apart."""
+    if spec.contents:
+        spec = msgspec.structs.replace(spec, contents=b"")
     if spec.steps:
         steps = tuple(_with_step_input(step, _empty_input(step)) for step in spec.steps)
         return msgspec.structs.replace(spec, steps=steps)
@@ -138,7 +157,7 @@ def _with_step_input(step: Step, inside: _StepInput) -> Step:
 
 
 def listed(job: Job) -> Job:
-    """The job as lists have it: without environment and steps, and with the first LISTED_COMMAND_BYTES of its command."""
+    """The job as lists have it: without environment, files and steps, and with the first LISTED_COMMAND_BYTES of its command."""
     command: list[str] = []
     left = LISTED_COMMAND_BYTES
     for word in job.spec.command:
@@ -147,8 +166,10 @@ def listed(job: Job) -> Job:
         command.append(kept)
         if left <= 0:
             break
-    spec = msgspec.structs.replace(job.spec, env={}, command=tuple(command), steps=())
-    result = job.result and msgspec.structs.replace(job.result, runs=())
+    spec = msgspec.structs.replace(
+        job.spec, env={}, command=tuple(command), steps=(), files=(), outputs=()
+    )
+    result = job.result and msgspec.structs.replace(job.result, runs=(), artifacts_passed_over=())
     return msgspec.structs.replace(job, spec=spec, result=result)
 
 
@@ -158,17 +179,60 @@ def listed_bytes(job: Job) -> int:
 
 
 def encode_result(result: Result) -> str:
-    """A result as it is stored."""
+    """A result as it is stored: artifacts have rows of their own."""
+    if result.artifacts:
+        result = msgspec.structs.replace(result, artifacts=())
     return _to_json(result).decode()
 
 
-def job_from(row: Row[Any], stdin: bytes = b"") -> Job:
+def with_input(job: Job, stored: bytes | None, contents: bytes | None) -> Job:
+    """The job with what is stored apart, as far as there is any."""
+    if not stored and not contents:
+        return job
+    spec = _with_input(job.spec, stored or b"")
+    return msgspec.structs.replace(
+        job, spec=msgspec.structs.replace(spec, contents=contents or b"")
+    )
+
+
+def has_contents(job: Job) -> bool:
+    """Whether contents of files came with the request that made the job."""
+    return any(file.size_bytes and file.offset is None for file in job.spec.files)
+
+
+def artifact_values(job_id: str, result: Result) -> list[dict[str, Any]]:
+    """The rows of a result's artifacts."""
+    return [
+        {
+            "job_id": job_id,
+            "number": number,
+            "path": artifact.path,
+            "size_bytes": artifact.size_bytes,
+            "mode": artifact.mode,
+            "sha256": artifact.sha256,
+            "at_byte": artifact.offset,
+        }
+        for number, artifact in enumerate(result.artifacts)
+    ]
+
+
+def artifact_from(row: Row[Any]) -> Artifact:
+    """The artifact of a row of the table `job_artifact`."""
+    return Artifact(
+        path=row.path,
+        size_bytes=row.size_bytes,
+        mode=row.mode,
+        sha256=row.sha256,
+        offset=row.at_byte,
+    )
+
+
+def job_from(row: Row[Any]) -> Job:
     """The job of a row of the table `job`."""
-    spec = _to_spec(row.spec)
     return Job(
         id=row.id,
         tenant=row.tenant,
-        spec=_with_input(spec, stdin),
+        spec=_to_spec(row.spec),
         state=State(row.state),
         reason=Reason(row.reason),
         attempt=row.attempt,

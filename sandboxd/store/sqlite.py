@@ -15,7 +15,7 @@ from sandboxd.errors import Unavailable
 from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, State
 from sandboxd.store import catalog, deletions, reads, writes
 from sandboxd.store.logs import StoredLog, remove_log
-from sandboxd.store.records import Conservation, Idempotency, Page, Submitted
+from sandboxd.store.records import Conservation, Deleted, Idempotency, Page, Submitted
 from sandboxd.store.sqlite_file import READERS, opened, same_file
 from sandboxd.store.writer import Writer
 
@@ -174,17 +174,16 @@ class SqliteStore:
         """
         return await self._write(lambda c: deletions.delete_job(c, tenant, job_id, self._base))
 
-    async def delete_expired(self, now: float, limit: int) -> list[Path]:
-        """Forget every job whose time is over, `limit` per commit; the paths of logs for the caller to remove."""
-        paths: list[Path] = []
-        deleted = limit
-        while deleted == limit:
-            deleted, logs = await self._write(
-                lambda c: deletions.delete_expired(c, now, limit, self._base)
-            )
-            paths += logs
+    async def delete_expired(self, now: float, limit: int) -> Deleted:
+        """Forget every job whose time is over, `limit` per commit; their files are the caller's to remove."""
+        every = Deleted([], [])
+        while True:
+            some = await self._write(lambda c: deletions.delete_expired(c, now, limit, self._base))
+            every.job_ids.extend(some.job_ids)
+            every.logs.extend(some.logs)
             await self._write(_give_back_space)
-        return paths
+            if len(some.job_ids) < limit:
+                return every
 
     async def check_writable(self) -> None:
         """Write a little that means nothing, all the way to the disk. Raises Unavailable."""
@@ -233,6 +232,14 @@ class SqliteStore:
         Raises NotFound, also (`log_gone`) if the log was a file that somebody removed.
         """
         return await self._read(lambda c: reads.log(c, tenant, job_id, self._base))
+
+    async def jobs_with_artifacts(self) -> set[str]:
+        """The ids of all jobs that left something."""
+        return await self._read(reads.jobs_with_artifacts)
+
+    async def unfinished_jobs(self) -> set[str]:
+        """The ids of all jobs that have not ended."""
+        return await self._read(reads.unfinished_jobs)
 
     async def counts(self) -> dict[State, int]:
         """Jobs by state: waiting and active ones now, and how many ever ended in each terminal state."""

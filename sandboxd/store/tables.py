@@ -25,7 +25,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from sandboxd.jobs import ACTIVE, WAITING, State
 
-REVISION = "0001"
+REVISION = "0002"
 """The migration that this release works with."""
 
 metadata = MetaData(
@@ -109,6 +109,25 @@ def _job_id() -> Column[str]:
 
 job_stdin = Table("job_stdin", metadata, _job_id(), Column("stdin", LargeBinary, nullable=False))
 """Input of the jobs that have any."""
+
+job_contents = Table(
+    "job_contents", metadata, _job_id(), Column("contents", LargeBinary, nullable=False)
+)
+"""Contents of the files that came with a request, one after the other."""
+
+job_artifact = Table(
+    "job_artifact",
+    metadata,
+    _job_id(),
+    Column("path", Text, primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("mode", Integer, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("at_byte", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Files that jobs left. Their content lies in a file of its own, each from `at_byte` on."""
 
 job_label = Table(
     "job_label",

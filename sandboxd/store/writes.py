@@ -28,11 +28,14 @@ from sandboxd.store.prepared import Prepared
 from sandboxd.store.records import (
     Idempotency,
     Submitted,
+    artifact_values,
     encode_result,
+    has_contents,
     input_of,
     job_from,
     job_values,
     log_values,
+    with_input,
 )
 
 IDEMPOTENCY_SECONDS = 86_400.0
@@ -49,6 +52,8 @@ _HELD = and_(
 )
 _INSERT_JOB = Prepared(insert(_job))
 _INSERT_STDIN = insert(tables.job_stdin)
+_INSERT_CONTENTS = insert(tables.job_contents)
+_INSERT_ARTIFACT = insert(tables.job_artifact)
 _INSERT_LABEL = insert(tables.job_label)
 _INSERT_EVENT = Prepared(insert(_event))
 _INSERT_LOG = Prepared(insert(tables.job_log))
@@ -80,6 +85,9 @@ def submit(
     _COUNT.execute(connection, {"of_name": "accepted"})
     if stdin := input_of(job.spec):
         connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": stdin})
+    if job.spec.contents:
+        values = {"job_id": job.id, "contents": job.spec.contents}
+        connection.execute(_INSERT_CONTENTS, values)
     if job.spec.labels:
         labels = job.spec.labels.items()
         connection.execute(
@@ -146,9 +154,19 @@ def claim(connection: Connection, owner: str, limit: int, now: float) -> list[Jo
     stdin = {
         row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
     }
-    jobs = [job_from(row, stdin.get(row.id, b"")) for row in rows]
+    jobs = [job_from(row) for row in rows]
+    contents = _contents_of(connection, [job.id for job in jobs if has_contents(job)])
+    jobs = [with_input(job, stdin.get(job.id), contents.get(job.id)) for job in jobs]
     _INSERT_EVENT.execute_each(connection, [_event_values(job, now) for job in jobs])
     return sorted(jobs, key=lambda job: (-job.spec.priority, job.id))
+
+
+def _contents_of(connection: Connection, job_ids: list[str]) -> dict[str, bytes]:
+    if not job_ids:
+        return {}
+    part = tables.job_contents
+    rows = connection.execute(select(part).where(part.c.job_id.in_(job_ids)))
+    return {row.job_id: row.contents for row in rows}
 
 
 _MARK_RUNNING = (
@@ -226,7 +244,10 @@ def finish(
         return None
     if not log.empty:
         _INSERT_LOG.execute(connection, log_values(job_id, log, log_base))
-    return _ended(connection, job_from(row), finished_at)
+    if result.artifacts:
+        connection.execute(_INSERT_ARTIFACT, artifact_values(job_id, result))
+    job = msgspec.structs.replace(job_from(row), result=result)
+    return _ended(connection, job, finished_at)
 
 
 _RETRY = (

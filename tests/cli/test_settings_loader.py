@@ -153,7 +153,7 @@ def test_an_unknown_section_is_refused_and_all_sections_named(tmp_path: Path) ->
     (fault,) = faults_of(config_file=config(tmp_path, "[sever]\nlisten = 1"))
 
     assert "sever" in fault
-    assert "[server], [store], [isolation]" in fault
+    assert "[server], [store], [files], [isolation]" in fault
 
 
 def test_a_section_that_is_no_table_is_refused(tmp_path: Path) -> None:

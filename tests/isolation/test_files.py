@@ -191,7 +191,7 @@ def test_what_is_no_plain_file_is_told_of_and_passed_over(bench: Bench) -> None:
         "/work/closed": "EACCES",
         "/work/\\xff": "not_utf8",
         "/dev/null": "device",
-        "/proc/1/mem": "EACCES",
+        "/proc/1/mem": "proc",
     }
 
 
@@ -274,3 +274,45 @@ def test_whatever_else_comes_out_of_a_sandbox_is_refused(stream: bytes, tmp_path
     with open(tmp_path / "stream", "rb") as file, pytest.raises(BadEntries):
         for _ in Entries(file.fileno(), most_bytes=100, most_entries=3):
             pass
+
+
+@pytest.mark.attack(31)
+def test_paths_that_turn_into_links_while_files_come_and_go_lead_nowhere(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """A command flips a directory and a link to the host's canary, as fast as it can, beside a hundred copies each way."""
+    canary = tmp_path / "canary"
+    canary.mkdir()
+    (canary / "x").write_bytes(b"canary")
+    flip = f"""if True:
+        import ctypes, os
+        for link, target in (("l", {str(canary)!r}), ("p", "/proc/self")):
+            os.symlink(target, link)
+        exchange = ctypes.CDLL(None).renameat2
+        while True:
+            for link in (b"l", b"p"):
+                for _ in range(2):
+                    exchange(-100, b"d", -100, link, 2)  # RENAME_EXCHANGE
+    """
+
+    async def work(made: Sandbox) -> set[bytes]:
+        await shell(made, "mkdir d; echo own > d/x")
+        await run_in(made, "sh", "-c", 'python3 -c "$0" > /dev/null 2>&1 &', flip, then=Then.KEEP)
+        seen: set[bytes] = set()
+        answers: set[type] = set()
+        for number in range(100):
+            files = [File("/work/d/x", 0o644, 4), File(f"/work/d/{number}", 0o644, 1)]
+            answers.add(type(await place(made, files, b"own\n1")))
+            contents, entries = await collect(made, "d/x", "d/*", "**/x", "d/environ", "d/maps")
+            seen |= set(contents.values())
+            of_proc = [
+                entry for path, entry in entries.items() if path.endswith(("maps", "environ"))
+            ]
+            assert {entry.kind for entry in of_proc} <= {"passed_over"}
+        assert made.alive
+        assert answers == {protocol.Done, protocol.NotPlaced}, "it did not flip"
+        return seen
+
+    assert inside(bench, work) == {b"own\n", b"1"}
+    assert [path.name for path in canary.iterdir()] == ["x"]
+    assert (canary / "x").read_bytes() == b"canary"

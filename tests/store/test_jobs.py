@@ -358,9 +358,10 @@ def test_expired_records_are_deleted_in_batches_and_their_log_files_named(tmp_pa
             kept = await ended(store)
             later = await ended(store, ttl_seconds=100.0)
 
-            paths = await store.delete_expired(1012.0, 3)
+            deleted = await store.delete_expired(1012.0, 3)
 
-            assert paths == [tmp_path / "logs" / f"{long.id}.log"]
+            assert len(deleted.job_ids) == 8
+            assert deleted.logs == [tmp_path / "logs" / f"{long.id}.log"]
             left = (await store.list_jobs("ada", limit=100)).items
             assert [job.id for job in left] == [later.id, kept.id]
 

@@ -174,10 +174,12 @@ NEVER_STOPS = {
     Reason.WORKDIR_UNUSABLE,
     Reason.WRONG_ANSWER,
     Reason.CHECKER_FAILED,
+    Reason.FILE_UNUSABLE,
     Reason.MEMORY,
     Reason.QUEUE_SECONDS,
     Reason.SANDBOX_FAILED,
     Reason.IMAGE_FAILED,
+    Reason.FILES_FAILED,
 }
 
 
