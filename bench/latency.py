@@ -1,6 +1,6 @@
 """How long one `/bin/true` takes through the whole service, next to bubblewrap's command line, in the same run.
 
-    python bench/latency.py [--runs 300] [--block 1] [--data-dir DIR]
+    python bench/latency.py [--runs 300] [--block 1] [--data-dir DIR] [--runtime /usr/sbin/runc]
 
 Starts a service of its own on loopback with a fresh database on disk. Two clients take turns, each with a block of runs one after
 the other (one run, unless told otherwise: then each is measured alone; in a longer block the service makes the next
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BWRAP = ("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
-JOB = json.dumps({"image": "host", "command": ["/bin/true"]})
+JOB = {"image": "host", "command": ["/bin/true"]}
 HEADERS = {"Content-Type": "application/json", "Prefer": "wait=10"}
 WARM_UP = 20
 PAUSE_SECONDS = 0.02
@@ -40,14 +40,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--block", type=int, default=1, help="runs of each side in a row")
     parser.add_argument("--data-dir", type=Path, help="where the database lies (a real disk)")
+    parser.add_argument("--runtime", help="path of an OCI runtime that starts the jobs' commands")
     arguments = parser.parse_args()
+    request = json.dumps(JOB | ({"runtime": "oci"} if arguments.runtime else {}))
     if shutil.which(BWRAP[0]) is None:
         sys.exit("bubblewrap is not installed")
-    with running_service(arguments.data_dir) as connection:
+    with running_service(arguments.data_dir, arguments.runtime) as connection:
         usages: list[dict[str, float]] = []
 
         def job() -> None:
-            connection.request("POST", "/v1/jobs", JOB, HEADERS)
+            connection.request("POST", "/v1/jobs", request, HEADERS)
             answer = json.loads(connection.getresponse().read())
             if answer.get("state") != "succeeded":
                 sys.exit(f"the job did not succeed: {json.dumps(answer)}")
@@ -98,7 +100,9 @@ def row(name: str, seconds: list[float]) -> None:
 
 
 @contextlib.contextmanager
-def running_service(data_dir: Path | None) -> Iterator[http.client.HTTPConnection]:
+def running_service(
+    data_dir: Path | None, runtime: str | None
+) -> Iterator[http.client.HTTPConnection]:
     """A service of our own; a connection to it that stays open."""
     with tempfile.TemporaryDirectory(dir=data_dir) as data, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -107,9 +111,10 @@ def running_service(data_dir: Path | None) -> Iterator[http.client.HTTPConnectio
         words = [sys.executable, "-m", "sandboxd", "serve", "--no-auth", "--listen", listen]
         words += ["--data-dir", data, "--metrics-listen", "", "--log-format", "json"]
         log = open(f"{data}/log", "w")  # noqa: SIM115 (closed with the service)
-        service = subprocess.Popen(
-            words, stderr=log, env={**os.environ, "SANDBOXD_LOG_LEVEL": "warning"}
-        )
+        settings = {"SANDBOXD_LOG_LEVEL": "warning"}
+        if runtime:
+            settings["SANDBOXD_RUNTIMES_OCI_PATH"] = runtime
+        service = subprocess.Popen(words, stderr=log, env={**os.environ, **settings})
         try:
             wait_until_ready(service, listen)
             yield http.client.HTTPConnection(listen)

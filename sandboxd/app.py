@@ -29,7 +29,7 @@ from sandboxd.execution import Execution, serves_one_tenant
 from sandboxd.ids import new_id
 from sandboxd.images import host as host_image
 from sandboxd.isolation.features import Feature, Status, probe_features
-from sandboxd.isolation.spec import NetworkMode
+from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import JobSpec
 from sandboxd.log_format import configure_logging
 from sandboxd.metrics import Metrics, Snapshot
@@ -188,6 +188,7 @@ class Service:
                 "namespaces": walls.namespaces,
                 "seccomp": walls.seccomp_digest,
                 "network_modes": [str(mode) for mode in NetworkMode],
+                "runtimes": [NATIVE, *sorted(self.settings.runtimes)],
                 "features": [
                     {"name": f.name, "status": f.status, "detail": f.detail} for f in self.features
                 ],

@@ -141,7 +141,13 @@ async def run_command(
     `cpu_before`: CPU seconds that the
     sandbox had used already. Raises SandboxFailed.
     """
-    process = await taken.sandbox.run(command, streams.theirs, then=then)
+    process = await taken.sandbox.run(
+        command,
+        streams.theirs,
+        then=then,
+        # With an OCI runtime, when the command is the one process that is there besides ours.
+        set_limits=lambda: taken.place.apply(outcome.limits, started=1),
+    )
     streams.close_theirs()
     if isinstance(process, Unusable):
         outcome.unusable = process

@@ -33,6 +33,7 @@ from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
 from sandboxd.runner import Runner
 from sandboxd.settings import IsolationSettings, Settings
+from sandboxd.settings_runtimes import oci_runtimes
 
 _IMAGE_MEMORY_BYTES = 2**30
 """The page cache of what is unpacked counts, too: the kernel writes it out and goes on."""
@@ -88,6 +89,7 @@ class Execution:
             best_effort=isolation.best_effort,
             cpu_count=self.host.cpus,
             id_count=self.launcher.ids.size if self.launcher.ids else 0,
+            runtimes=oci_runtimes(settings),
         )
 
     def _make_pool(self, isolation: IsolationSettings, parked: int) -> Pool[Cgroup]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from sandboxd.isolation.spec import NATIVE
 from sandboxd.quotas.limits import Limits
 from sandboxd.steps import Step
 
@@ -116,6 +117,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     user: tuple[int, int] | None = None
     """(uid, gid) inside the sandbox; None: the image's own."""
     limits: Limits
+    runtime: str = NATIVE
+    """What starts the command: `native`, or an OCI runtime by the operator's name for it."""
     queue_seconds: float | None = None
     """How long the job may wait before it is `expired`."""
     require: dict[str, str] = {}

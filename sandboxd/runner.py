@@ -6,8 +6,10 @@
 import asyncio
 import errno
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sandboxd.commands import (
@@ -25,7 +27,15 @@ from sandboxd.files.transfers import Transfers
 from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Pool, Taken
-from sandboxd.isolation.spec import Command, NetworkMode, SandboxSpec, Then, Walls
+from sandboxd.isolation.spec import (
+    NATIVE,
+    Command,
+    NetworkMode,
+    OciRuntime,
+    SandboxSpec,
+    Then,
+    Walls,
+)
 from sandboxd.jobs import (
     Component,
     Job,
@@ -57,11 +67,12 @@ class Runner:
         images: Images,
         transfers: Transfers,
         *,
-        walls: Callable[[NetworkMode], Walls],
+        walls: Callable[[NetworkMode, OciRuntime | None], Walls],
         enforcement: dict[str, str],
         best_effort: bool,
         cpu_count: int,
         id_count: int,
+        runtimes: Mapping[str, OciRuntime] = MappingProxyType({}),
     ) -> None:
         """`enforcement`: limit to what enforces it here, as `quotas.cgroups` says.
 
@@ -75,6 +86,7 @@ class Runner:
         self._best_effort = best_effort
         self._cpu_count = cpu_count
         self._id_count = id_count
+        self._runtimes = runtimes
 
     def check(self, spec: JobSpec) -> list[Fault]:
         """What this host cannot give: limits that nothing enforces, and minimums that are not met."""
@@ -88,6 +100,7 @@ class Runner:
             faults.append(
                 Fault("/user", f"ids in a sandbox are from 0 to {self._id_count - 1} here")
             )
+        faults += self._check_runtime(spec)
         offered = self._offered()
         for name, least in spec.require.items():
             if name not in offered:
@@ -98,8 +111,28 @@ class Runner:
                 faults.append(Fault(f"/require/{name}", detail))
         return faults
 
+    def _check_runtime(self, spec: JobSpec) -> list[Fault]:
+        """Whether the runtime is there, and can do what the job asks for."""
+        if spec.runtime == NATIVE:
+            return []
+        runtime = self._runtimes.get(spec.runtime)
+        if runtime is None:
+            known = ", ".join([NATIVE, *sorted(self._runtimes)])
+            return [Fault("/runtime", f"there is no such runtime here; there are: {known}")]
+        if not os.access(runtime.path, os.X_OK):
+            return [Fault("/runtime", f"{spec.runtime} is not installed on this host")]
+        if not self._id_count:
+            detail = "without subordinate ids only the native runtime works; see `sandboxd doctor`"
+            return [Fault("/runtime", detail)]
+        asked = {"steps": spec.steps, "files": spec.files, "outputs": spec.outputs}
+        return [
+            Fault(f"/{name}", f"needs the runtime {NATIVE}, not {spec.runtime}")
+            for name, value in asked.items()
+            if value
+        ]
+
     def _offered(self) -> dict[str, str]:
-        walls = self._walls(NetworkMode.NONE)
+        walls = self._walls(NetworkMode.NONE, None)
         return {**self._enforcement, "network": walls.network, "id_map": walls.id_map}
 
     async def run(
@@ -140,10 +173,11 @@ class Runner:
         try:
             image = await self._images.resolve(job.spec.image)
             outcome.image_digest = image.digest
-            taken = await self._pool.take(sandbox_spec(image, job.spec))
+            taken = await self._pool.take(sandbox_spec(image, job.spec, self._runtimes))
             outcome.warm = taken.warm
             if stop.reason is None:
-                taken.place.apply(job.spec.limits)
+                if taken.sandbox.spec.runtime is None:
+                    taken.place.apply(job.spec.limits)
                 attempt = _Attempt(job, image, taken, outcome, stop, sink, accepted, on_start)
                 if job.spec.steps:
                     await self._run_steps(attempt, note_run)
@@ -166,7 +200,7 @@ class Runner:
                 outcome.usage = taken.place.read()
                 self._pool.discard(taken)
         note_stop(outcome, stop)
-        outcome.enforcement = self._record()
+        outcome.enforcement = self._record(job.spec)
         if job.spec.steps:
             return result_of_steps(outcome, job.spec.steps, tuple(runs))
         return result_of(outcome)
@@ -265,9 +299,9 @@ class Runner:
             rlimits=rlimits,
         )
 
-    def _record(self) -> dict[str, object]:
+    def _record(self, spec: JobSpec) -> dict[str, object]:
         """What enforced each limit and which walls stood: each job's record says it."""
-        walls = self._walls(NetworkMode.NONE)
+        walls = self._walls(NetworkMode.NONE, self._runtimes.get(spec.runtime))
         return {
             "limits": dict(self._enforcement),
             "walls": {
@@ -277,6 +311,7 @@ class Runner:
                 "no_new_privileges": walls.no_new_privileges,
                 "capabilities": list(walls.capabilities),
                 "network": walls.network,
+                "runtime": spec.runtime,
             },
         }
 
@@ -299,7 +334,11 @@ class _Attempt(NamedTuple):
         return self.job.spec.workdir or self.image.workdir
 
 
-def sandbox_spec(image: ResolvedImage, spec: JobSpec) -> SandboxSpec:
+def sandbox_spec(
+    image: ResolvedImage,
+    spec: JobSpec,
+    runtimes: Mapping[str, OciRuntime] = MappingProxyType({}),
+) -> SandboxSpec:
     """The shape of the sandbox that a job needs."""
     uid, gid = spec.user or image.user
     return SandboxSpec(
@@ -310,7 +349,16 @@ def sandbox_spec(image: ResolvedImage, spec: JobSpec) -> SandboxSpec:
         scratch_inodes=max(_LEAST_INODES, spec.limits.disk_bytes // _INODE_BYTES),
         uid=uid,
         gid=gid,
+        runtime=None if spec.runtime == NATIVE else _runtime(spec.runtime, runtimes),
     )
+
+
+def _runtime(name: str, runtimes: Mapping[str, OciRuntime]) -> OciRuntime:
+    """Raises SandboxFailed if it is no longer there: the job was accepted before the service was started anew."""
+    runtime = runtimes.get(name)
+    if runtime is None:
+        raise SandboxFailed("runtime", f"{name} is not configured any more")
+    return runtime
 
 
 def _satisfies(offered: str, least: str) -> bool:

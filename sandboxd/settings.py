@@ -88,6 +88,14 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A program with the command line of an OCI runtime."""
+
+    path: str
+    args: tuple[str, ...] = ()
+    """Words before its command (`create`, `start`)."""
+
+
 DEFAULT_LIMITS = Limits(
     cpus=1.0,
     memory_bytes=256 * 2**20,
@@ -122,6 +130,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a job gets where it asks for nothing."""
     ceilings: Limits = CEILINGS
     """The most that a job may ask for."""
+    runtimes: dict[str, RuntimeSettings] = {}
+    """OCI runtimes that a job may name, besides `native`. Read by `settings_runtimes`."""
     client: ClientSettings = ClientSettings()
     log: LogSettings = LogSettings()
 

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sandboxd import settings_runtimes
 from sandboxd.addresses import parse_address
 from sandboxd.errors import SettingsError
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import LEAST
-from sandboxd.settings import SECRETS, ServerSettings, Settings
+from sandboxd.settings import SECRETS, RuntimeSettings, ServerSettings, Settings
 
 SYSTEM_CONFIG_FILE = Path("/etc/sandboxd/config.toml")
 SYSTEM_DATA_DIR = "/var/lib/sandboxd"
@@ -74,8 +75,9 @@ def load_settings(
     faults: list[str] = []
     values = {key: field.default for key, field in fields().items()}
     origins = dict.fromkeys(values, "default")
+    content, origin = _read_file(_find_config_file(environ, config_file), faults)
     candidates = [
-        *_from_file(_find_config_file(environ, config_file), faults),
+        *_from_file(content, origin, faults),
         *_from_environment(environ, faults),
         *_from_flags(flags),
     ]
@@ -87,7 +89,12 @@ def load_settings(
         origins[candidate.key] = candidate.origin
     if not values["store.data_dir"]:
         values["store.data_dir"] = _default_data_dir(environ)
-    settings = _assemble(values)
+    words = [
+        *settings_runtimes.from_file(content.get(settings_runtimes.SECTION, {}), origin, faults),
+        *settings_runtimes.from_environment(environ, faults),
+    ]
+    origins |= {word.key: word.origin for word in words}
+    settings = _assemble(values, settings_runtimes.assemble(words, faults))
     if not faults:
         faults += _contradictions(settings.server)
     if faults:
@@ -101,6 +108,8 @@ def fields() -> dict[str, _Field]:
     table: dict[str, _Field] = {}
     defaults = Settings()
     for section in Settings.__struct_fields__:
+        if section == settings_runtimes.SECTION:
+            continue
         part = getattr(defaults, section)
         hints = typing.get_type_hints(type(part), include_extras=True)
         for name in part.__struct_fields__:
@@ -111,7 +120,7 @@ def fields() -> dict[str, _Field]:
 
 def variable_of(key: str) -> str:
     """The environment variable that sets `key`."""
-    return f"SANDBOXD_{key.replace('.', '_').upper()}"
+    return settings_runtimes.variable_of(key)
 
 
 def _find_config_file(environ: Mapping[str, str], asked: str | None) -> Path | None:
@@ -133,20 +142,24 @@ def _home(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HOME") or "/")
 
 
-def _from_file(path: Path | None, faults: list[str]) -> Iterator[_Candidate]:
+def _read_file(path: Path | None, faults: list[str]) -> tuple[dict[str, Any], str]:
+    """The sections of the file, and what it is called."""
     if path is None:
-        return
+        return {}, ""
     try:
         with path.open("rb") as file:
-            sections = tomllib.load(file)
+            return tomllib.load(file), f"file {path}"
     except OSError as error:
         faults.append(f"{path}: cannot be read: {error.strerror} (SANDBOXD_CONFIG= reads no file)")
-        return
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         faults.append(f"{path}: is not TOML: {error}")
-        return
-    origin = f"file {path}"
+    return {}, ""
+
+
+def _from_file(sections: Mapping[str, Any], origin: str, faults: list[str]) -> Iterator[_Candidate]:
     for section, content in sections.items():
+        if section == settings_runtimes.SECTION:
+            continue
         if section not in Settings.__struct_fields__:
             known = ", ".join(f"[{name}]" for name in Settings.__struct_fields__)
             faults.append(f"{section} ({origin}): there is no such section; there are {known}")
@@ -174,6 +187,7 @@ def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Iterator
             variable.startswith("SANDBOXD_")
             and variable not in variables
             and variable not in OTHER_VARIABLES
+            and not settings_runtimes.is_variable(variable)
             and not _KUBERNETES_SERVICE_VARIABLE.fullmatch(variable)
         ):
             faults.append(f"{variable} (environment): {_unknown(variable, list(variables))}")
@@ -279,13 +293,14 @@ def _home_of_account() -> str | None:
         return None  # a container's user need not have an entry
 
 
-def _assemble(values: Mapping[str, Any]) -> Settings:
+def _assemble(values: Mapping[str, Any], runtimes: dict[str, RuntimeSettings]) -> Settings:
     parts: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")
         parts.setdefault(section, {})[name] = value
     return Settings(
-        **{section: type(getattr(Settings(), section))(**part) for section, part in parts.items()}
+        runtimes=runtimes,
+        **{section: type(getattr(Settings(), section))(**part) for section, part in parts.items()},
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from sandboxd.isolation.spec import NetworkMode
+from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Component, Reason, State, Verdict
 from sandboxd.steps import Comparison, StopPolicy
 
@@ -209,6 +209,10 @@ class JobRequest(Request, frozen=True, kw_only=True):
     ] = None
     limits: LimitsRequest = LimitsRequest()
     network: NetworkRequest = NetworkRequest()
+    runtime: Annotated[
+        str,
+        Meta(description="`native`, or an OCI runtime that `GET /v1/system` lists."),
+    ] = NATIVE
     require: Annotated[
         dict[str, str],
         Meta(
@@ -456,6 +460,7 @@ class DryRunView(Answer, frozen=True, kw_only=True):
     user: str | None
     limits: LimitsView
     network: NetworkView
+    runtime: str
     require: dict[str, str]
     priority: int
     labels: dict[str, str]
@@ -507,6 +512,7 @@ class JobView(Answer, frozen=True, kw_only=True):
     user: str | None
     limits: LimitsView
     network: NetworkView
+    runtime: str
     require: dict[str, str]
     priority: int
     labels: dict[str, str]

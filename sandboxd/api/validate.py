@@ -79,6 +79,7 @@ def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Che
         outputs=outputs,
         user=user,
         limits=limits,
+        runtime=request.runtime,
         queue_seconds=request.limits.queue_seconds,
         require=request.require,
         priority=request.priority,

@@ -111,6 +111,7 @@ def _asked_for(spec: JobSpec) -> dict[str, Any]:
         "user": None if spec.user is None else f"{spec.user[0]}:{spec.user[1]}",
         "limits": _limits_view(spec),
         "network": NetworkView(mode=NetworkMode.NONE),
+        "runtime": spec.runtime,
         "require": spec.require,
         "priority": spec.priority,
         "labels": spec.labels,

@@ -1,5 +1,6 @@
 """`sandboxd config`: the settings in force and where each comes from."""
 
+import json
 from typing import Any
 
 import click
@@ -8,6 +9,7 @@ from sandboxd.cli.options import config_option, json_option, load
 from sandboxd.cli.output import print_json, print_table
 from sandboxd.settings import SECRETS
 from sandboxd.settings_loader import Loaded, variable_of
+from sandboxd.settings_runtimes import SECTION
 
 EXAMPLES = """\b
 Settings are read in this order, later ones win:
@@ -54,10 +56,15 @@ def show(config_file: str | None, as_json: bool) -> None:
 
 def _value(loaded: Loaded, key: str) -> Any:
     section, _, name = key.partition(".")
+    if section == SECTION:
+        runtime, _, field = name.rpartition(".")
+        return getattr(loaded.settings.runtimes[runtime], field)
     value = getattr(getattr(loaded.settings, section), name)
     return "(hidden)" if key in SECRETS and value else value
 
 
 def _word(value: Any) -> str:
     """As the settings file would have it."""
+    if isinstance(value, tuple):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

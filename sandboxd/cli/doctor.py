@@ -16,6 +16,7 @@ from sandboxd.isolation.known_bugs import (
     read_runc_changelog,
     read_runc_version,
 )
+from sandboxd.isolation.runtime_features import probe_runtime
 from sandboxd.quotas.host import (
     CONTROLLERS,
     CgroupVersion,
@@ -25,6 +26,7 @@ from sandboxd.quotas.host import (
     probe_host,
 )
 from sandboxd.settings import Settings
+from sandboxd.settings_runtimes import oci_runtimes
 
 _NEEDED_CONTROLLERS = frozenset(CONTROLLERS) - {"cpuacct"}
 """Without `cpuacct` the CPU time is limited per process by an rlimit: less exact, still safe."""
@@ -65,6 +67,10 @@ def examine(settings: Settings) -> list[Feature]:
     features.append(probe_kernel_fixes(host.kernel_release))
     if (runc := probe_runc(read_runc_version(), read_runc_changelog())) is not None:
         features.append(runc)
+    features += [
+        probe_runtime(runtime, id_map=settings.isolation.id_map, show_cgroup=show_cgroup)
+        for runtime in oci_runtimes(settings).values()
+    ]
     controllers = [examine_controller(host.controllers[name], user) for name in CONTROLLERS]
     data_dir = examine_data_dir(settings.store.data_dir, user)
     return [*features, *controllers, examine_swap(host), data_dir]

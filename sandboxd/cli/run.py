@@ -59,6 +59,7 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
 @click.option("--env", "-e", multiple=True, metavar="K=V", help="Environment variable; repeatable.")
 @click.option("--workdir", "-w", metavar="DIR", help="Directory inside to start in.")
 @click.option("--user", metavar="UID[:GID]", help="Numeric user inside.")
+@click.option("--runtime", metavar="NAME", help="OCI runtime that starts it. [native]")
 @click.option("--label", multiple=True, metavar="K=V", help="Label on the record; repeatable.")
 @click.option("--interactive", "-i", is_flag=True, help="Read the input though it is a terminal.")
 @click.option("--detach", "-d", is_flag=True, help="Print the job's id and do not wait (--url).")
@@ -100,6 +101,7 @@ def job_request(
     label: tuple[str, ...],
     workdir: str | None,
     user: str | None,
+    runtime: str | None,
     **limits: str | None,
 ) -> dict[str, Any]:
     """The options in the words of the API's `POST /v1/jobs`."""
@@ -110,7 +112,7 @@ def job_request(
         "labels": dict(_pair("--label", word) for word in label),
         "limits": {name: _amount(name, word) for name, word in limits.items() if word is not None},
     }
-    optional = {"workdir": workdir, "user": user}
+    optional = {"workdir": workdir, "user": user, "runtime": runtime}
     return request | {name: value for name, value in optional.items() if value is not None}
 
 

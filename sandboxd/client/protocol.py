@@ -106,6 +106,7 @@ class JobOptions(TypedDict, total=False):
     limits: Mapping[str, float | int | str]
     """`{"memory": "128Mi", "cpus": 0.5, "wall_seconds": 10, …}`"""
     network: Mapping[str, Any]
+    runtime: str
     require: Mapping[str, str]
     priority: int
     labels: Mapping[str, str]

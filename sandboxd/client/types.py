@@ -98,6 +98,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     labels: dict[str, str] = {}
     limits: dict[str, int | float | None] = {}
+    runtime: str = "native"
     priority: int = 0
     created_at: datetime
     queued_at: datetime

@@ -7,6 +7,7 @@ import resource
 import signal
 import stat
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sandboxd.isolation import privileges, syscalls
@@ -47,11 +48,16 @@ def start(command: Command, streams: list[int] | str) -> int | Unusable:
         return Unusable("workdir", number)
     for name, wish in command.rlimits.items():
         privileges.limit(getattr(resource, f"RLIMIT_{name.upper()}"), wish)
+    return first_that_starts(command, lambda path: _spawn(path, command, _stream_actions(streams)))
+
+
+def first_that_starts(command: Command, attempt: Callable[[str], int]) -> int | Unusable:
+    """Try each path that the command's name may stand for, as execvp(3). Returns what the attempt that went well did."""
     number = errno.ENOENT
     paths = _candidates(command.argv[0], command.env)
     for path in paths:
         try:
-            return _spawn(path, command, _stream_actions(streams))
+            return attempt(path)
         except OSError as error:
             # As execvp(3): go on looking, but remember a file that was there and could not be executed.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR) or len(paths) == 1:

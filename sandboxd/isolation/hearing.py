@@ -27,6 +27,8 @@ from sandboxd.isolation.protocol import (
     FromInit,
     FromLauncher,
     LauncherReady,
+    Loaded,
+    NotLoaded,
     NotPlaced,
     NotStarted,
     Ready,
@@ -69,6 +71,8 @@ def _exited(command: int, fields: tuple[Any, ...]) -> Exited:
 _FROM_INIT: dict[str, tuple[Callable[..., FromInit], Any]] = {
     "Ready": (Ready, tuple[()]),
     "Failed": (Failed, tuple[_Words, _Words]),
+    "Loaded": (Loaded, tuple[_Count]),
+    "NotLoaded": (NotLoaded, tuple[_Count, _Words, _Words]),
     "Started": (Started, tuple[_Count, _Seconds]),
     "StartedInTerminal": (StartedInTerminal, tuple[_Count, _Seconds]),
     "NotStarted": (_not_started, tuple[_Count, tuple[_Words, _Errno]]),

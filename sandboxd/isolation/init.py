@@ -26,9 +26,13 @@ _LOWEST_OTHER = 5
 _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 """What Python and the launcher have set to other than the default. (posix_spawn resets all for the command.)"""
 _LONGEST_REASON = 500
-_MESSAGE_QUEUE_BYTES = 163_840
-"""A queue or two: all sandboxes together share what the service's user has, usually 819,200 bytes."""
-_PENDING_SIGNALS = 1024
+SHARED_QUOTAS = {
+    "memlock": 2**16,
+    # A queue or two: all sandboxes together share what the service's user has, usually 819,200 bytes.
+    "msgqueue": 163_840,
+    "sigpending": 1024,
+}
+"""Resource limits that a command has, soft and hard."""
 _CORE_BYTES = 1
 """No core fits in a byte; and at exactly 1 the kernel starts no helper for a piped core_pattern, at 0 it does (core(5))."""
 _COMMAND_OOM_SCORE = b"1000"
@@ -58,9 +62,13 @@ class Order(NamedTuple):
 
 def main(order: Order, channel: socket.socket, mapper: socket.socket) -> NoReturn:
     """Life of init. Never returns: it leaves by `os._exit`, since its interpreter is the launcher's."""
+    live(Init(order, channel, mapper))
+
+
+def live(init: "Init") -> NoReturn:
+    """Build, serve, leave."""
     status = 1
     try:
-        init = Init(order, channel, mapper)
         if init.build():
             init.serve()
             status = 0
@@ -92,9 +100,9 @@ class Init:
         """Commands that are over, to be told of when what they left behind is gone."""
         self.over = False
 
-    def build(self) -> bool:
-        """Build the walls, one named step after the other. A step that fails is reported and ends the sandbox."""
-        steps = [
+    def steps(self) -> list[Callable[[], None]]:
+        """How the walls are built, in this order."""
+        return [
             self.leave_launcher,
             self.load_tools,
             self.join_cgroups,
@@ -110,7 +118,10 @@ class Init:
             self.give_up_privileges,
             self.filter_system_calls,
         ]
-        for step in steps:
+
+    def build(self) -> bool:
+        """Build the walls, one named step after the other. A step that fails is reported and ends the sandbox."""
+        for step in self.steps():
             try:
                 step()
             except (OSError, SandboxdError, ValueError) as error:
@@ -173,7 +184,7 @@ class Init:
         network.bring_up_loopback()
 
     def change_root(self) -> None:
-        mounts.enter_root(self.order.templates)
+        mounts.enter_root(f"{self.order.templates.stage}/root")
 
     def set_hostname(self) -> None:
         syscalls.sethostname(self.spec.hostname)
@@ -192,21 +203,14 @@ class Init:
         Not before U2: what its maker may have becomes the limit of all namespaces beside it together (user_namespaces(7) does
         not tell; ucounts.c does).
         """
-        privileges.limit(resource.RLIMIT_MEMLOCK, 2**16)
-        privileges.limit(resource.RLIMIT_MSGQUEUE, _MESSAGE_QUEUE_BYTES)
-        privileges.limit(resource.RLIMIT_SIGPENDING, _PENDING_SIGNALS)
+        for name, value in SHARED_QUOTAS.items():
+            privileges.limit(getattr(resource, f"RLIMIT_{name.upper()}"), value)
 
     def forbid_more_namespaces(self) -> None:
         """A second wall behind the filter: the kernel itself refuses a user namespace below U2."""
         if self.unmasked_proc is None:
             return
-        for name, value in _USER_NAMESPACE_SYSCTLS.items():
-            path = f"sys/user/{name}"
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.unmasked_proc)
-            try:
-                os.write(descriptor, value)
-            finally:
-                os.close(descriptor)
+        write_namespace_limits(self.unmasked_proc)
         os.close(self.unmasked_proc)
 
     def empty_bounding_set(self) -> None:
@@ -251,8 +255,10 @@ class Init:
                 self.run(request, descriptors)
             case protocol.Signal():
                 self.pass_on_signal(request)
+            case protocol.Go():
+                self.let_go(request)
             case protocol.Place() | protocol.Collect():
-                protocol.send(self.channel, files.carry_out(request, descriptors[0]))
+                self.move_files(request, descriptors[0])
             case protocol.Unpack() | protocol.Empty():
                 protocol.send(self.channel, self.carry_out(request, descriptors))
                 self.over = True
@@ -282,6 +288,12 @@ class Init:
         protocol.send(self.channel, protocol.NotStarted(request.number, why))
         self.over = request.then is Then.END
 
+    def let_go(self, request: protocol.Go) -> None:
+        """Nothing is held back here: the limits were set before the command came."""
+
+    def move_files(self, request: protocol.Place | protocol.Collect, descriptor: int) -> None:
+        protocol.send(self.channel, files.carry_out(request, descriptor))
+
     def pass_on_signal(self, request: protocol.Signal) -> None:
         for group, (number, _) in self.running.items():
             if number == request.command:
@@ -296,7 +308,7 @@ class Init:
         alone = False
         while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                pid, status, usage = self.wait()
             except ChildProcessError:
                 alone = True
                 break
@@ -314,6 +326,10 @@ class Init:
         if self.clearing:
             self.clear(alone)
 
+    def wait(self) -> tuple[int, int, resource.struct_rusage]:
+        """One dead child, if there is any. Raises ChildProcessError if there is not even a living one."""
+        return os.wait4(-1, os.WNOHANG)
+
     def clear(self, alone: bool) -> None:
         """Kill whatever runs, and tell of the command that is over when nothing does.
 
@@ -329,6 +345,17 @@ class Init:
         """The kernel is to kill the command before init, which has to tell of it."""
         if self.oom_score is not None:
             os.pwrite(self.oom_score, score, 0)
+
+
+def write_namespace_limits(proc_fd: int) -> None:
+    """Of the user namespace that this process is in; `proc_fd` is a /proc in which they can be written."""
+    for name, value in _USER_NAMESPACE_SYSCTLS.items():
+        path = f"sys/user/{name}"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+        try:
+            os.write(descriptor, value)
+        finally:
+            os.close(descriptor)
 
 
 def exit_of(status: int, usage: resource.struct_rusage) -> Exit:

@@ -118,6 +118,12 @@ class LauncherProcess:
 
     def create(self, request: protocol.Create, descriptors: list[int]) -> None:
         """Clone one sandbox; its init reports to the service by a socket of its own."""
+        enter = init.main
+        if request.spec.runtime is not None:
+            # Only here, where an OCI runtime is used: what is imported is copied into every sandbox.
+            from sandboxd.isolation.oci import keeper
+
+            enter = keeper.main
         service_end, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mapper_end, mapper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -142,7 +148,7 @@ class LauncherProcess:
                 self.seccomp_program,
                 self.title,
             )
-            init.main(order, channel, mapper)
+            enter(order, channel, mapper)
         created = protocol.Created(number=request.number, pid=pid)
         try:
             protocol.send(self.control, created, [service_end.fileno(), pidfd])

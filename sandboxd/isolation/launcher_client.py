@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -19,8 +20,9 @@ from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, idmap, launcher, protocol, seccomp, syscalls
+from sandboxd.isolation.oci import seccomp_profile
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import NetworkMode, SandboxSpec, Walls
+from sandboxd.isolation.spec import NetworkMode, OciRuntime, SandboxSpec, Walls
 
 _BUILD_SECONDS = 30.0
 """A sandbox that is not ready by then never will be: the host is stuck."""
@@ -58,12 +60,13 @@ class Launcher:
     def alive(self) -> bool:
         return self._control is not None
 
-    def walls(self, network: NetworkMode) -> Walls:
-        """What stands around every sandbox of this launcher."""
+    def walls(self, network: NetworkMode, runtime: OciRuntime | None = None) -> Walls:
+        """What stands around every sandbox of this launcher, with native commands or those of an OCI runtime."""
+        native = runtime is None
         return Walls(
             id_map=idmap.IdMapMode.RANGE if self.ids else idmap.IdMapMode.SINGLE,
             namespaces=launcher.NAMESPACE_NAMES,
-            seccomp_digest=self._seccomp_digest,
+            seccomp_digest=self._seccomp_digest if native else _profile_digest(),
             no_new_privileges=True,
             capabilities=(),
             network=network,
@@ -295,6 +298,11 @@ def filter_digest(machine: str) -> str:
     """`sha256:…` of the filter program for an architecture, for the record of each job."""
     program = seccomp.assemble(seccomp.build(machine))
     return f"sha256:{hashlib.sha256(program).hexdigest()}"
+
+
+@functools.cache
+def _profile_digest() -> str:
+    return seccomp_profile.digest(syscalls.MACHINE)
 
 
 async def _readable(descriptor: int) -> None:

@@ -39,6 +39,8 @@ DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
+DEV_PARTS = ("pts", "shm", "mqueue")
+"""What is mounted there for each sandbox."""
 
 MASKED_IN_PROC = [
     "acpi",
@@ -107,7 +109,7 @@ def make_templates(stage: str) -> Templates:
     """
     stage_mount = _new_mount("tmpfs", {"size": "1m", "nr_inodes": "256", "mode": "0755"}, _NODEV)
     _attach(stage_mount, stage)
-    for name in ("scratch", "root", "dev", "sys", "empty"):
+    for name in ("scratch", "root", "runtime", "dev", "sys", "empty"):
         os.mkdir(f"{stage}/{name}")
     _attach(
         _new_mount("tmpfs", {"size": "4k", "nr_inodes": "2"}, _RO | _NOSUID | _NODEV | _NOEXEC),
@@ -141,7 +143,7 @@ def _make_dev(path: str) -> None:
             os.close(tree)
     for name, target in DEVICE_LINKS.items():
         os.symlink(target, f"{path}/{name}")
-    for name in ("pts", "shm", "mqueue"):
+    for name in DEV_PARTS:
         os.mkdir(f"{path}/{name}")
     with _opened(path) as directory:
         syscalls.mount_setattr(directory, _RO, recursive=False)
@@ -174,7 +176,7 @@ def _make_sys(path: str, empty: str, null: str) -> None:
     _attach(_new_mount("sysfs", {}, _RO | _NOSUID | _NODEV | _NOEXEC), path)
     for pattern in MASKED_IN_SYS:
         for found in glob.glob(f"{path}/{pattern}"):
-            _attach_copy(empty if os.path.isdir(found) else null, found)
+            attach_copy(empty if os.path.isdir(found) else null, found)
 
 
 def build_tree(
@@ -200,13 +202,13 @@ def build_tree(
     _mount_layers(spec, templates.stage, id_count)
     root = f"{templates.stage}/root"
     for source, target in spec.binds:
-        _bind_read_only(source, f"{root}{target}")
+        bind_read_only(source, f"{root}{target}")
     for name in _etc_files(spec):
         # Of this sandbox's own layer: a file that all shared would be a place to meet (locks, inotify).
-        _bind_read_only(f"{templates.stage}/scratch/upper/etc/{name}", f"{root}/etc/{name}")
-    _attach_copy(templates.dev, f"{root}/dev")
+        bind_read_only(f"{templates.stage}/scratch/upper/etc/{name}", f"{root}/etc/{name}")
+    attach_copy(templates.dev, f"{root}/dev")
     _mount_dev_parts(f"{root}/dev", id_count)
-    _attach_copy(templates.sys, f"{root}/sys")
+    attach_copy(templates.sys, f"{root}/sys")
     if show_cgroup:
         # Above the empty directory that hides it otherwise.
         cgroup = _new_mount("cgroup2", {}, _RO | _NOSUID | _NODEV | _NOEXEC)
@@ -300,15 +302,15 @@ def mount_proc(templates: Templates) -> int:
     # Cloned once it is attached: before Linux 6.15 a detached mount cannot be (EINVAL).
     unmasked = syscalls.open_tree(syscalls.AT_FDCWD, proc, syscalls.OPEN_TREE_CLONE)
     for name, is_directory in templates.proc_masks:
-        _attach_copy(templates.empty if is_directory else templates.null, f"{proc}/{name}")
+        attach_copy(templates.empty if is_directory else templates.null, f"{proc}/{name}")
     for name in READ_ONLY_IN_PROC:
-        _bind_read_only(f"{proc}/{name}", f"{proc}/{name}", extra=_NOEXEC)
+        bind_read_only(f"{proc}/{name}", f"{proc}/{name}", extra=_NOEXEC)
     return unmasked
 
 
-def enter_root(templates: Templates) -> None:
-    """pivot_root(2) into the tree and let go of everything else: no path of the host can be reached any more."""
-    os.chdir(f"{templates.stage}/root")
+def enter_root(root: str) -> None:
+    """pivot_root(2) into a tree and let go of everything else: no path of the host can be reached any more."""
+    os.chdir(root)
     old_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     syscalls.pivot_root(".", ".")
     os.fchdir(old_root)
@@ -317,7 +319,8 @@ def enter_root(templates: Templates) -> None:
     os.chdir("/")
 
 
-def _bind_read_only(source: str, target: str, extra: int = 0) -> None:
+def bind_read_only(source: str, target: str, extra: int = 0) -> None:
+    """Bind what is at `source`, and below it, at `target`."""
     flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
     tree = syscalls.open_tree(syscalls.AT_FDCWD, source, flags)
     try:
@@ -333,9 +336,18 @@ def _bind_read_only(source: str, target: str, extra: int = 0) -> None:
         os.close(tree)
 
 
-def _attach_copy(source: str, target: str) -> None:
+def attach_copy(source: str, target: str) -> None:
+    """Attach a copy of the mount at `source`, and of those below it, at `target`."""
     flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
     _attach(syscalls.open_tree(syscalls.AT_FDCWD, source, flags), target)
+
+
+def attach_new(
+    filesystem: str, options: Mapping[str, str | None], target: str, *, read_only: bool = False
+) -> None:
+    """Mount a new file system without set-id programs and device files."""
+    attributes = _NOSUID | _NODEV | (_RO if read_only else 0)
+    _attach(_new_mount(filesystem, options, attributes), target)
 
 
 def _attach(mount_fd: int, target: str) -> None:

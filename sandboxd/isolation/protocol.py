@@ -18,6 +18,7 @@ from sandboxd.isolation.spec import (
     Exit,
     File,
     NetworkMode,
+    OciRuntime,
     SandboxSpec,
     TerminalSize,
     Then,
@@ -90,6 +91,20 @@ class Failed(NamedTuple):
     reason: str
 
 
+class Loaded(NamedTuple):
+    """A command's program is in memory and held before its first instruction, until `Go` (with an OCI runtime only)."""
+
+    command: int
+
+
+class NotLoaded(NamedTuple):
+    """The OCI runtime failed: what it was to do, and what it says. The sandbox ends."""
+
+    command: int
+    step: str
+    reason: str
+
+
 class Started(NamedTuple):
     """A command runs."""
 
@@ -154,6 +169,12 @@ class Signal(NamedTuple):
     number: int
 
 
+class Go(NamedTuple):
+    """Answer to `Loaded`: the limits are set."""
+
+    command: int
+
+
 class Place(NamedTuple):
     """Comes with one descriptor: the contents of the files, one after the other in their order."""
 
@@ -185,13 +206,24 @@ class Empty(NamedTuple):
 
 ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
-ToInit = Run | Signal | Place | Collect | Unpack | Empty
-FromInit = Ready | Failed | Started | StartedInTerminal | NotStarted | Exited | NotPlaced | Done
+ToInit = Run | Go | Signal | Place | Collect | Unpack | Empty
+FromInit = (
+    Ready
+    | Failed
+    | Loaded
+    | NotLoaded
+    | Started
+    | StartedInTerminal
+    | NotStarted
+    | Exited
+    | NotPlaced
+    | Done
+)
 Message = ToLauncher | FromLauncher | ToInit | FromInit
 
 _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
     kind.__name__: kind
-    for kind in (MapYourself, Create, Run, Signal, Place, Collect, Unpack, Empty)
+    for kind in (MapYourself, Create, Run, Go, Signal, Place, Collect, Unpack, Empty)
 }
 
 M = TypeVar("M")
@@ -258,7 +290,9 @@ def from_above(encoded: bytes) -> Any:
     message = _FROM_ABOVE[name](*map(_tuples, fields))
     if isinstance(message, Create):
         spec = SandboxSpec(*message.spec)
-        return message._replace(spec=spec._replace(network=NetworkMode(spec.network)))
+        runtime = OciRuntime(*spec.runtime) if spec.runtime else None
+        spec = spec._replace(network=NetworkMode(spec.network), runtime=runtime)
+        return message._replace(spec=spec)
     if isinstance(message, Run):
         size = TerminalSize(*message.terminal) if message.terminal else None
         return Run(message.number, Command(*message.command), Then(message.then), size)

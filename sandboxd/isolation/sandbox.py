@@ -24,6 +24,8 @@ from sandboxd.isolation.spec import (
 
 _MOST_UNREAD_MESSAGES = 8
 """init answers one request at a time; who says more wants to fill the service's memory."""
+_RUNTIME_SECONDS = 30.0
+"""An OCI runtime that has not started the command by then never will."""
 
 
 OfCommand = protocol.Started | protocol.StartedInTerminal | protocol.NotStarted | protocol.Exited
@@ -32,10 +34,19 @@ OfCommand = protocol.Started | protocol.StartedInTerminal | protocol.NotStarted 
 class Process:
     """One command in a sandbox, from its start on."""
 
-    def __init__(self, sandbox: "Sandbox", number: int, *, in_terminal: bool) -> None:
+    def __init__(
+        self,
+        sandbox: "Sandbox",
+        number: int,
+        *,
+        in_terminal: bool,
+        set_limits: Callable[[], None],
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._sandbox = sandbox
         self._number = number
+        self._set_limits = set_limits
+        self._loaded = False
         self._start: asyncio.Future[float | Unusable | None] = loop.create_future()
         self._end: asyncio.Future[Exit | None] = loop.create_future()
         self.terminal: int | None = None
@@ -89,6 +100,20 @@ class Process:
                 return False
         return True
 
+    def hear_of_runtime(self, message: protocol.Loaded | protocol.NotLoaded) -> bool:
+        """For the sandbox: the command is held until its limits are set, or is not there. False: it makes no sense."""
+        if self._start.done() or self._loaded:
+            return False
+        self._loaded = True
+        try:
+            if isinstance(message, protocol.NotLoaded):
+                raise SandboxFailed(message.step, message.reason)
+            self._set_limits()
+            self._sandbox.let_go(self._number)
+        except SandboxFailed as error:
+            self._start.set_exception(error)
+        return True
+
     def lose(self) -> None:
         """For the sandbox: nothing more will be heard of this command."""
         for future in (self._start, self._end):
@@ -140,20 +165,26 @@ class Sandbox:
         *,
         then: Then = Then.END,
         terminal: TerminalSize | None = None,
+        set_limits: Callable[[], None] = lambda: None,
     ) -> Process | Unusable:
         """Start a command with its three standard streams, or without them in a terminal. Returns it, or what is wrong with it.
 
         `then` is what becomes of the sandbox when it is over. The descriptors stay open here. Raises SandboxFailed. Whoever
         does not wait for the start ends the sandbox: nobody would know the command.
+
+        With an OCI runtime `set_limits` is called when the command is in memory and the runtime is done, before the
+        command's first instruction: limits that hold earlier hold for the runtime, too.
         """
         self._started += 1
         number = self._started
-        process = Process(self, number, in_terminal=terminal is not None)
+        process = Process(self, number, in_terminal=terminal is not None, set_limits=set_limits)
         self._processes[number] = process
         try:
             request = protocol.Run(number=number, command=command, then=then, terminal=terminal)
             self._send(request, descriptors)
-            return await process.start()
+            if self.spec.runtime is None:
+                return await process.start()
+            return await self._start_by_runtime(process, self.spec.runtime.name)
         except BaseException as error:
             self._processes.pop(number, None)
             if process.terminal is not None:
@@ -161,6 +192,15 @@ class Sandbox:
             if not isinstance(error, SandboxFailed):
                 self.kill()
             raise
+
+    async def _start_by_runtime(self, process: Process, name: str) -> Process | Unusable:
+        try:
+            async with asyncio.timeout(_RUNTIME_SECONDS):
+                return await process.start()
+        except TimeoutError:
+            self.kill()
+            reason = f"the command did not run after {_RUNTIME_SECONDS:.0f} s"
+            raise SandboxFailed(f"runtime {name}", reason) from None
 
     async def place(
         self, files: Sequence[File], contents: int
@@ -185,6 +225,10 @@ class Sandbox:
         """Send a signal to a command's process group. Nothing happens if it is gone."""
         with contextlib.suppress(OSError):
             protocol.send(self._channel, protocol.Signal(command=command, number=number))
+
+    def let_go(self, command: int) -> None:
+        """For a process: its limits are set. Raises SandboxFailed."""
+        self._send(protocol.Go(command=command), [])
 
     def kill(self) -> None:
         """SIGKILL to init: every process of the sandbox is gone at once."""
@@ -249,6 +293,11 @@ class Sandbox:
             if isinstance(message, protocol.NotStarted | protocol.Exited):
                 del self._processes[message.command]
             return True
+        if isinstance(message, protocol.Loaded | protocol.NotLoaded):
+            process = self._processes.get(message.command)
+            if self.spec.runtime is None or process is None:
+                return False
+            return process.hear_of_runtime(message)
         if self._answers.qsize() == _MOST_UNREAD_MESSAGES:
             return False
         self._answers.put_nowait(message)

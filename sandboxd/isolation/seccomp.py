@@ -145,7 +145,7 @@ def build(machine: str) -> Program:
 
 def _runs(numbers: dict[str, int]) -> list[tuple[int, Program]]:
     """(first number, code) for each run of neighbouring calls that are treated alike, from 0 upwards."""
-    codes = {number: _code_for(name) for name, number in numbers.items()}
+    codes = {number: code_for(name) for name, number in numbers.items()}
     runs: list[tuple[int, Program]] = []
     for number in range(max(codes) + 1):
         code = codes.get(number, [_return(_ERRNO | errno.EPERM)])
@@ -170,7 +170,8 @@ def _tree(runs: list[tuple[int, Program]]) -> Program:
     ]
 
 
-def _code_for(name: str) -> Program:
+def code_for(name: str) -> Program:
+    """What is done with one call: loads of arguments, comparisons and returns, without loops."""
     if name in ALLOWED:
         return [_return(_ALLOW)]
     if name in ABSENT:

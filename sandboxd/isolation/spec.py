@@ -11,6 +11,21 @@ class NetworkMode(enum.StrEnum):
     """Its own loopback interface and nothing else."""
 
 
+NATIVE = "native"
+"""The runtime that is always there: init starts the command itself."""
+
+
+class OciRuntime(NamedTuple):
+    """A program with the command line of an OCI runtime (`create`, `start`). See `isolation.oci`."""
+
+    name: str
+    """What the operator calls it."""
+    path: str
+    """Absolute path of the program on the host."""
+    args: tuple[str, ...] = ()
+    """Words before `create` and `start`."""
+
+
 class SandboxSpec(NamedTuple):
     """The shape of a sandbox: all that is fixed before a command is known, so that it can be parked.
 
@@ -35,6 +50,8 @@ class SandboxSpec(NamedTuple):
     network: NetworkMode = NetworkMode.NONE
     writable_root: bool = False
     """Work on `rootfs` itself instead of an overlay over it: only for unpacking and removing images."""
+    runtime: OciRuntime | None = None
+    """What starts the command; None: init itself (`native`)."""
 
 
 class Command(NamedTuple):

@@ -10,13 +10,15 @@ from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.idmap import IdRange
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import Command, SandboxSpec, Unusable
+from sandboxd.isolation.spec import Command, OciRuntime, SandboxSpec, Unusable
 
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _RUN_SECONDS = 20.0
 
 
-async def run_one(ids: IdRange | None, *, show_cgroup: bool) -> float:
+async def run_one(
+    ids: IdRange | None, *, show_cgroup: bool, runtime: OciRuntime | None = None
+) -> float:
     """Build a sandbox over this machine's /usr, run true(1) in it, remove it. `ids` None: the single-id map.
 
     Returns the seconds from asking for it until nothing of it was left. Raises SandboxFailed with the step.
@@ -28,7 +30,9 @@ async def run_one(ids: IdRange | None, *, show_cgroup: bool) -> float:
         try:
             await launcher.start()
             begun = time.monotonic()
-            sandbox = await launcher.create(_make_image(Path(directory, "root")))
+            sandbox = await launcher.create(
+                _make_image(Path(directory, "root"))._replace(runtime=runtime)
+            )
             try:
                 async with asyncio.timeout(_RUN_SECONDS):
                     await _run_true(sandbox)

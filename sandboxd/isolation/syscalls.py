@@ -67,6 +67,16 @@ MOUNT_ATTR_NOEXEC = 0x8
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
 
+PTRACE_TRACEME = 0
+PTRACE_CONT = 7
+PTRACE_DETACH = 17
+PTRACE_SEIZE = 0x4206
+PTRACE_O_TRACEEXEC = 0x10
+PTRACE_O_EXITKILL = 0x100000
+PTRACE_EVENT_EXEC = 4
+WAIT_ALL = 0x40000000
+"""__WALL of wait4(2): children of every kind."""
+
 CLOSE_RANGE_CLOEXEC = 4
 KEYCTL_JOIN_SESSION_KEYRING = 1
 PR_SET_SECCOMP = 22
@@ -90,6 +100,17 @@ def _call(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | N
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _check(_libc.unshare(ctypes.c_int(flags)))
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """setns(2)."""
+    _check(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(kind)))
+
+
+def ptrace(request: int, pid: int, value: int = 0) -> None:
+    """ptrace(2), for requests that need no address."""
+    arguments = (ctypes.c_long(request), ctypes.c_long(pid), None, ctypes.c_ulong(value))
+    _check(_libc.ptrace(*arguments))
 
 
 def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from sandboxd.quotas.kernel_files import (
 )
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import clean_instance, kill_processes
-from sandboxd.quotas.usage import CgroupUsage, split_cpu
+from sandboxd.quotas.usage import CgroupUsage, peak_since, split_cpu
 
 CPU_PERIOD_USEC = 100_000
 """Over which the CPU rate is enforced: the kernel's default, and its longest stall of a job that used up its share."""
@@ -137,6 +137,7 @@ class Group1:
         self._freezer_fd = driver.fds.get("freezer")
         self._own_memory_bytes = 0
         self._own_pids = 0
+        self._pids_peak_before = 0
 
     def join_files(self) -> tuple[str, ...]:
         """Files into which a single-threaded process writes `0` to enter.
@@ -146,16 +147,19 @@ class Group1:
         """
         return tuple(f"{path}/{self._name}/tasks" for path in self._driver.instance_fds)
 
-    def apply(self, limits: Limits) -> None:
+    def apply(self, limits: Limits, *, started: int = 0) -> None:
         """Set the limits, and count from here on. Raises SandboxFailed.
 
         What is in the cgroup now (the sandbox's init, parked) is ours: it is added to the limits and taken off the figures.
+        `started` of the processes are not.
         """
         name = self._name
         if self._memory_fd is not None:
             self._own_memory_bytes = read_number(self._memory_fd, f"{name}/memory.usage_in_bytes")
         if self._pids_fd is not None:
-            self._own_pids = read_number(self._pids_fd, f"{name}/pids.current")
+            self._own_pids = read_number(self._pids_fd, f"{name}/pids.current") - started
+            if started and self._driver.has_pids_peak:
+                self._pids_peak_before = read_number(self._pids_fd, f"{name}/pids.peak")
         self.change(limits)
         if self._memory_fd is not None:
             write_file(self._memory_fd, f"{name}/memory.max_usage_in_bytes", "0")
@@ -247,7 +251,8 @@ class Group1:
             peak = read_number(self._memory_fd, f"{name}/memory.max_usage_in_bytes")
             memory_peak = max(0, peak - self._own_memory_bytes)
         if self._pids_fd is not None and self._driver.has_pids_peak:
-            pids_peak = max(0, read_number(self._pids_fd, f"{name}/pids.peak") - self._own_pids)
+            peak = read_number(self._pids_fd, f"{name}/pids.peak")
+            pids_peak = peak_since(self._pids_peak_before, peak, self._own_pids)
         return CgroupUsage(
             cpu_seconds=cpu,
             cpu_user_seconds=user,

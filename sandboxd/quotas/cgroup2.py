@@ -25,7 +25,7 @@ from sandboxd.quotas.kernel_files import (
 )
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import clean_instance, kill_processes, list_processes
-from sandboxd.quotas.usage import CgroupUsage
+from sandboxd.quotas.usage import CgroupUsage, peak_since
 
 CPU_PERIOD_USEC = 100_000
 """Over which the CPU rate is enforced: the kernel's default."""
@@ -120,15 +120,17 @@ class Group2:
         self._own_memory_bytes = 0
         self._own_pids = 0
         self._own_cpu: dict[str, int] = {}
+        self._peaks_before: dict[str, int] = {}
 
     def directory_fd(self) -> int:
         """For clone3(CLONE_INTO_CGROUP); ours to close."""
         return self._fd
 
-    def apply(self, limits: Limits) -> None:
+    def apply(self, limits: Limits, *, started: int = 0) -> None:
         """Set the limits, and count from here on. Raises SandboxFailed.
 
         What is in the cgroup now (the sandbox's init, parked) is ours: it is added to the limits and taken off the figures.
+        `started` of the processes are not.
         """
         controllers = self._driver.controllers
         if "memory" in controllers:
@@ -137,9 +139,14 @@ class Group2:
                 write_file(self._fd, "memory.swap.max", "0")
             write_file(self._fd, "memory.oom.group", "1")
         if "pids" in controllers:
-            self._own_pids = read_number(self._fd, "pids.current")
+            self._own_pids = read_number(self._fd, "pids.current") - started
         self.change(limits)
         self._own_cpu = read_table(self._fd, "cpu.stat")
+        self._peaks_before = {
+            name: read_number(self._fd, name)
+            for name in ("memory.peak", "pids.peak")
+            if started and name in self._driver.offered
+        }
 
     def change(self, limits: Limits) -> None:
         """Set other limits, and go on counting. Raises SandboxFailed."""
@@ -190,10 +197,9 @@ class Group2:
         controllers, offered = self._driver.controllers, self._driver.offered
         memory_peak = pids_peak = io_read = io_write = None
         if "memory.peak" in offered:
-            peak = read_number(self._fd, "memory.peak")
-            memory_peak = max(0, peak - self._own_memory_bytes)
+            memory_peak = self._peak_since("memory.peak", self._own_memory_bytes)
         if "pids.peak" in offered:
-            pids_peak = max(0, read_number(self._fd, "pids.peak") - self._own_pids)
+            pids_peak = self._peak_since("pids.peak", self._own_pids)
         if "io" in controllers:
             io_read, io_write = parse_io_stat(read_file(self._fd, "io.stat"))
         cpu = parse_cpu_stat(read_file(self._fd, "cpu.stat"), self._own_cpu)
@@ -203,6 +209,9 @@ class Group2:
             io_read_bytes=io_read,
             io_write_bytes=io_write,
         )
+
+    def _peak_since(self, name: str, own: int) -> int | None:
+        return peak_since(self._peaks_before.get(name, 0), read_number(self._fd, name), own)
 
     def kill(self) -> None:
         """SIGKILL to every process in it, without waiting for their ends. Raises SandboxFailed."""

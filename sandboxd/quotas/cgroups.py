@@ -94,14 +94,16 @@ class Cgroup:
         """The v2 directory for clone3(CLONE_INTO_CGROUP); None without v2. It stays ours to close."""
         return self._group2.directory_fd() if self._group2 is not None else None
 
-    def apply(self, limits: Limits) -> None:
+    def apply(self, limits: Limits, *, started: int = 0) -> None:
         """Set the limits, now that the command is known, and count usage from here on. Raises SandboxFailed.
+
+        `started`: processes of the job that are there already, of which none has done anything.
 
         Init is in the cgroup too: its memory and its processes at this moment are added to the limits, so that the job
         gets what it asked for, and taken off the figures.
         """
         for group in self._groups:
-            group.apply(limits)
+            group.apply(limits, started=started)
 
     def change(self, limits: Limits) -> None:
         """Set other limits, and go on counting. Raises SandboxFailed, on v1 also if it uses more memory than it may now."""

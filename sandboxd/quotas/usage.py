@@ -44,3 +44,12 @@ def split_cpu(total: float, user: float, system: float) -> tuple[float, float]:
         return total, 0.0
     share = user / (user + system)
     return total * share, total * (1 - share)
+
+
+def peak_since(before: int, peak: int, own: int) -> int | None:
+    """The job's part of a peak that the kernel cannot be told to forget; `own` is not the job's.
+
+    `before` is what an OCI runtime had reached when the job began, 0 if there was none. None: the job used less than that, so
+    how much is not known.
+    """
+    return max(0, peak - own) if peak > before else None

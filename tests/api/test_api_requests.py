@@ -183,7 +183,6 @@ FIELD_CASES: dict[str, tuple[dict[str, Any], set[str]]] = (
         for name, value in {
             "mounts": [],
             "secrets": [],
-            "runtime": "runc",
             "capabilities": [],
             "webhook": {},
             "keep_on_failure_seconds": 1,
@@ -467,7 +466,7 @@ JSON_VALUES = st.recursive(
     max_leaves=10,
 )
 FIELDS = ["image", "command", "args", "stdin", "env", "workdir", "user", "limits", "network"]
-FIELDS += ["require", "priority", "labels", "retry", "ttl_seconds"]
+FIELDS += ["runtime", "require", "priority", "labels", "retry", "ttl_seconds"]
 LIMIT_NAMES = ["cpus", "memory", "pids", "disk", "wall_seconds", "output_bytes", "queue_seconds"]
 
 
