@@ -86,7 +86,7 @@ def job_values(job: Job) -> dict[str, Any]:
         "state": job.state.value,
         "reason": job.reason.value,
         "priority": spec.priority,
-        "run_at": job.queued_at,
+        "run_at": 0.0,  # at once, also for a clock that was set back since
         "queue_until": None if queue_seconds is None else job.queued_at + queue_seconds,
         "attempt": job.attempt,
         "lease_token": job.lease_token,

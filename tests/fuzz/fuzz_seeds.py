@@ -40,10 +40,12 @@ _JOB: dict[str, Any] = {
 _MESSAGES: list[list[Any]] = [
     ["Ready"],
     ["Failed", "pivot_root", "EPERM"],
-    ["Started", 1.25],
-    ["Unusable", "command", 2],
-    ["Exit", 2.5, 0, None, 0.1, 0.2, 1048576, True],
-    ["Exit", 2.5, None, 9, 0.1, 0.2, 1048576, False],
+    ["Started", 1, 1.25],
+    ["StartedInTerminal", 1, 1.25],
+    ["NotStarted", 1, ["command", 2]],
+    ["NotPlaced", 3, 13],
+    ["Exited", 1, [2.5, 0, None, 0.1, 0.2, 1048576, True]],
+    ["Exited", 1, [2.5, None, 9, 0.1, 0.2, 1048576, False]],
     ["Done", 3, 4096],
     ["Unshared"],
     ["LauncherReady"],
@@ -56,7 +58,8 @@ def seeds_of(target: str) -> list[bytes]:
     """Inputs that a target takes without a complaint, or nearly so."""
     match target:
         case "hear_init":
-            return [b"\0i" + json.dumps(message).encode() for message in _MESSAGES]
+            encoded = [json.dumps(message).encode() for message in _MESSAGES]
+            return [start + each for start in (b"\0i", b"\x0ci") for each in encoded]
         case "hear_launcher":
             encoded = [json.dumps(message).encode() for message in _MESSAGES]
             return [b"\2i" + each for each in encoded] + [b"\6" + each for each in encoded]
@@ -181,7 +184,7 @@ def strategy_for(target: str) -> st.SearchStrategy[bytes]:
     trees = _TREES.map(lambda tree: json.dumps(tree).encode())
     match target:
         case "hear_init" | "hear_launcher":
-            starts = st.sampled_from([b"\0i", b"\3i", b"\4", b"\7", b"\0m", b"\0"])
+            starts = st.sampled_from([b"\0i", b"\3i", b"\x0ci", b"\x0fi", b"\4", b"\7", b"\0m"])
             named = st.sampled_from([message[0] for message in _MESSAGES])
             fields = st.lists(_TREES, max_size=8)
             calls = st.builds(lambda name, rest: json.dumps([name, *rest]).encode(), named, fields)

@@ -37,16 +37,29 @@ MOST_BYTES = 2**16
 
 
 def hear_init(content: bytes) -> None:
-    """The service reads what a sandbox that was broken into sends, with descriptors nobody asked for."""
-    choice, packet = content[:1], content[1:]
+    """The service reads what a sandbox that was broken into sends, with descriptors nobody asked for.
+
+    The first byte says how many, whether the master of a terminal is the first, and whether one is due.
+    """
+    choice, packet = (content[:1] or b"\0")[0], content[1:]
+    master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC) if choice & 4 else None
+    attached = [0] * (choice & 3) if master is None else [master, *[0] * (choice & 3)]
     with _PairOfSockets() as (service, sandbox):
-        _send(sandbox, packet, [0] * (choice[0] % 4 if choice else 0))
+        _send(sandbox, packet, attached)
         try:
-            message = hearing.receive_from_init(service)
+            message, terminal = hearing.receive_from_init(service, terminal_due=bool(choice & 8))
         except (EOFError, OSError, BadMessage):
-            return
-    assert isinstance(message, protocol.FromInit)
-    _can_be_written_down(message)
+            message = terminal = None
+        if terminal is not None:
+            assert master is not None
+            assert os.path.sameopenfile(terminal, master)
+            os.close(terminal)
+    if master is not None:
+        os.close(master)
+    if message is not None:
+        assert isinstance(message, protocol.FromInit)
+        assert (terminal is not None) == isinstance(message, protocol.StartedInTerminal)
+        _can_be_written_down(message)
 
 
 def hear_launcher(content: bytes) -> None:
