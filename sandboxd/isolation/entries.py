@@ -107,7 +107,7 @@ class Entries:
 def _entry(encoded: bytes) -> Entry:
     try:
         entry = Entry(*msgspec.json.decode(encoded, type=_Header))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BadEntries(str(error)) from error
     if any(part in ("", ".", "..") for part in entry.path[1:].split("/")):
         raise BadEntries("a path that is not plain")

@@ -1,6 +1,6 @@
 """Ends that race, crashes at any point, clocks that jump: each job has one end, it is true, and nothing is left of it.
 
-SANDBOXD_ATTACK_ROUNDS says how many times a race is run; `make attack` runs many more than `make test`.
+ATTACK_ROUNDS says how many times a race is run; `make attack` runs many more than `make test`.
 """
 
 import os
@@ -18,7 +18,7 @@ from running_service import RunningService, data_directory, running_service
 from sandboxd.client import Client, Job
 from sandboxd.jobs import TERMINAL
 
-ROUNDS = int(os.environ.get("SANDBOXD_ATTACK_ROUNDS", "200"))
+ROUNDS = int(os.environ.get("ATTACK_ROUNDS", "200"))
 AT_ONCE = 4
 DEADLINE_SECONDS = 0.06
 

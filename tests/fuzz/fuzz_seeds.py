@@ -37,6 +37,36 @@ _JOB: dict[str, Any] = {
     "ttl_seconds": 3600,
 }
 
+_STEPS: dict[str, Any] = {
+    "image": "host",
+    "steps": [
+        {"name": "compile", "command": ["cc", "a.c"], "limits": {"wall_seconds": 5}, "env": {}},
+        {
+            "command": ["./a.out"],
+            "args": ["x"],
+            "workdir": "/work",
+            "continue_on_failure": True,
+            "inputs": [
+                {"name": "one", "stdin": "1", "expected": "2"},
+                {"args": ["y"], "env": {"A": "b"}, "expected": {"base64": "Mg=="}},
+            ],
+            "checker": {"comparison": "floats", "tolerance": 1e-6},
+            "stop": "never",
+        },
+    ],
+    "files": [
+        {"path": "a.c", "content": "int main;", "mode": "0644"},
+        {"path": "/tmp/d", "directory": True},
+    ],
+    "outputs": ["*.o", "/tmp/**"],
+}
+
+_ENTRIES: list[tuple[list[Any], list[bytes]]] = [
+    (["/work/a", "file", 0o644, ""], [b"hello", b"again"]),
+    (["/work/é", "directory", 0o755, ""], []),
+    (["/work/link", "passed_over", 0, "symlink"], []),
+]
+
 _MESSAGES: list[list[Any]] = [
     ["Ready"],
     ["Failed", "pivot_root", "EPERM"],
@@ -63,9 +93,15 @@ def seeds_of(target: str) -> list[bytes]:
         case "hear_launcher":
             encoded = [json.dumps(message).encode() for message in _MESSAGES]
             return [b"\2i" + each for each in encoded] + [b"\6" + each for each in encoded]
+        case "hear_entries":
+            return [_counted(*entry) for entry in _ENTRIES] + [
+                b"".join(_counted(*each) for each in _ENTRIES)
+            ]
+        case "compare":
+            return [b"a 1.0\n b\n\0a 1.0000001\nb", b"1e999 nan\n\0inf -nan", b"\xff\n\0\xfe\r\n"]
         case "job_request":
             least = {"image": "host", "command": ["true"], "stdin": "text", "user": "0"}
-            return [json.dumps(_JOB).encode(), json.dumps(least).encode()]
+            return [json.dumps(job).encode() for job in (_JOB, _STEPS, least)]
         case "words":
             return [word.encode() for word in _WORDS]
         case "query":
@@ -130,6 +166,12 @@ def _archive(form: int) -> bytes:
     return packed.getvalue()
 
 
+def _counted(header: list[Any], pieces: list[bytes]) -> bytes:
+    """An entry as init writes it: each part with its length before it, a file with an empty one at its end."""
+    parts = [json.dumps(header).encode(), *pieces] + ([b""] if header[1] == "file" else [])
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
 # What hypothesis builds
 
 _SCALARS = (
@@ -147,7 +189,9 @@ _TREES = st.recursive(
     ),
     max_leaves=20,
 )
-_FIELD_NAMES = st.sampled_from([*_JOB, *_JOB["limits"], "base64", "~", "a/b"]) | st.text(max_size=5)
+_FIELD_NAMES = st.sampled_from(
+    [*_JOB, *_STEPS, *_STEPS["steps"][1], *_JOB["limits"], "base64", "~", "a/b"]
+) | st.text(max_size=5)
 
 
 @st.composite
@@ -170,7 +214,11 @@ def _bent(draw: st.DrawFn, good: bytes) -> bytes:
 @st.composite
 def _bent_job(draw: st.DrawFn) -> bytes:
     """The good job with fields of other types, missing and unknown ones; also as JSON that no writer writes."""
-    job = {name: value for name, value in _JOB.items() if draw(st.integers(0, 5))}
+    good = draw(st.sampled_from([_JOB, _STEPS, _JOB | _STEPS]))
+    job = {name: value for name, value in good.items() if draw(st.integers(0, 5))}
+    if "steps" in job and draw(st.booleans()):
+        step = draw(st.dictionaries(_FIELD_NAMES, _TREES, max_size=4))
+        job["steps"] = [*job["steps"], job["steps"][1] | step]
     job.update(draw(st.dictionaries(_FIELD_NAMES, _TREES, max_size=4)))
     if draw(st.booleans()):
         job["limits"] = draw(st.dictionaries(_FIELD_NAMES, _TREES, max_size=6))

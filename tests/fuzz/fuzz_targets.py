@@ -5,6 +5,7 @@ hypothesis and atheris feed the same functions. What a reader may refuse is caug
 
 import array
 import json
+import math
 import os
 import re
 import shutil
@@ -22,11 +23,13 @@ from sandboxd.api import headers, validate
 from sandboxd.api.body import parse_json
 from sandboxd.api.problems import BadParameters
 from sandboxd.api.query import parse_query
+from sandboxd.comparing import first_difference
 from sandboxd.errors import Invalid, Malformed
-from sandboxd.isolation import hearing, protocol, unpack
+from sandboxd.isolation import entries, hearing, protocol, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
 from sandboxd.settings import CEILINGS, DEFAULT_LIMITS
+from sandboxd.steps import Checker, Comparison
 from sandboxd.store.cursors import decode_cursor, encode_cursor
 
 MOST_BYTES = 2**16
@@ -112,6 +115,44 @@ def _can_be_written_down(message: Any) -> None:
     assert msgspec.json.decode(msgspec.json.encode(message)) is not None
 
 
+def hear_entries(content: bytes) -> None:
+    """The service reads the files that a sandbox hands out: no more than was asked for, at plain paths."""
+    memory = os.memfd_create("entries")
+    try:
+        os.write(memory, content)
+        os.lseek(memory, 0, os.SEEK_SET)
+        arriving = entries.Entries(memory, most_bytes=4096, most_entries=20, deadline=math.inf)
+        count = size = 0
+        try:
+            for entry in arriving:
+                count += 1
+                assert entry.path.startswith("/")
+                assert not {"", ".", ".."} & set(entry.path[1:].split("/"))
+                json.dumps(entry, ensure_ascii=False).encode()
+                if count % 2:
+                    size += sum(map(len, arriving.content()))
+        except entries.BadEntries as refused:
+            str(refused).encode()
+        assert count <= 21
+        assert size <= 4096
+    finally:
+        os.close(memory)
+
+
+def compare(content: bytes) -> None:
+    """What a command printed beside what was expected: the same is the same, and a difference can be written down."""
+    expected, _, printed = content.partition(b"\0")
+    for comparison in Comparison:
+        if comparison is Comparison.PROGRAM:
+            continue
+        checker = Checker(comparison=comparison)
+        assert first_difference(expected, expected, checker) is None
+        difference = first_difference(expected, printed, checker)
+        if difference is not None:
+            assert difference.line >= 1
+            assert len(json.dumps(msgspec.structs.asdict(difference)).encode()) < 4096
+
+
 # The API
 
 
@@ -160,16 +201,34 @@ def _points_into(value: Any, pointer: str) -> bool:
 
 
 def _can_be_run(spec: JobSpec) -> None:
-    words = [*spec.command, *(f"{name}={text}" for name, text in spec.env.items())]
-    assert spec.command
-    assert all("\0" not in word and len(word.encode()) < 2**17 for word in words)
-    assert sum(len(word.encode()) + 1 for word in words) <= 2**20 + len(words)
+    if spec.steps:
+        for step in spec.steps:
+            for case in step.cases or (None,):
+                own = [*step.command, *(case.args if case else ())]
+                _can_be_executed(own, {**spec.env, **step.env, **(case.env if case else {})})
+    else:
+        _can_be_executed(list(spec.command), spec.env)
+    assert all(_is_path_below_the_root(file.path) for file in spec.files)
+    assert all("\0" not in pattern for pattern in spec.outputs)
     assert spec.user is None or all(0 <= number < 2**31 for number in spec.user)
     assert spec.workdir is None or _is_clean_path(spec.workdir)
     assert _is_harmless_name(spec.image)
     limits, ceilings = msgspec.structs.asdict(spec.limits), msgspec.structs.asdict(CEILINGS)
     assert all(0 <= limits[name] <= ceilings[name] for name in limits)
     assert msgspec.json.decode(msgspec.json.encode(spec), type=JobSpec) == spec
+
+
+def _can_be_executed(command: list[str], environment: dict[str, str]) -> None:
+    """execve(2) would take it, as far as sizes and NULs go."""
+    words = [*command, *(f"{name}={text}" for name, text in environment.items())]
+    assert command
+    assert command[0]
+    assert all("\0" not in word and len(word.encode()) < 2**17 for word in words)
+    assert sum(len(word.encode()) + 1 for word in words) <= 2**20 + len(words)
+
+
+def _is_path_below_the_root(path: str) -> bool:
+    return bool(path) and "\0" not in path and ".." not in path.split("/")
 
 
 def _is_clean_path(path: str) -> bool:
@@ -288,13 +347,13 @@ def _unpack(content: bytes, root: Path, request: protocol.Unpack) -> None:
     try:
         os.write(file, content)
         os.lseek(file, 0, os.SEEK_SET)
-        entries, size = unpack.unpack(file, str(root), request)
+        count, size = unpack.unpack(file, str(root), request)
     except unpack.BadArchive as refused:
         unpack.printable(refused).encode()
         return
     finally:
         os.close(file)
-    assert 0 < entries <= request.most_entries
+    assert 0 < count <= request.most_entries
     assert 0 <= size <= request.most_bytes
     root.chmod(0o700)
     for status in _tree(root):
@@ -320,6 +379,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     for target in (
         hear_init,
         hear_launcher,
+        hear_entries,
+        compare,
         job_request,
         words,
         query,

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 CASES = [
     pytest.param("hear_init", marks=pytest.mark.attack(15)),
     pytest.param("hear_launcher", marks=pytest.mark.attack(15)),
+    pytest.param("hear_entries", marks=pytest.mark.attack(15, 31)),
+    pytest.param("compare", marks=pytest.mark.attack(46)),
     pytest.param("job_request", marks=pytest.mark.attack(12, 38, 41, 71)),
     pytest.param("words", marks=pytest.mark.attack(38, 71)),
     pytest.param("query", marks=pytest.mark.attack(35)),
