@@ -126,6 +126,7 @@ class Service:
                 probe_features,
                 id_map=settings.isolation.id_map,
                 show_cgroup=execution.launcher.show_cgroup,
+                egress=settings.network.egress == "on",
             )
             service = cls(settings, execution, store, features)
             await service._begin()
@@ -187,7 +188,7 @@ class Service:
                 "id_map": walls.id_map,
                 "namespaces": walls.namespaces,
                 "seccomp": walls.seccomp_digest,
-                "network_modes": [str(mode) for mode in NetworkMode],
+                "network_modes": self.execution.networks.modes,
                 "runtimes": [NATIVE, *sorted(self.settings.runtimes)],
                 "features": [
                     {"name": f.name, "status": f.status, "detail": f.detail} for f in self.features

@@ -28,6 +28,7 @@ from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Pool
 from sandboxd.jobs import Job, Reason, State, Stream
+from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
 from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
@@ -80,6 +81,7 @@ class Execution:
             most_entries=settings.files.max_artifacts,
             seconds=settings.files.transfer_seconds,
         )
+        self.networks = Networks(settings.network)
         self.runner = Runner(
             self.pool,
             self.images,
@@ -90,6 +92,7 @@ class Execution:
             cpu_count=self.host.cpus,
             id_count=self.launcher.ids.size if self.launcher.ids else 0,
             runtimes=oci_runtimes(settings),
+            networks=self.networks,
         )
 
     def _make_pool(self, isolation: IsolationSettings, parked: int) -> Pool[Cgroup]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from sandboxd.isolation.spec import NATIVE
+from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.quotas.limits import Limits
 from sandboxd.steps import Step
 
@@ -97,6 +97,14 @@ class InputFile(msgspec.Struct, frozen=True, kw_only=True):
     """Where its content begins in what was uploaded for the job; None: it is among the specification's `contents`."""
 
 
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """What the job is to reach."""
+
+    mode: NetworkMode = NetworkMode.NONE
+    allow: tuple[str, ...] | None = None
+    """Destinations as `isolation.destinations` reads them; None: all that the operator allows."""
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked for, checked and with every default filled in."""
 
@@ -119,6 +127,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     runtime: str = NATIVE
     """What starts the command: `native`, or an OCI runtime by the operator's name for it."""
+    network: Network = Network()
     queue_seconds: float | None = None
     """How long the job may wait before it is `expired`."""
     require: dict[str, str] = {}
@@ -200,6 +209,20 @@ class PassedOver(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Denied(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that the job tried and was refused."""
+
+    kind: str
+    """`network`: a destination."""
+    host: str | None = None
+    """Address; or host name, which the resolver did not tell."""
+    protocol: str | None = None
+    """`tcp`, `udp` or `dns`."""
+    port: int | None = None
+    count: int | None = None
+    """How often: packets, or questions to the resolver."""
+
+
 class LogSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What was kept of one stream."""
 
@@ -273,6 +296,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Kept apart: lists do not have them."""
     artifact_count: int = 0
     artifacts_passed_over: tuple[PassedOver, ...] = ()
+    denied: tuple[Denied, ...] = ()
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

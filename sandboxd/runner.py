@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import errno
 import math
 import os
@@ -26,6 +27,7 @@ from sandboxd.files.content import StorageFailed
 from sandboxd.files.transfers import Transfers
 from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
+from sandboxd.isolation.egress import Connection
 from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.isolation.spec import (
     NATIVE,
@@ -46,6 +48,7 @@ from sandboxd.jobs import (
     Result,
     RunResult,
 )
+from sandboxd.networks import Networks, denied_of
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.stepping import Ground, Steps
 from sandboxd.verdict import Outcome, result_of, result_of_steps
@@ -72,6 +75,7 @@ class Runner:
         best_effort: bool,
         cpu_count: int,
         id_count: int,
+        networks: Networks,
         runtimes: Mapping[str, OciRuntime] = MappingProxyType({}),
     ) -> None:
         """`enforcement`: limit to what enforces it here, as `quotas.cgroups` says.
@@ -87,6 +91,7 @@ class Runner:
         self._cpu_count = cpu_count
         self._id_count = id_count
         self._runtimes = runtimes
+        self._networks = networks
 
     def check(self, spec: JobSpec) -> list[Fault]:
         """What this host cannot give: limits that nothing enforces, and minimums that are not met."""
@@ -101,7 +106,8 @@ class Runner:
                 Fault("/user", f"ids in a sandbox are from 0 to {self._id_count - 1} here")
             )
         faults += self._check_runtime(spec)
-        offered = self._offered()
+        faults += self._networks.check(spec.network)
+        offered = self._offered(spec)
         for name, least in spec.require.items():
             if name not in offered:
                 detail = f"unknown; known are {', '.join(sorted(offered))}"
@@ -124,15 +130,21 @@ class Runner:
         if not self._id_count:
             detail = "without subordinate ids only the native runtime works; see `sandboxd doctor`"
             return [Fault("/runtime", detail)]
-        asked = {"steps": spec.steps, "files": spec.files, "outputs": spec.outputs}
+        egress = spec.network.mode is NetworkMode.EGRESS
+        asked = {
+            "steps": spec.steps,
+            "files": spec.files,
+            "outputs": spec.outputs,
+            "network/mode": egress,
+        }
         return [
             Fault(f"/{name}", f"needs the runtime {NATIVE}, not {spec.runtime}")
             for name, value in asked.items()
             if value
         ]
 
-    def _offered(self) -> dict[str, str]:
-        walls = self._walls(NetworkMode.NONE, None)
+    def _offered(self, spec: JobSpec) -> dict[str, str]:
+        walls = self._walls(spec.network.mode, None)
         return {**self._enforcement, "network": walls.network, "id_map": walls.id_map}
 
     async def run(
@@ -170,12 +182,16 @@ class Runner:
             runs.append(run)
             on_run(run)
 
+        connection: Connection | None = None
         try:
             image = await self._images.resolve(job.spec.image)
             outcome.image_digest = image.digest
             taken = await self._pool.take(sandbox_spec(image, job.spec, self._runtimes))
             outcome.warm = taken.warm
             if stop.reason is None:
+                connection = await self._networks.connect(
+                    job.spec.network, taken.sandbox, taken.place.adopt
+                )
                 if taken.sandbox.spec.runtime is None:
                     taken.place.apply(job.spec.limits)
                 attempt = _Attempt(job, image, taken, outcome, stop, sink, accepted, on_start)
@@ -196,6 +212,7 @@ class Runner:
             outcome.failure = _isolation_error(error)
         finally:
             if taken is not None:
+                await _disconnect(taken, connection, outcome)
                 outcome.oom_kills = taken.place.oom_kills()
                 outcome.usage = taken.place.read()
                 self._pool.discard(taken)
@@ -301,7 +318,7 @@ class Runner:
 
     def _record(self, spec: JobSpec) -> dict[str, object]:
         """What enforced each limit and which walls stood: each job's record says it."""
-        walls = self._walls(NetworkMode.NONE, self._runtimes.get(spec.runtime))
+        walls = self._walls(spec.network.mode, self._runtimes.get(spec.runtime))
         return {
             "limits": dict(self._enforcement),
             "walls": {
@@ -313,6 +330,7 @@ class Runner:
                 "network": walls.network,
                 "runtime": spec.runtime,
             },
+            **self._networks.record(spec.network),
         }
 
 
@@ -349,6 +367,7 @@ def sandbox_spec(
         scratch_inodes=max(_LEAST_INODES, spec.limits.disk_bytes // _INODE_BYTES),
         uid=uid,
         gid=gid,
+        network=spec.network.mode,
         runtime=None if spec.runtime == NATIVE else _runtime(spec.runtime, runtimes),
     )
 
@@ -359,6 +378,21 @@ def _runtime(name: str, runtimes: Mapping[str, OciRuntime]) -> OciRuntime:
     if runtime is None:
         raise SandboxFailed("runtime", f"{name} is not configured any more")
     return runtime
+
+
+async def _disconnect(
+    taken: Taken[Cgroup], connection: Connection | None, outcome: Outcome
+) -> None:
+    """What the command left behind in the sandbox dies first: nothing of it outlives its firewall."""
+    if connection is None:
+        return
+    taken.sandbox.kill()
+    outcome.received_bytes = outcome.sent_bytes = None
+    with contextlib.suppress(SandboxFailed):
+        traffic = await connection.close()
+        outcome.received_bytes = traffic.received_bytes
+        outcome.sent_bytes = traffic.sent_bytes
+        outcome.denied = denied_of(traffic)
 
 
 def _satisfies(offered: str, least: str) -> bool:

@@ -68,6 +68,17 @@ class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A shape that was not asked for so long is dropped."""
 
 
+class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True):
+    egress: Literal["off", "on"] = "off"
+    """Whether jobs may ask for `network: {"mode": "egress"}`."""
+    allow: tuple[str, ...] = ("public",)
+    """The most that they may reach: `public`, addresses, ranges, host names, each with or without `:PORT`."""
+    deny: tuple[str, ...] = ()
+    """Addresses and ranges that stay closed, whatever `allow` says."""
+    rate_bytes: Bytes = 32 * 2**20
+    """Bytes a second that a job can send, and as many that it can receive."""
+
+
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     slots: Count = 0
     """Jobs at once; 0: twice the CPUs that this process may use."""
@@ -125,6 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     store: StoreSettings = StoreSettings()
     files: FilesSettings = FilesSettings()
     isolation: IsolationSettings = IsolationSettings()
+    network: NetworkSettings = NetworkSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: Limits = DEFAULT_LIMITS
     """What a job gets where it asks for nothing."""

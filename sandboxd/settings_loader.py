@@ -6,13 +6,14 @@ of /etc/sandboxd/config.toml and $XDG_CONFIG_HOME/sandboxd/config.toml. A variab
 """
 
 import difflib
+import ipaddress
 import math
 import os
 import pwd
 import re
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import msgspec
 from sandboxd import settings_runtimes
 from sandboxd.addresses import parse_address
 from sandboxd.errors import SettingsError
+from sandboxd.isolation.destinations import LEAST_RATE_BYTES, parse_destination
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import LEAST
 from sandboxd.settings import SECRETS, RuntimeSettings, ServerSettings, Settings
@@ -208,6 +210,8 @@ def _read(field: _Field, candidate: _Candidate) -> Any:
         value = parse_bytes(value)
     elif field.name == "cpus" and isinstance(value, str):
         value = parse_cpus(value)
+    elif typing.get_origin(field.type) is tuple and isinstance(value, str):
+        value = [word.strip() for word in value.split(",") if word.strip()]
     try:
         value = msgspec.convert(value, field.type, strict=not candidate.is_text)
     except msgspec.ValidationError:
@@ -229,10 +233,24 @@ def _check(field: _Field, value: Any) -> None:
         case "server.metrics_listen" if value:
             if parse_address(value).path is not None:
                 raise ValueError("must be HOST:PORT, or empty")
+        case "network.allow":
+            _check_each(value, parse_destination)
+        case "network.deny":
+            _check_each(value, ipaddress.ip_network)
+        case "network.rate_bytes" if value < LEAST_RATE_BYTES:
+            raise ValueError(f"must be at least {LEAST_RATE_BYTES}")
         case "store.data_dir" if value and not value.startswith("/"):
             raise ValueError("must be an absolute path")
         case "client.url" if value and not value.startswith(("http://", "https://", "unix:/")):
             raise ValueError("must be http://HOST:PORT, https://HOST or unix:/path")
+
+
+def _check_each(words: tuple[str, ...], parse: Callable[[str], object]) -> None:
+    for word in words:
+        try:
+            parse(word)
+        except ValueError as error:
+            raise ValueError(f'"{word[:80]}" {error}') from None
 
 
 def _accepted(field: _Field) -> str:
@@ -247,6 +265,8 @@ def _accepted(field: _Field) -> str:
         return 'a number of bytes or a quantity such as "128Mi"'
     if field.name == "cpus":
         return 'a number of CPUs such as 0.5 or "500m"'
+    if typing.get_origin(kind) is tuple:
+        return "a list of texts (in a variable: with commas between them)"
     if kind is bool:
         return "true or false"
     if kind is int:

@@ -21,7 +21,7 @@ from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.isolation.protocol import NotPlaced
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import Command, File, Then
+from sandboxd.isolation.spec import Command, File, NetworkMode, Then
 from sandboxd.isolation.streams import Feed
 from sandboxd.jobs import (
     Difference,
@@ -143,6 +143,8 @@ class Steps:
         return _judged(ended, difference)
 
     def _outcome(self, step: Step, case: Case) -> Outcome:
+        # The network counts for the whole job.
+        counted = 0 if self._spec.network.mode is NetworkMode.NONE else None
         return Outcome(
             limits=self._limits(step),
             command=(*step.command, *case.args),
@@ -150,6 +152,8 @@ class Steps:
             claimed_at=time.monotonic(),
             cpu_by_rlimit=self._ground.cpu_by_rlimit,
             warm=self._ground.taken.warm,
+            received_bytes=counted,
+            sent_bytes=counted,
         )
 
     def _limits(self, step: Step) -> Limits:
@@ -189,7 +193,9 @@ class Steps:
         self, ended: RunResult, case: Case, expected: bytes, printed: bytes
     ) -> RunResult:
         """Let the user's program decide, in a sandbox of the same shape that nothing ran in before."""
-        taken = await self._ground.pool.take(self._ground.taken.sandbox.spec)
+        taken = await self._ground.pool.take(
+            self._ground.taken.sandbox.spec._replace(network=NetworkMode.NONE)
+        )
         try:
             taken.place.apply(self._spec.limits)
             await place_contents(

@@ -15,6 +15,7 @@ from sandboxd.isolation.spec import Exit, NotMade, Unusable
 from sandboxd.jobs import (
     Artifact,
     Component,
+    Denied,
     Difference,
     ExitStatus,
     JobError,
@@ -61,6 +62,10 @@ class Outcome:
     """RLIMIT_CPU is all that limits CPU time on this host."""
     usage: CgroupUsage = field(default_factory=CgroupUsage)
     enforcement: dict[str, Any] = field(default_factory=dict)
+    received_bytes: int | None = 0
+    """By the network; None: not known."""
+    sent_bytes: int | None = 0
+    denied: tuple[Denied, ...] = ()
     output_bytes: int = 0
     """What was kept of both streams."""
     artifacts: tuple[Artifact, ...] = ()
@@ -82,6 +87,7 @@ def result_of(outcome: Outcome) -> Result:
         artifacts=outcome.artifacts,
         artifact_count=len(outcome.artifacts),
         artifacts_passed_over=outcome.passed_over,
+        denied=outcome.denied,
     )
 
 
@@ -105,6 +111,7 @@ def result_of_steps(
             enforcement=outcome.enforcement,
             image_digest=outcome.image_digest,
             started_at=outcome.started_at,
+            denied=outcome.denied,
         )
         if deciding is not None:
             result = _as_run_ended(result, deciding, steps)
@@ -283,8 +290,8 @@ def _usage(outcome: Outcome) -> Usage:
         pids_peak=used.pids_peak,
         io_read_bytes=used.io_read_bytes,
         io_write_bytes=used.io_write_bytes,
-        net_rx_bytes=0,
-        net_tx_bytes=0,
+        net_rx_bytes=outcome.received_bytes,
+        net_tx_bytes=outcome.sent_bytes,
         wall_seconds=wall,
         queue_seconds=outcome.queue_seconds,
         setup_seconds=started - outcome.claimed_at if started else 0.0,

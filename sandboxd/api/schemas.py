@@ -67,6 +67,14 @@ class NetworkRequest(Request, frozen=True, kw_only=True):
     """What the job can reach."""
 
     mode: NetworkMode = NetworkMode.NONE
+    allow: Annotated[
+        list[str] | None,
+        Meta(
+            description="With `egress`, what it may reach: `public` (every public address), addresses, ranges, host names "
+            "(`*.` before one: all below it), each with or without `:PORT`; left out: all that the operator allows.",
+            examples=[["pypi.org:443", "*.pythonhosted.org:443", "198.51.100.0/24:5432"]],
+        ),
+    ] = None
 
 
 class RetryRequest(Request, frozen=True, kw_only=True):
@@ -382,6 +390,19 @@ class NetworkView(Answer, frozen=True, kw_only=True):
     """What the job can reach."""
 
     mode: NetworkMode
+    allow: tuple[str, ...] | UnsetType = UNSET
+
+
+class DeniedView(Answer, frozen=True, kw_only=True):
+    """Something that the job tried and was refused."""
+
+    kind: Annotated[str, Meta(description="`network`: a destination.")]
+    host: Annotated[
+        str | UnsetType, Meta(description="Address, or the name that was not told (`dns`).")
+    ] = UNSET
+    protocol: Annotated[str | UnsetType, Meta(description="`tcp`, `udp` or `dns`.")] = UNSET
+    port: int | UnsetType = UNSET
+    count: Annotated[int | UnsetType, Meta(description="Packets or questions.")] = UNSET
 
 
 class RetryView(Answer, frozen=True, kw_only=True):
@@ -486,6 +507,10 @@ class JobView(Answer, frozen=True, kw_only=True):
     error: ErrorView | UnsetType = UNSET
     artifacts: list[ArtifactView] | UnsetType = UNSET
     artifacts_passed_over: list[PassedOverView] | UnsetType = UNSET
+    denied: Annotated[
+        tuple[DeniedView, ...] | UnsetType,
+        Meta(description="What the job tried and was refused; left out where nothing was."),
+    ] = UNSET
     waiting: WaitingView | UnsetType = UNSET
     cancel_requested: bool | UnsetType = UNSET
     attempt: int

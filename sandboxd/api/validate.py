@@ -19,7 +19,9 @@ from sandboxd.api.words import (
     too_long,
 )
 from sandboxd.errors import Fault, Invalid
-from sandboxd.jobs import JobSpec, Retry
+from sandboxd.isolation.destinations import MOST_DESTINATIONS, parse_destination
+from sandboxd.isolation.spec import NetworkMode
+from sandboxd.jobs import JobSpec, Network, Retry
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import Limits, LimitsAsked, settle
 
@@ -64,6 +66,7 @@ def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Che
         _check_labels,
         _check_requirements,
         _check_durations,
+        _check_network,
     ):
         step(request, faults)
     command = request.command or ()
@@ -80,6 +83,10 @@ def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Che
         user=user,
         limits=limits,
         runtime=request.runtime,
+        network=Network(
+            mode=request.network.mode,
+            allow=None if request.network.allow is None else tuple(request.network.allow),
+        ),
         queue_seconds=request.limits.queue_seconds,
         require=request.require,
         priority=request.priority,
@@ -222,3 +229,22 @@ def _check_durations(request: JobRequest, faults: list[Fault]) -> None:
     ):
         if seconds is not None and not 0 <= seconds <= most:
             faults.append(Fault(place, f"{seconds} is not from 0 to {most}"))
+
+
+def _check_network(request: JobRequest, faults: list[Fault]) -> None:
+    network, place = request.network, "/network/allow"
+    if network.allow is None:
+        return
+    if network.mode is not NetworkMode.EGRESS:
+        faults.append(Fault(place, 'goes with "mode": "egress"'))
+    elif not network.allow:
+        faults.append(Fault(place, 'is empty: use "mode": "none", or leave it out'))
+    elif len(network.allow) > MOST_DESTINATIONS:
+        count = len(network.allow)
+        faults.append(Fault(place, f"{count} entries are over the limit of {MOST_DESTINATIONS}"))
+    else:
+        for index, text in enumerate(network.allow):
+            try:
+                parse_destination(text)
+            except ValueError as error:
+                faults.append(Fault(f"{place}/{index}", str(error)))

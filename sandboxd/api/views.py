@@ -9,6 +9,7 @@ from sandboxd.api.output import Output
 from sandboxd.api.query import rfc3339
 from sandboxd.api.schemas import (
     ArtifactView,
+    DeniedView,
     DryRunView,
     ErrorView,
     EventView,
@@ -26,12 +27,12 @@ from sandboxd.api.schemas import (
     UsageView,
     WaitingView,
 )
-from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import (
     TERMINAL,
     WAITING,
     ApiKey,
     Artifact,
+    Denied,
     ExitStatus,
     Image,
     InputFile,
@@ -39,6 +40,7 @@ from sandboxd.jobs import (
     JobError,
     JobEvent,
     JobSpec,
+    Network,
     Result,
     State,
     Usage,
@@ -75,6 +77,7 @@ def job_view(
         artifacts=_artifact_views(spec, result),
         artifacts_passed_over=_passed_over_views(result),
         steps=steps or UNSET,
+        denied=tuple(map(_denied_view, result.denied)) if result and result.denied else UNSET,
         waiting=_waiting_view(job.state, position),
         cancel_requested=True if job.cancel_requested and job.state not in TERMINAL else UNSET,
         retried_from=_known(job.retried_from),
@@ -110,7 +113,7 @@ def _asked_for(spec: JobSpec) -> dict[str, Any]:
         "outputs": spec.outputs or UNSET,
         "user": None if spec.user is None else f"{spec.user[0]}:{spec.user[1]}",
         "limits": _limits_view(spec),
-        "network": NetworkView(mode=NetworkMode.NONE),
+        "network": _network_view(spec.network),
         "runtime": spec.runtime,
         "require": spec.require,
         "priority": spec.priority,
@@ -220,6 +223,15 @@ def exit_view(status: ExitStatus) -> ExitView:
 
 def usage_view(usage: Usage) -> UsageView:
     return UsageView(**{name: getattr(usage, name) for name in usage.__struct_fields__})
+
+
+def _network_view(network: Network) -> NetworkView:
+    return NetworkView(mode=network.mode, allow=UNSET if network.allow is None else network.allow)
+
+
+def _denied_view(denied: Denied) -> DeniedView:
+    known = {name: getattr(denied, name) for name in denied.__struct_fields__}
+    return DeniedView(**{name: value for name, value in known.items() if value is not None})
 
 
 def error_view(error: JobError) -> ErrorView:

@@ -61,7 +61,11 @@ def examine(settings: Settings) -> list[Feature]:
     user = current_user()
     host = probe_host(user)
     show_cgroup = host.controllers["memory"].version is CgroupVersion.V2
-    features = probe_features(id_map=settings.isolation.id_map, show_cgroup=show_cgroup)
+    features = probe_features(
+        id_map=settings.isolation.id_map,
+        show_cgroup=show_cgroup,
+        egress=settings.network.egress == "on",
+    )
     if os.geteuid() == 0:
         return features
     features.append(probe_kernel_fixes(host.kernel_release))

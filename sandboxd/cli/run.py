@@ -60,6 +60,13 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
 @click.option("--workdir", "-w", metavar="DIR", help="Directory inside to start in.")
 @click.option("--user", metavar="UID[:GID]", help="Numeric user inside.")
 @click.option("--runtime", metavar="NAME", help="OCI runtime that starts it. [native]")
+@click.option("--network", type=click.Choice(["none", "egress"]), help="What it can reach.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="With egress: name, address, range or public, instead of all that is allowed; repeatable.",
+)
 @click.option("--label", multiple=True, metavar="K=V", help="Label on the record; repeatable.")
 @click.option("--interactive", "-i", is_flag=True, help="Read the input though it is a terminal.")
 @click.option("--detach", "-d", is_flag=True, help="Print the job's id and do not wait (--url).")
@@ -102,6 +109,8 @@ def job_request(
     workdir: str | None,
     user: str | None,
     runtime: str | None,
+    network: str | None,
+    allow: tuple[str, ...],
     **limits: str | None,
 ) -> dict[str, Any]:
     """The options in the words of the API's `POST /v1/jobs`."""
@@ -112,6 +121,10 @@ def job_request(
         "labels": dict(_pair("--label", word) for word in label),
         "limits": {name: _amount(name, word) for name, word in limits.items() if word is not None},
     }
+    if allow and network != "egress":
+        raise click.UsageError("--allow goes with --network egress")
+    if network is not None:
+        request["network"] = {"mode": network, **({"allow": list(allow)} if allow else {})}
     optional = {"workdir": workdir, "user": user, "runtime": runtime}
     return request | {name: value for name, value in optional.items() if value is not None}
 

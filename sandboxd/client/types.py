@@ -7,7 +7,17 @@ from typing import Any
 import msgspec
 
 from sandboxd.errors import SandboxdError
-from sandboxd.jobs import TERMINAL, ExitStatus, JobError, Reason, State, Stream, Usage, Verdict
+from sandboxd.jobs import (
+    TERMINAL,
+    Denied,
+    ExitStatus,
+    JobError,
+    Reason,
+    State,
+    Stream,
+    Usage,
+    Verdict,
+)
 
 
 class Bytes(msgspec.Struct, frozen=True):
@@ -111,6 +121,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     streams: dict[Stream, StreamInfo] = {}
     enforcement: dict[str, Any] = {}
     error: JobError | None = None
+    denied: tuple[Denied, ...] = ()
     waiting: Waiting | None = None
     cancel_requested: bool = False
     retried_from: str | None = None

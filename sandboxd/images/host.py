@@ -38,7 +38,7 @@ sandbox:x:{_UID}:{_UID}:sandbox:{_HOME}:/bin/sh
 nobody:x:65534:65534:nobody:/:/usr/sbin/nologin
 """
 _GROUP = f"root:x:0:\ntty:x:5:\nsandbox:x:{_UID}:\nnogroup:x:65534:\n"
-_NSSWITCH = "passwd: files\ngroup: files\nhosts: files\n"
+_NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 
 
 def build(directory: Path) -> ResolvedImage:

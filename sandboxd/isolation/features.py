@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import idmap, specimen
+from sandboxd.isolation.destinations import LEAST_RATE_BYTES, Bounds
+from sandboxd.isolation.egress import Egress
 
 LEAST_KERNEL = (5, 12)
 """mount_setattr(2) and idmapped mounts; overlay in a user namespace is older by one release."""
@@ -48,10 +50,12 @@ class Feature(NamedTuple):
     """The command that mends it; empty where there is nothing to mend."""
 
 
-def probe_features(*, id_map: str = "auto", show_cgroup: bool = False) -> list[Feature]:
+def probe_features(
+    *, id_map: str = "auto", show_cgroup: bool = False, egress: bool = False
+) -> list[Feature]:
     """Look at the host as the user that we are. Takes up to a second; not to be called from an event loop.
 
-    `id_map` is the setting, `show_cgroup` whether sandboxes see their cgroup (on v2). As root nothing is tried: root can
+    `id_map` and `egress` are the settings, `show_cgroup` whether sandboxes see their cgroup (on v2). As root nothing is tried: root can
     do what the service's user cannot.
     """
     name = _own_name()
@@ -80,6 +84,7 @@ def probe_features(*, id_map: str = "auto", show_cgroup: bool = False) -> list[F
         whole,
         probe_core_pattern(_sysctl("kernel/core_pattern") or ""),
         probe_tun(name),
+        probe_egress(ids, wished=egress),
     ]
 
 
@@ -194,6 +199,21 @@ def probe_tun(user: str) -> Feature:
         remedy = f"as root: sandboxd setup --user {user}"
         return Feature(path, Status.WARNING, f"not writable for {user}: no egress", remedy)
     return Feature(path, Status.OK, "writable", "")
+
+
+def probe_egress(ids: idmap.IdRange | None, *, wished: bool) -> Feature:
+    """A sandbox with its firewall and its pasta, tried if the operator wants it. Without it jobs run safely, but reach nothing."""
+    name = "egress"
+    if not wished:
+        return Feature(name, Status.OK, "off (network.egress)", "")
+    try:
+        egress = Egress(Bounds(allow=(), deny=(), rate_bytes=LEAST_RATE_BYTES))
+        seconds = asyncio.run(specimen.run_one(ids, egress=egress))
+    except (SandboxFailed, OSError) as error:
+        remedy = "as root: apt-get install passt nftables; pasta needs a default route"
+        return Feature(name, Status.WARNING, str(error), remedy)
+    detail = f"firewall and pasta were up in a sandbox, gone in {seconds * 1000:.0f} ms"
+    return Feature(name, Status.OK, detail, "")
 
 
 def run_trial(ids: idmap.IdRange | None) -> dict[str, str]:

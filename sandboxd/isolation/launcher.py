@@ -19,12 +19,14 @@ from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import (
     init,
     mounts,
+    network,
     privileges,
     protocol,
     sandbox_ids,
     seccomp,
     syscalls,
 )
+from sandboxd.isolation.spec import NetworkMode
 
 _SANDBOX_NAMESPACES = (
     syscalls.CLONE_NEWNS
@@ -95,6 +97,7 @@ class LauncherProcess:
         """Everything that can be done once for all sandboxes."""
         syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC)
         syscalls.mount_propagation("/", syscalls.MS_REC | syscalls.MS_SLAVE)
+        self.own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.templates = mounts.make_templates(stage)
         self.poll.register(self.control, select.POLLIN)
         protocol.send(self.control, protocol.LauncherReady())
@@ -150,13 +153,17 @@ class LauncherProcess:
             )
             enter(order, channel, mapper)
         created = protocol.Created(number=request.number, pid=pid)
+        lent: list[int] = []
         try:
-            protocol.send(self.control, created, [service_end.fileno(), pidfd])
+            if request.spec.network is NetworkMode.EGRESS:
+                lent = network.lend(pid, pidfd, self.own_network)
+            protocol.send(self.control, created, [service_end.fileno(), pidfd, *lent])
         except OSError as error:
             # Nobody has init's socket now: it sees the end of it and leaves.
             failed = protocol.CreateFailed(number=request.number, step="send", reason=str(error))
             protocol.send(self.control, failed)
-        os.close(pidfd)
+        for descriptor in (pidfd, *lent):
+            os.close(descriptor)
         for end in (service_end, channel, mapper):
             end.close()
         self.expect_maps(mapper_end, pid, request)

@@ -52,7 +52,7 @@ class Launcher:
         self._seccomp_digest = filter_digest(syscalls.MACHINE)
         self._control: socket.socket | None = None
         self._sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
-        self._creations: dict[int, asyncio.Future[tuple[int, int, int]]] = {}
+        self._creations: dict[int, asyncio.Future[tuple[int, list[int]]]] = {}
         self._number = 0
         self._starting = asyncio.Lock()
 
@@ -164,7 +164,7 @@ class Launcher:
         try:
             protocol.send(control, request, [] if cgroup_fd is None else [cgroup_fd])
             async with asyncio.timeout(_BUILD_SECONDS):
-                pid, channel_fd, pidfd = await created
+                pid, descriptors = await created
         except TimeoutError:
             raise SandboxFailed("clone3", f"no answer after {_BUILD_SECONDS:.0f} s") from None
         except OSError as error:
@@ -172,13 +172,13 @@ class Launcher:
         except asyncio.CancelledError:
             # In the same turn in which the answer came: nobody else knows of these descriptors.
             if created.done() and not created.cancelled() and created.exception() is None:
-                _, channel_fd, pidfd = created.result()
-                os.close(channel_fd)
-                os.close(pidfd)
+                for descriptor in created.result()[1]:
+                    os.close(descriptor)
             raise
         finally:
             self._creations.pop(number, None)
-        return Sandbox(spec, pid, socket.socket(fileno=channel_fd), pidfd)
+        channel_fd, pidfd, *network = descriptors
+        return Sandbox(spec, pid, socket.socket(fileno=channel_fd), pidfd, network)
 
     async def _ensure_started(self) -> socket.socket:
         async with self._starting:
@@ -210,7 +210,7 @@ class Launcher:
                     for descriptor in descriptors:  # Nobody waits: init sees the end of its socket.
                         os.close(descriptor)
                 else:
-                    future.set_result((message.pid, descriptors[0], descriptors[1]))
+                    future.set_result((message.pid, descriptors))
             case protocol.CreateFailed():
                 self._failed(message.number, SandboxFailed(message.step, message.reason))
             case _:

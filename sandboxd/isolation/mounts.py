@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import syscalls
+from sandboxd.isolation.network import RESOLVER
 from sandboxd.isolation.sandbox_ids import inside_to_launcher
-from sandboxd.isolation.spec import SandboxSpec
+from sandboxd.isolation.spec import NetworkMode, SandboxSpec
 
 _RO = syscalls.MOUNT_ATTR_RDONLY
 _NOSUID = syscalls.MOUNT_ATTR_NOSUID
@@ -273,7 +274,8 @@ def _make_directories(upper: str, path: str, owner: int) -> None:
 
 def _etc_files(spec: SandboxSpec) -> dict[str, str]:
     hosts = f"127.0.0.1\tlocalhost {spec.hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-    return {"hosts": hosts, "hostname": f"{spec.hostname}\n", "resolv.conf": ""}
+    resolver = f"nameserver {RESOLVER[0]}\n" if spec.network is NetworkMode.EGRESS else ""
+    return {"hosts": hosts, "hostname": f"{spec.hostname}\n", "resolv.conf": resolver}
 
 
 def _mount_dev_parts(dev: str, id_count: int) -> None:

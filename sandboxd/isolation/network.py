@@ -1,12 +1,20 @@
-"""The network of a sandbox: by default a loopback interface and nothing else. See netdevice(7)."""
+"""The network of a sandbox: by default a loopback interface and nothing else. See netdevice(7), network_namespaces(7)."""
 
 import fcntl
+import os
+import signal
 import socket
 import struct
+
+from sandboxd.isolation import syscalls
+
+RESOLVER = ("127.0.0.1", 53)
+"""Where a sandbox with egress asks for names: a socket in its namespace that the service has."""
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
+_IP_FREEBIND = 15
 
 
 def bring_up_loopback() -> None:
@@ -15,3 +23,37 @@ def bring_up_loopback() -> None:
         request = struct.pack("16sh22x", b"lo", 0)
         flags = struct.unpack("16sh22x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))[1]
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
+
+
+def lend(pid: int, pidfd: int, home: int) -> list[int]:
+    """Descriptors of the network namespace of a process, and of the resolver's socket in it, for the service.
+
+    Called by the launcher of a sandbox that it has just cloned; `home` is the launcher's own namespace. Raises OSError.
+    """
+    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        signal.pidfd_send_signal(pidfd, 0)  # It lives, so the number was its own.
+        return [namespace, _bind_resolver(namespace, home)]
+    except OSError:
+        os.close(namespace)
+        raise
+
+
+def _bind_resolver(namespace: int, home: int) -> int:
+    syscalls.setns(namespace, syscalls.CLONE_NEWNET)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as bound:
+            # Its init may not have set `lo` up yet: until then the address is nobody's.
+            bound.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            bound.bind(RESOLVER)
+            return bound.detach()
+    finally:
+        go_home(home)
+
+
+def go_home(home: int) -> None:
+    """Back to the launcher's own namespace. Where that fails the launcher ends, and with it every sandbox."""
+    try:
+        syscalls.setns(home, syscalls.CLONE_NEWNET)
+    except OSError as error:
+        raise RuntimeError("the launcher does not get out of a sandbox's network") from error

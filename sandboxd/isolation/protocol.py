@@ -65,7 +65,10 @@ class LauncherReady(NamedTuple):
 
 
 class Created(NamedTuple):
-    """Comes with two descriptors: the socket to init, and a pidfd of it."""
+    """Comes with two descriptors: the socket to init, and a pidfd of it.
+
+    With egress two more: of its network namespace, and of the resolver's socket in it.
+    """
 
     number: int
     pid: int

@@ -124,12 +124,21 @@ class Process:
 class Sandbox:
     """One sandbox: init's socket and pidfd. It serves one job, with one command or several, and is never used again."""
 
-    def __init__(self, spec: SandboxSpec, pid: int, channel: socket.socket, pidfd: int) -> None:
+    def __init__(
+        self,
+        spec: SandboxSpec,
+        pid: int,
+        channel: socket.socket,
+        pidfd: int,
+        network: Sequence[int] = (),
+    ) -> None:
         loop = asyncio.get_running_loop()
         channel.setblocking(False)
         self.spec = spec
         self.pid = pid
         """init's pid as the service sees it."""
+        self.network = network
+        """With egress: descriptors of the network namespace, and of the resolver's socket in it."""
         self._loop = loop
         self._channel = channel
         self._pidfd = pidfd
@@ -316,7 +325,8 @@ class Sandbox:
                 pass
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()
-        os.close(self._pidfd)
+        for descriptor in (self._pidfd, *self.network):
+            os.close(descriptor)
         self._dead.set_result(None)
         self._lose_all()
 

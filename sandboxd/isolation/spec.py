@@ -9,6 +9,8 @@ class NetworkMode(enum.StrEnum):
 
     NONE = "none"
     """Its own loopback interface and nothing else."""
+    EGRESS = "egress"
+    """What the operator and the job allow, through a user-mode network stack behind a firewall."""
 
 
 NATIVE = "native"

@@ -7,19 +7,26 @@ import time
 from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
+from sandboxd.isolation.egress import Egress
 from sandboxd.isolation.idmap import IdRange
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import Command, OciRuntime, SandboxSpec, Unusable
+from sandboxd.isolation.spec import Command, NetworkMode, OciRuntime, SandboxSpec, Unusable
 
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _RUN_SECONDS = 20.0
 
 
 async def run_one(
-    ids: IdRange | None, *, show_cgroup: bool, runtime: OciRuntime | None = None
+    ids: IdRange | None,
+    *,
+    show_cgroup: bool = False,
+    runtime: OciRuntime | None = None,
+    egress: Egress | None = None,
 ) -> float:
     """Build a sandbox over this machine's /usr, run true(1) in it, remove it. `ids` None: the single-id map.
+
+    With `egress` it is connected first, though nothing is allowed to it.
 
     Returns the seconds from asking for it until nothing of it was left. Raises SandboxFailed with the step.
     """
@@ -30,12 +37,12 @@ async def run_one(
         try:
             await launcher.start()
             begun = time.monotonic()
-            sandbox = await launcher.create(
-                _make_image(Path(directory, "root"))._replace(runtime=runtime)
-            )
+            network = NetworkMode.NONE if egress is None else NetworkMode.EGRESS
+            image = _make_image(Path(directory, "root"))
+            sandbox = await launcher.create(image._replace(network=network, runtime=runtime))
             try:
                 async with asyncio.timeout(_RUN_SECONDS):
-                    await _run_true(sandbox)
+                    await _run_connected(sandbox, egress)
             finally:
                 sandbox.kill()
                 async with asyncio.timeout(_RUN_SECONDS):
@@ -66,6 +73,16 @@ def _make_image(root: Path) -> SandboxSpec:
         uid=1000,
         gid=1000,
     )
+
+
+async def _run_connected(sandbox: Sandbox, egress: Egress | None) -> None:
+    if egress is None:
+        return await _run_true(sandbox)
+    connection = await egress.open(sandbox, (), lambda _: None)
+    try:
+        await _run_true(sandbox)
+    finally:
+        await connection.close()
 
 
 async def _run_true(sandbox: Sandbox) -> None:

@@ -6,11 +6,13 @@ Hybrid hosts have some controllers on v1 and others on v2; a job then has direct
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.quotas.cgroup1 import Driver1, Group1
 from sandboxd.quotas.cgroup2 import Driver2, Group2
 from sandboxd.quotas.host import CONTROLLERS, CgroupVersion, Controller, Host
+from sandboxd.quotas.kernel_files import write_file
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.usage import CgroupUsage
 
@@ -93,6 +95,19 @@ class Cgroup:
     def directory_fd(self) -> int | None:
         """The v2 directory for clone3(CLONE_INTO_CGROUP); None without v2. It stays ours to close."""
         return self._group2.directory_fd() if self._group2 is not None else None
+
+    def adopt(self, pid: int) -> None:
+        """Move a single-threaded process of the service's into it: what works for the job counts as the job's.
+
+        Raises SandboxFailed.
+        """
+        try:
+            for path in self.join_files():
+                Path(path).write_text(str(pid), encoding="ascii")
+        except OSError as error:
+            raise SandboxFailed("join cgroup", str(error)) from error
+        if self._group2 is not None:
+            write_file(self._group2.directory_fd(), "cgroup.procs", str(pid))
 
     def apply(self, limits: Limits, *, started: int = 0) -> None:
         """Set the limits, now that the command is known, and count usage from here on. Raises SandboxFailed.

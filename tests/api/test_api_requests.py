@@ -422,7 +422,7 @@ def test_other_bodies_are_checked_in_the_same_way(
 WORDING_CASES: dict[str, tuple[Any, str]] = {
     "/priority": (101, "must be at most 100"),
     "/retry/max_attempts": (0, "must be at least 1"),
-    "/network/mode": ("host", "must be one of: none"),
+    "/network/mode": ("host", "must be one of: none, egress"),
     "/limits/pids": ("many", "must be a whole number"),
     "/limits/wall_seconds": ([], "must be a number"),
     "/limits/cpus": ({}, "must be a number or a text"),

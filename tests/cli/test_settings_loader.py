@@ -109,11 +109,32 @@ def test_every_setting_can_be_set_by_its_variable() -> None:
         section, name = key.split(".")
         value = getattr(getattr(plain, section), name)
         word = str(value).lower() if isinstance(value, bool) else str(value)
+        if isinstance(value, tuple):
+            word = ", ".join(value)
 
         loaded = load_settings({}, NO_FILE | {variable_of(key): word})
 
         assert loaded.settings == plain
         assert loaded.origins[key] == f"environment {variable_of(key)}"
+
+
+def test_destinations_are_checked_when_they_are_read() -> None:
+    words = {"ALLOW": "public, 10.0.0.0/8:5432,,db.example.com", "DENY": "198.51.100.0/24"}
+    variables = {f"SANDBOXD_NETWORK_{name}": word for name, word in words.items()}
+
+    network = load_settings({}, NO_FILE | variables).settings.network
+
+    assert network.allow == ("public", "10.0.0.0/8:5432", "db.example.com")
+    assert network.deny == ("198.51.100.0/24",)
+    for name, word, reason in (
+        ("ALLOW", "0.0.0.0/0", "reaches into"),
+        ("ALLOW", "a b", "is neither"),
+        ("DENY", "a.test", "IPv4 or IPv6"),
+        ("RATE_BYTES", "1", "at least"),
+        ("EGRESS", "maybe", "one of off, on"),
+    ):
+        with pytest.raises(SettingsError, match=reason):
+            load_settings({}, NO_FILE | {f"SANDBOXD_NETWORK_{name}": word})
 
 
 def test_variables_that_are_ours_but_no_settings_are_accepted() -> None:
