@@ -162,6 +162,7 @@ class Service:
             scheduler=self.scheduler,
             store=self.store,
             images=self.execution.images,
+            artifacts=self.execution.artifacts,
             system=self.system,
             metrics=self.metrics,
             settings=settings.server,

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from sandboxd import __version__, metrics_port
 from sandboxd.attack.verdict import Outcome
-from sandboxd.jobs import Reason, Result, State, Stream
+from sandboxd.jobs import JobSpec, Reason, Result, State, Stream
 
 RUN_BUCKETS = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600,
@@ -120,6 +120,11 @@ class Metrics:
         self._usage = _UsageFigures(registry)
         self._faults = _FaultFigures(registry)
         self._logs = _LogFigures(registry)
+        self._file_bytes = Counter(
+            "sandboxd_job_file_bytes", "Content of jobs' files.", ["direction"], registry=registry
+        )
+        for direction in ("in", "out"):
+            self._file_bytes.labels(direction)
         self._attack = _AttackFigures(registry)
         submitted = Counter(
             "sandboxd_jobs_submitted", "Jobs accepted.", ["trigger"], registry=registry
@@ -135,14 +140,20 @@ class Metrics:
         """An answered request; `route` is the template, never the path itself."""
         self._requests.answered(method, route, status, seconds)
 
-    def submitted(self) -> None:
+    def submitted(self, spec: JobSpec) -> None:
         """A job was accepted."""
         self._submitted.inc()
+        if spec.files:
+            size_bytes = sum(file.size_bytes or 0 for file in spec.files)
+            self._file_bytes.labels("in").inc(size_bytes)
 
     def finished(self, result: Result) -> None:
         """A job reached its terminal state."""
         self._ends.finished(result)
         self._usage.finished(result)
+        if result.artifacts:
+            size_bytes = sum(artifact.size_bytes for artifact in result.artifacts)
+            self._file_bytes.labels("out").inc(size_bytes)
 
     def logged(self, stream: Stream, size_bytes: int, *, truncated: bool) -> None:
         """What was kept of one stream of a job that ended."""

@@ -185,7 +185,7 @@ class Scheduler:
             self._queued -= not at_once and not waits
         if submitted.replayed:
             return submitted
-        self._metrics.submitted()
+        self._metrics.submitted(job.spec)
         if at_once:
             self._begin(submitted.job)
         else:
@@ -206,7 +206,7 @@ class Scheduler:
             raise
         active.job = submitted.job
         accepted.set_result(None)
-        self._metrics.submitted()
+        self._metrics.submitted(job.spec)
         return submitted
 
     async def cancel(

@@ -25,6 +25,7 @@ from sandboxd.api.resources import Resource, Route
 from sandboxd.api.routes import METRICS_ROUTE, ROUTES
 from sandboxd.api.validate import Check
 from sandboxd.errors import NotFound
+from sandboxd.files.content import Contents
 from sandboxd.quotas.limits import Limits
 from sandboxd.settings import ServerSettings
 
@@ -34,6 +35,7 @@ def create_api(
     scheduler: Scheduler,
     store: Store,
     images: Images,
+    artifacts: Contents,
     system: Callable[[], dict[str, Any]],
     metrics: Metrics | None,
     settings: ServerSettings,
@@ -54,6 +56,7 @@ def create_api(
         scheduler=scheduler,
         store=store,
         images=images,
+        artifacts=artifacts,
         system=system,
         metrics=metrics,
         settings=settings,

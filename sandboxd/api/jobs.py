@@ -164,9 +164,15 @@ async def cancel(call: Call) -> Response:
 
 async def delete(call: Call) -> Response:
     """DELETE /v1/jobs/{job_id}"""
-    log_path = await call.parts.store.delete(call.tenant, call.parameters["job_id"])
-    if log_path is not None:
-        await asyncio.to_thread(remove_log, log_path)
+    job_id = call.parameters["job_id"]
+    log_path = await call.parts.store.delete(call.tenant, job_id)
+
+    def remove_files() -> None:
+        call.parts.artifacts.remove([job_id])
+        if log_path is not None:
+            remove_log(log_path)
+
+    await asyncio.to_thread(remove_files)
     return no_content()
 
 

@@ -39,7 +39,7 @@ def build_document(routes: Sequence[Route]) -> dict[str, Any]:
     schema_of = dict(zip(types, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
+        paths.setdefault(route.template, {})[route.method.lower()] = _operation(route, schema_of)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -89,7 +89,7 @@ def _operation(route: Route, schema_of: dict[Any, dict[str, Any]]) -> dict[str, 
         "security": _security(route),
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in _PATH_PARAMETER.findall(route.path)
+            for name in _PATH_PARAMETER.findall(route.template)
         ]
         + [_parameter(parameter) for parameter in route.parameters],
         "responses": {str(int(reply.status)): _reply(reply, schema_of) for reply in route.replies}
@@ -127,7 +127,10 @@ def _reply(reply: Reply, schema_of: dict[Any, dict[str, Any]]) -> dict[str, Any]
         schema = schema_of[reply.body]
         if reply.or_body is not None:
             schema = {"anyOf": [schema, schema_of[reply.or_body]]}
-        answer["content"] = {media_type: {"schema": schema} for media_type in reply.media_types}
+        answer["content"] = {
+            media_type: {"schema": schema if "json" in media_type else {"type": "string"}}
+            for media_type in reply.media_types
+        }
     elif reply.media_types != ("application/json",):
         answer["content"] = {
             media_type: {"schema": {"type": "string"}} for media_type in reply.media_types

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope
 from sandboxd.api.log_reader import ReadableLog
 from sandboxd.api.query import Query
 from sandboxd.api.validate import Check
+from sandboxd.files.content import Contents
 from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, State
 from sandboxd.quotas.limits import Limits
 from sandboxd.settings import ServerSettings
@@ -132,6 +133,8 @@ class Parts:
     scheduler: Scheduler
     store: Store
     images: Images
+    artifacts: Contents
+    """Of the files that jobs left."""
     system: Callable[[], dict[str, Any]]
     metrics: Metrics | None
     settings: ServerSettings

@@ -63,6 +63,11 @@ class Route:
     replies: tuple[Reply, ...]
 
     @property
+    def template(self) -> str:
+        """The path for people: without how a parameter is matched."""
+        return self.path.replace(":path}", "}")
+
+    @property
     def media_types(self) -> tuple[str, ...]:
         """All forms in which it answers well, in our order of preference."""
         bodies = (
@@ -82,7 +87,7 @@ class Resource:
     def __init__(self, routes: list[Route], parts: Parts, authentication: Authentication) -> None:
         self._parts = parts
         self._authentication = authentication
-        self._template = routes[0].path
+        self._template = routes[0].template
         self._routes = {route.method: route for route in routes}
         if "GET" in self._routes:
             self._routes["HEAD"] = self._routes["GET"]

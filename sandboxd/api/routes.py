@@ -2,11 +2,12 @@
 
 from http import HTTPStatus
 
-from sandboxd.api import docs, jobs, openapi, step_stream, streams, system
+from sandboxd.api import artifacts, docs, jobs, openapi, step_stream, streams, system
 from sandboxd.api.auth import ADMIN, JOBS_READ, JOBS_WRITE
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.resources import PUBLIC, Parameter, Reply, Route
 from sandboxd.api.schemas import (
+    ArtifactList,
     CancelRequest,
     DryRunView,
     EventList,
@@ -150,7 +151,7 @@ ROUTES: tuple[Route, ...] = (
         handler=jobs.delete,
         group="Jobs",
         summary="Delete a job",
-        description="Removes the record and the logs of a job that has ended.",
+        description="Removes the record, the logs and the files of a job that has ended.",
         scope=JOBS_WRITE,
         replies=(Reply(status=HTTPStatus.NO_CONTENT, description="It is gone."),),
     ),
@@ -255,6 +256,51 @@ ROUTES: tuple[Route, ...] = (
                 body=StepList,
                 media_types=step_stream.OFFERED,
             ),
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/v1/jobs/{job_id}/artifacts",
+        handler=artifacts.list_,
+        group="Jobs",
+        summary="List the files that a job left, or get them all",
+        description="With `Accept: application/x-tar` all of them as one tar archive.",
+        scope=JOBS_READ,
+        replies=(
+            Reply(
+                status=HTTPStatus.OK,
+                description="The files.",
+                body=ArtifactList,
+                media_types=(artifacts.JSON, artifacts.TAR),
+            ),
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/v1/jobs/{job_id}/artifacts/{path:path}",
+        handler=artifacts.download,
+        group="Jobs",
+        summary="Get a file that a job left",
+        description=(
+            "`path` as the list has it, an absolute one without its first slash. The `ETag` is the SHA-256 of the content. A name "
+            "with `%`, a backslash or a control character is to be had by the archive only."
+        ),
+        scope=JOBS_READ,
+        parameters=(
+            Parameter(name="Range", place="header", description="`bytes=0-1023`."),
+            Parameter(
+                name="If-Range", place="header", description="An `ETag`: else the whole file comes."
+            ),
+            Parameter(name="If-None-Match", place="header", description="An `ETag`."),
+        ),
+        replies=(
+            Reply(status=HTTPStatus.OK, description="The content.", media_types=(artifacts.RAW,)),
+            Reply(
+                status=HTTPStatus.PARTIAL_CONTENT,
+                description="The range that was asked for.",
+                media_types=(artifacts.RAW,),
+            ),
+            Reply(status=HTTPStatus.NOT_MODIFIED, description="It is as you know it."),
         ),
     ),
     Route(

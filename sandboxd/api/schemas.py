@@ -425,6 +425,7 @@ class LinksView(Answer, frozen=True, kw_only=True):
     self: str
     logs: str
     events: str
+    artifacts: str | UnsetType = UNSET
     cancel: str
     retry: str
 
@@ -450,6 +451,12 @@ class ArtifactView(Answer, frozen=True, kw_only=True):
     size_bytes: int
     sha256: str
     mode: str
+
+
+class ArtifactList(Answer, frozen=True, kw_only=True):
+    """All files that a job left."""
+
+    data: list[ArtifactView]
 
 
 class PassedOverView(Answer, frozen=True, kw_only=True):

@@ -7,12 +7,10 @@ that takes nothing is dropped (`connections`).
 import base64
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from http import HTTPStatus
 
 from starlette.responses import Response, StreamingResponse
 
 from sandboxd.api.answers import encode, no_content
-from sandboxd.api.headers import ByteRange, Unsatisfiable, parse_range
 from sandboxd.api.log_reader import (
     HEARTBEAT_SECONDS,
     Piece,
@@ -24,8 +22,8 @@ from sandboxd.api.log_reader import (
     pieces,
 )
 from sandboxd.api.parts import Call
-from sandboxd.api.problems import HttpRefused
 from sandboxd.api.query import rfc3339
+from sandboxd.api.ranges import requested_range
 from sandboxd.api.schemas import EndView, LogRecord
 from sandboxd.api.sse import LastEvent, comment, event, parse_last_event_id
 from sandboxd.api.views import exit_view
@@ -93,22 +91,7 @@ async def _raw_file(call: Call, job: Job, stream: Stream | None, media_type: str
     """What is there now, with Range (RFC 9110, 14)."""
     log = await _log_of(call, job)
     size = log.size(stream)
-    try:
-        part = parse_range(call.header(b"range"), size)
-    except Unsatisfiable as error:
-        raise HttpRefused(
-            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-            f"The log has {size} bytes.",
-            code="range_not_satisfiable",
-            headers={"Content-Range": f"bytes */{size}"},
-        ) from error
-    headers = {"Accept-Ranges": "bytes"}
-    status = HTTPStatus.OK
-    if part is None:
-        part = ByteRange(0, size)
-    else:
-        status = HTTPStatus.PARTIAL_CONTENT
-        headers["Content-Range"] = f"bytes {part.start}-{part.end - 1}/{size}"
+    part, status, headers = requested_range(call.header(b"range"), size, "log")
     headers["Content-Length"] = str(part.end - part.start)
     return StreamingResponse(
         part_by_part(log, stream, part.start, part.end),

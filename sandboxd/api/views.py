@@ -83,7 +83,7 @@ def job_view(
         retried_from=_known(job.retried_from),
         request_id=_known(job.request_id),
         trace_id=trace_id_of(job.traceparent) if job.traceparent else UNSET,
-        links=_links_view(job.id),
+        links=_links_view(job.id, spec),
         **_asked_for(spec),
     )
 
@@ -252,12 +252,13 @@ def _waiting_view(state: State, position: int | None) -> WaitingView | UnsetType
     )
 
 
-def _links_view(job_id: str) -> LinksView:
+def _links_view(job_id: str, spec: JobSpec) -> LinksView:
     path = f"/v1/jobs/{job_id}"
     return LinksView(
         self=path,
         logs=f"{path}/logs",
         events=f"{path}/events",
+        artifacts=f"{path}/artifacts" if spec.outputs else UNSET,
         cancel=f"{path}/cancel",
         retry=f"{path}/retry",
     )

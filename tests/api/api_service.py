@@ -16,6 +16,7 @@ from sandboxd.api.app import create_api
 from sandboxd.api.auth import SCOPES, new_key
 from sandboxd.api.connections import Connection
 from sandboxd.errors import Fault
+from sandboxd.files.content import Contents
 from sandboxd.jobs import JobSpec
 from sandboxd.settings import CEILINGS, DEFAULT_LIMITS, ServerSettings
 from sandboxd.store.migrate import sqlite_url, upgrade
@@ -112,6 +113,7 @@ class Service:
             scheduler=self.scheduler,
             store=self.store,
             images=self.images,
+            artifacts=Contents(directory / "artifacts", min_free_bytes=0),
             system=lambda: {"version": "test"},
             metrics=self.metrics,
             settings=self.settings,

@@ -38,7 +38,7 @@ def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
 def test_the_document_has_every_route_and_no_other(document: dict[str, Any]) -> None:
     told = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
 
-    assert told == {(route.method, route.path) for route in (*ROUTES, METRICS_ROUTE)}
+    assert told == {(route.method, route.template) for route in (*ROUTES, METRICS_ROUTE)}
     operations = [operation for item in document["paths"].values() for operation in item.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
 

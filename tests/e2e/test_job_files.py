@@ -2,13 +2,19 @@
 
 import base64
 import hashlib
+import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from running_service import RunningService
+from api_service import exchange
+from running_service import RunningService, data_directory, running_service
+from waiting import wait_for
+
+from sandboxd.ids import new_id
 
 MIB = 2**20
 
@@ -284,3 +290,274 @@ def test_nothing_but_regular_files_is_kept_and_nothing_is_followed_or_waited_for
     }
     assert told["out/to_proc/maps"] == told["/proc/self/mem"] == "proc"
     assert canary.read_text() == "alive"
+
+
+# Getting them
+
+
+@pytest.fixture(scope="module")
+def left(real_service: RunningService) -> Any:
+    """A job that left files of all kinds of names."""
+    with real_service.http() as http:
+        return python(
+            http,
+            "import os; os.makedirs('out/deep'); os.makedirs('/tmp/abs')\n"
+            "open('out/a b.txt', 'w').write('0123456789')\n"
+            "open('out/deep/é\"\\n;x', 'w').write('odd')\n"
+            "open('out/empty', 'w')\n"
+            "open('/tmp/abs/x', 'wb').write(bytes(range(256)) * 10_000)\n",
+            outputs=["out", "/tmp/abs/*"],
+        )
+
+
+def at(job: Any, path: str) -> str:
+    return f"{job['links']['artifacts']}/{path}"
+
+
+def test_the_list_is_that_of_the_job(http: httpx2.Client, left: Any) -> None:
+    listed = http.get(left["links"]["artifacts"]).json()
+
+    assert listed == {"data": left["artifacts"]}
+    assert [each["path"] for each in left["artifacts"]] == [
+        "out/a b.txt",
+        'out/deep/é"\n;x',
+        "out/empty",
+        "/tmp/abs/x",
+    ]
+    assert http.get(f"/v1/jobs/{left['id']}").json()["artifacts"] == left["artifacts"]
+    page = http.get("/v1/jobs", params={"limit": 1}).json()["data"]
+    assert "artifacts" not in page[0]
+    assert "files" not in page[0]
+
+
+def test_a_file_is_downloaded_as_it_was(http: httpx2.Client, left: Any) -> None:
+    answer = http.get(at(left, "tmp/abs/x"))
+
+    assert answer.content == bytes(range(256)) * 10_000
+    assert answer.headers["etag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"'
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"] == 'attachment; filename="x"'
+    assert http.get(at(left, "out/empty")).content == b""
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "content", "range_told"),
+    [
+        ("bytes=2-5", 206, b"2345", "bytes 2-5/10"),
+        ("bytes=7-", 206, b"789", "bytes 7-9/10"),
+        ("bytes=-2", 206, b"89", "bytes 8-9/10"),
+        ("bytes=5-1000", 206, b"56789", "bytes 5-9/10"),
+        ("bytes=10-", 416, None, "bytes */10"),
+        ("bytes=1-2,4-5", 200, b"0123456789", None),
+        ("lines=1-2", 200, b"0123456789", None),
+    ],
+)
+def test_a_part_of_a_file(
+    http: httpx2.Client,
+    left: Any,
+    asked: str,
+    status: int,
+    content: bytes | None,
+    range_told: str | None,
+) -> None:
+    answer = http.get(at(left, "out/a b.txt"), headers={"range": asked})
+
+    assert answer.status_code == status
+    assert answer.headers.get("content-range") == range_told
+    if content is not None:
+        assert answer.content == content
+        assert answer.headers["content-length"] == str(len(content))
+
+
+def test_a_part_only_of_the_file_that_is_meant(http: httpx2.Client, left: Any) -> None:
+    url, part = at(left, "out/a b.txt"), {"range": "bytes=0-0"}
+    etag = http.head(url).headers["etag"]
+
+    assert http.get(url, headers=part | {"if-range": etag}).status_code == 206
+    assert http.get(url, headers=part | {"if-range": '"other"'}).status_code == 200
+    assert http.get(url, headers={"if-none-match": etag}).status_code == 304
+    assert http.get(url, headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_head_tells_the_size_and_sends_nothing(http: httpx2.Client, left: Any) -> None:
+    for path in ("tmp/abs/x", "out/empty"):
+        whole, head = http.get(at(left, path)), http.head(at(left, path))
+
+        assert head.content == b""
+        assert dict(head.headers) | {"x-request-id": "", "date": ""} == dict(whole.headers) | {
+            "x-request-id": "",
+            "date": "",
+        }
+
+
+def test_all_files_come_as_one_archive(http: httpx2.Client, left: Any) -> None:
+    answer = http.get(left["links"]["artifacts"], headers={"accept": "application/x-tar"})
+
+    assert answer.headers["content-length"] == str(len(answer.content))
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        members = archive.getmembers()
+        found = {member.name: archive.extractfile(member).read() for member in members}  # type: ignore[union-attr]
+    assert {name: len(content) for name, content in found.items()} == {
+        path.lstrip("/"): size for path, size in kept(left).items()
+    }
+    assert found['out/deep/é"\n;x'] == b"odd"
+    assert {member.mode for member in members} == {0o644}
+
+
+@pytest.mark.parametrize("path", ["nothing", "out", "out/deep", "/", "out/a%20b.txt/"])
+def test_what_the_job_did_not_leave_is_not_there(http: httpx2.Client, left: Any, path: str) -> None:
+    assert http.get(at(left, path)).status_code in (400, 404)
+
+
+@pytest.mark.attack(33, 35)
+@pytest.mark.parametrize("path", ["../../../../etc/passwd", "..%2f..%2fx", "%2e%2e/x", "out//a"])
+def test_a_path_that_climbs_is_refused(real_service: RunningService, left: Any, path: str) -> None:
+    target = f"/v1/jobs/{left['id']}/artifacts/{path}"
+    answer = exchange(
+        real_service.port, f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    )
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_deleting_a_job_deletes_its_files(
+    http: httpx2.Client, real_service: RunningService
+) -> None:
+    job = shell(http, "echo x > out", outputs=["out"])
+    content = real_service.data_dir / "artifacts" / job["id"]
+    assert content.read_bytes() == b"x\n"
+    assert content.stat().st_mode & 0o777 == 0o600
+
+    assert http.delete(f"/v1/jobs/{job['id']}").status_code == 204
+
+    assert not content.exists()
+    assert http.get(job["links"]["artifacts"]).status_code == 404
+
+
+def test_files_go_with_the_record_when_its_time_is_over(
+    http: httpx2.Client, real_service: RunningService
+) -> None:
+    job = shell(http, "echo x > out", outputs=["out"], ttl_seconds=0.1)
+    content = real_service.data_dir / "artifacts" / job["id"]
+
+    wait_for(lambda: not content.exists(), "the files are gone")
+
+
+def test_a_job_that_is_run_again_has_its_files_again(http: httpx2.Client) -> None:
+    first = shell(http, "cat a > out", files=[{"path": "a", "content": "x"}], outputs=["out"])
+
+    answer = http.post(f"/v1/jobs/{first['id']}/retry", headers={"prefer": "wait=30"}).json()
+
+    assert answer["state"] == "succeeded"
+    assert answer["files"] == first["files"]
+    assert http.get(at(answer, "out")).content == b"x"
+
+
+def test_files_of_a_job_that_waits_outlast_the_service(prepared_host: None) -> None:
+    with running_service(flags=("--no-auth", "--slots", "1")) as service:
+        with service.http() as http:
+            body = {"image": "host", "command": ["sleep", "60"]}
+            first = http.post("/v1/jobs", json=body).json()
+            body = {
+                "image": "host",
+                "command": ["cat", "a"],
+                "files": [{"path": "a", "content": "kept"}],
+            }
+            second = http.post("/v1/jobs", json=body).json()
+            assert second["state"] == "queued"
+        service.kill()
+        service.start()
+        with service.http() as http:
+            assert http.get(f"/v1/jobs/{first['id']}?wait=30").json()["state"] == "error"
+            assert http.get(f"/v1/jobs/{second['id']}?wait=30").json()["stdout"] == "kept"
+
+
+def test_what_a_killed_service_left_of_files_is_swept_up(prepared_host: None) -> None:
+    with running_service() as service:
+        with service.http() as http:
+            kept_job = shell(http, "echo x > out", outputs=["out"])
+        service.kill()
+        directory = service.data_dir / "artifacts"
+        orphan = directory / new_id("job")
+        orphan.write_bytes(b"of an attempt that never ended")
+        other = directory / "README"
+        other.write_text("not ours")
+        service.start()
+        with service.http() as http:
+            assert http.get(at(kept_job, "out")).content == b"x\n"
+        assert not orphan.exists()
+        assert other.exists()
+
+
+def test_a_disk_without_space_ends_the_job_as_the_storages_fault(prepared_host: None) -> None:
+    with running_service(files_min_free_bytes=2**50) as service:
+        with service.http() as http:
+            job = shell(http, "echo x > out; echo told", outputs=["out"])
+            again = shell(http, "echo well")
+
+        assert (job["state"], job["reason"]) == ("error", "files_failed")
+        assert job["error"]["component"] == "storage"
+        assert (
+            "kept for the record" in job["error"]["message"] or "space" in job["error"]["message"]
+        )
+        assert job["stdout"] == "told\n"
+        assert job["artifacts"] == []
+        assert list((service.data_dir / "artifacts").iterdir()) == []
+        assert again["stdout"] == "well\n"
+
+
+def test_more_than_a_job_may_leave_is_passed_over(prepared_host: None) -> None:
+    with running_service(files_max_artifact_bytes=1000, files_max_artifacts=3) as service:
+        with service.http() as http:
+            job = shell(
+                http,
+                "head -c 600 /dev/zero > a; head -c 600 /dev/zero > b; echo c > c; echo d > d",
+                outputs=["*"],
+            )
+
+        assert kept(job) == {"a": 600, "c": 2}
+        assert passed_over(job) == {"b": "too_large", "d": "too_many"}
+
+
+def test_a_file_that_never_ends_is_cut_at_the_time_limit(prepared_host: None) -> None:
+    """What init reads never ends where another process of the sandbox writes on; here a slow disk stands for it."""
+    with running_service(files_transfer_seconds=0.0) as service:
+        with service.http() as http:
+            job = shell(http, "echo x > out", outputs=["out"])
+
+        assert job["state"] == "succeeded"
+        assert kept(job) == {}
+        assert passed_over(job) == {"": "time_limit"}
+
+
+@pytest.mark.attack(37)
+def test_no_tenant_sees_the_files_of_another(prepared_host: None) -> None:
+    with data_directory() as data_dir:
+        data_dir.mkdir(mode=0o700)
+        service = RunningService(data_dir, flags=())
+        made = [
+            service.command("keys", "create", "k", "--tenant", tenant) for tenant in ("ada", "bob")
+        ]
+        ada, bob = (each.stdout.strip() for each in made)
+        service.start()
+        try:
+            look_at_files_of_another(service, ada, bob)
+            service.stop()
+        finally:
+            if service.process.poll() is None:
+                service.kill()
+
+
+def look_at_files_of_another(service: RunningService, ada: str, bob: str) -> None:
+    with service.http(ada) as http:
+        job = shell(http, "echo secret > out", outputs=["out"])
+        assert http.get(at(job, "out")).content == b"secret\n"
+    with service.http(bob) as http:
+        assert http.get(at(job, "out")).status_code == 404
+        for accept in ("application/json", "application/x-tar"):
+            listed = http.get(job["links"]["artifacts"], headers={"accept": accept})
+            assert listed.status_code == 404
+        assert http.post(f"/v1/jobs/{job['id']}/retry").status_code == 404
+    with service.http() as http:
+        assert http.get(at(job, "out")).status_code == 401
