@@ -29,10 +29,12 @@ from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.egress import Connection
 from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import (
     NATIVE,
     Command,
     NetworkMode,
+    NotMade,
     OciRuntime,
     SandboxSpec,
     Then,
@@ -257,11 +259,15 @@ class Runner:
             outcome.started_at = started_at
             attempt.on_start(started_at)
 
+        async def make_files(sandbox: Sandbox) -> NotMade | None:
+            return await self._transfers.place(sandbox, job, attempt.workdir)
+
         ground = Ground(
             taken=attempt.taken,
             pool=self._pool,
             spec=job.spec,
             base=self._command(job, attempt.image),
+            make_files=make_files,
             cpu_count=self._cpu_count,
             cpu_by_rlimit=outcome.cpu_by_rlimit,
         )

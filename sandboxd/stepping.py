@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -21,7 +21,7 @@ from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.isolation.protocol import NotPlaced
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import Command, File, NetworkMode, Then
+from sandboxd.isolation.spec import Command, File, NetworkMode, NotMade, Then
 from sandboxd.isolation.streams import Feed
 from sandboxd.jobs import (
     Difference,
@@ -52,6 +52,8 @@ class Ground(NamedTuple):
     spec: JobSpec
     base: Command
     """What every command of the job has: the image's and the job's environment, directory and limits."""
+    make_files: Callable[[Sandbox], Awaitable[NotMade | None]]
+    """Put the job's files into another sandbox, too."""
     cpu_count: int
     cpu_by_rlimit: bool
 
@@ -198,6 +200,9 @@ class Steps:
         )
         try:
             taken.place.apply(self._spec.limits)
+            not_made = await self._ground.make_files(taken.sandbox)
+            if not_made is not None:
+                raise SandboxFailed("make files", f"{not_made.path} for the checker")
             await place_contents(
                 taken.sandbox,
                 dict(zip(_CHECKER_FILES, (case.stdin, printed, expected), strict=True)),

@@ -233,6 +233,23 @@ def test_a_program_of_the_user_s_judges(
         assert run.reason == "checker_failed"
 
 
+def test_files_of_the_job_are_there_for_steps_and_for_the_judging_program(client: Client) -> None:
+    judge = "import sys; sys.exit(0 if 'ok' in open(sys.argv[2]).read() else 1)"
+    job = client.run(
+        steps=[
+            shell(
+                "cat word",
+                inputs=[{"expected": ""}],
+                checker={"comparison": "program", "command": ["python3", "judge.py"]},
+            )
+        ],
+        files=[{"path": "word", "content": "ok"}, {"path": "judge.py", "content": judge}],
+        outputs=["word"],
+    )
+
+    assert verdicts(job) == ["accepted"], job.error
+
+
 def test_a_judging_program_sees_nothing_of_the_sandbox_that_it_judges(client: Client) -> None:
     look = (
         "import os, sys; print(sorted(os.listdir('/work')), open(sys.argv[1]).read()); sys.exit(1)"
