@@ -173,6 +173,12 @@ FACTS = """
                     "/etc/hosts", "/proc/1/oom_score_adj")},
         "mknod": attempt(lambda: os.mknod("/work/null", 0o20666, os.makedev(1, 3))),
         "kill": attempt(lambda: os.kill(1, 9)),
+        "init's priority": [
+            attempt(lambda: os.setpriority(os.PRIO_PROCESS, 1, 19)),
+            attempt(lambda: os.sched_setaffinity(1, os.sched_getaffinity(0))),
+            attempt(lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))),
+            attempt(lambda: os.sched_setparam(1, os.sched_param(0))),
+        ],
         "null": attempt(lambda: open("/dev/null", "w").write("x")),
         "cgroups": sorted(os.listdir("/sys/fs/cgroup")),
         "namespaces below": open("/proc/sys/user/max_user_namespaces").read(),
@@ -203,6 +209,7 @@ def test_a_command_sees_the_same_of_itself_and_its_world(
     assert found["capabilities"] == ["0" * 16] * 5
     assert (found["no_new_privs"], found["seccomp"], found["links"]) == ("1", "2", ["lo"])
     assert found["processes"]
+    assert found["init's priority"] == [errno.EPERM] * 4
 
 
 def test_the_environment_is_from_scratch(run: Run) -> None:
