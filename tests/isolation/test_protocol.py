@@ -18,7 +18,15 @@ from sandbox_bench import Bench
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, protocol
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import Command, Exit, File, SandboxSpec, Then, Unusable
+from sandboxd.isolation.spec import (
+    Command,
+    Exit,
+    File,
+    OciRuntime,
+    SandboxSpec,
+    Then,
+    Unusable,
+)
 
 SPEC = SandboxSpec(rootfs="/images/a", scratch_bytes=2**20, scratch_inodes=100)
 EXITED: dict[str, Any] = {
@@ -53,11 +61,22 @@ def open_descriptors() -> int:
             ),
             protocol.from_above,
         ),
+        (
+            protocol.Create(
+                number=8,
+                spec=SPEC._replace(runtime=OciRuntime("runc", "/usr/sbin/runc", ("--debug",))),
+                join_files=(),
+                into_cgroup=True,
+                show_cgroup=False,
+            ),
+            protocol.from_above,
+        ),
         (protocol.Unshared(), hearing.from_launcher),
         (protocol.LauncherReady(), hearing.from_launcher),
         (protocol.Created(number=1, pid=4711), hearing.from_launcher),
         (protocol.CreateFailed(number=1, step="clone3", reason="no"), hearing.from_launcher),
         (protocol.Signal(command=3, number=15), protocol.from_above),
+        (protocol.Go(command=3), protocol.from_above),
         (
             protocol.Place(files=(File("/work/a", 0o644, 3), File("/work/d", 0o755, None))),
             protocol.from_above,
@@ -70,6 +89,8 @@ def open_descriptors() -> int:
         (protocol.Empty(), protocol.from_above),
         (protocol.Ready(), hearing.from_init),
         (protocol.Failed(step="pivot_root", reason="EPERM"), hearing.from_init),
+        (protocol.Loaded(command=1), hearing.from_init),
+        (protocol.NotLoaded(command=1, step="runtime runc", reason="create"), hearing.from_init),
         (protocol.Started(command=1, at=3.25), hearing.from_init),
         (protocol.StartedInTerminal(command=1, at=3.25), hearing.from_init),
         (

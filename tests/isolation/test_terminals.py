@@ -320,6 +320,8 @@ def test_whatever_is_no_master_of_a_terminal_is_closed_and_its_sandbox_killed(
         (protocol.Started, 1, False),
         (lambda number, _: protocol.NotStarted(number, Unusable("command", 2)), 1, True),
         (lambda number, _: protocol.StartedInTerminal(number + 1, 1.0), 1, True),
+        (lambda number, _: protocol.Loaded(number), 0, False),
+        (lambda number, _: protocol.NotLoaded(number, "runtime", "x"), 0, False),
         (lambda *_: protocol.Done(1, 1), 1, True),
         (lambda *_: protocol.Done(1, 1), 1, False),
     ],
