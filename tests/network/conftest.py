@@ -44,6 +44,7 @@ def service(world: int) -> Iterator[ServiceInWorld]:
             network_allow=",".join(("public", *OPENED)),
             network_deny=",".join(DENIED),
             network_rate_bytes=RATE_BYTES,
+            runtimes_runc_path="/usr/sbin/runc",
         )
         try:
             yield service.start()

@@ -5,12 +5,14 @@ import json
 import os
 import socket
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from egress_service import OPENED, RATE_BYTES, TOOLS, Jobs, ServiceInWorld
+from host_tests import host_required
 from running_service import RunningService, data_directory
 from waiting import wait_for
 from world import (
@@ -504,6 +506,16 @@ def test_a_service_whose_operator_did_not_turn_egress_on_refuses_it(
     assert (fault.pointer, "network.egress" in fault.detail) == ("/network/mode", True)
 
 
+def test_a_job_of_an_oci_runtime_has_no_egress(client: Client) -> None:
+    if not os.access("/usr/sbin/runc", os.X_OK):
+        host_required("runc is not installed")
+
+    with pytest.raises(InvalidRequest) as refusal:
+        client.run(["true"], runtime="runc", network={"mode": "egress"})
+
+    assert [fault.pointer for fault in refusal.value.problem.errors] == ["/network/mode"]
+
+
 def test_the_command_line_asks_for_egress(service: ServiceInWorld) -> None:
     words = ["run", "--url", service.url, "--network", "egress", "--allow", "203.0.113.7:80"]
     program = f"{TOOLS}\nprint(reach('203.0.113.7', 80)[0], reach('203.0.113.8', 80)[0])"
@@ -511,3 +523,32 @@ def test_the_command_line_asks_for_egress(service: ServiceInWorld) -> None:
     ran = service.command(*words, "--", "python3", "-c", program)
 
     assert ran.stdout == f"hello from 203.0.113.7 {REFUSED}\n", ran.stderr
+
+
+def test_steps_share_one_way_out_and_its_count(service: ServiceInWorld) -> None:
+    program = f"{TOOLS}\nprint(reach('203.0.113.7', 80)[0], reach('10.1.2.3', 80)[0])"
+    request = {
+        "image": "host",
+        "network": {"mode": "egress"},
+        "steps": [{"command": ["python3", "-c", program]} for _ in range(2)],
+    }
+
+    with service.http() as http:
+        answer = http.post("/v1/jobs", json=request, headers={"Prefer": "wait=30"}, timeout=40)
+    job = answer.json()
+
+    assert [run["stdout"] for run in job["steps"]] == [f"hello from 203.0.113.7 {REFUSED}\n"] * 2
+    assert [run["usage"]["net_rx_bytes"] for run in job["steps"]] == [None, None]
+    assert job["usage"]["net_rx_bytes"] > 2 * len("hello from 203.0.113.7")
+    assert [each["count"] for each in job["denied"]] == [2]
+
+
+def test_jobs_at_the_same_time_have_ways_out_of_their_own(jobs: Jobs) -> None:
+    def tell(address: str) -> list[str]:
+        targets = [("203.0.113.7", 80), ("203.0.113.8", 80)]
+        return [said for said, _ in jobs.tell(reach_all(targets), allow=[f"{address}:80"])]
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(tell, ["203.0.113.7", "203.0.113.8"] * 4))
+
+    assert answers == [["hello from 203.0.113.7", REFUSED], [REFUSED, "hello from 203.0.113.8"]] * 4
