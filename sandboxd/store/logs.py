@@ -118,6 +118,8 @@ class JobLog:
         self._truncated: set[Stream] = set()
         self._changed: asyncio.Event | None = None
         self._stored: StoredLog | None = None
+        self._closed: StoredLog | None = None
+        """What who holds on to this log reads when it is closed: the file of a short one goes when the record has it."""
 
     @property
     def closed(self) -> bool:
@@ -181,8 +183,8 @@ class JobLog:
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes of both streams in order of arrival, from `offset`; less only at the end so far."""
-        if self._stored is not None:
-            return self._stored.read(offset, size)
+        if self._closed is not None:
+            return self._closed.read(offset, size)
         size = max(0, min(size, self.index.size() - offset))
         if self._files is not None:
             return _read_fully(self._files[0], offset, size)
@@ -192,8 +194,8 @@ class JobLog:
         self, stream: Stream, offset: int, size: int, *, most_pieces: int | None = None
     ) -> bytes:
         """As of a StoredLog; its end is the end so far."""
-        if self._stored is not None:
-            return self._stored.read_stream(stream, offset, size, most_pieces=most_pieces)
+        if self._closed is not None:
+            return self._closed.read_stream(stream, offset, size, most_pieces=most_pieces)
         return _join(islice(self.index.pieces(stream, offset, size), most_pieces), self.read)
 
     async def wait_changed(self, seen_size: int) -> None:
@@ -212,6 +214,10 @@ class JobLog:
                 path=self._path if self._files else None,
                 truncated=frozenset(self._truncated),
             )
+            self._closed = self._stored
+            if self._files and self.index.size() <= self._inline_bytes:
+                body = _read_fully(self._files[0], 0, self.index.size())
+                self._closed = StoredLog(self.index, body=body)
             for descriptor in self._files or ():
                 os.close(descriptor)
             self._files = None

@@ -1,8 +1,11 @@
 """A root file system from a tar archive: imported on the command line, run by the service, and never a way out."""
 
 import io
+import lzma
+import os
 import shutil
 import stat
+import subprocess
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -172,6 +175,49 @@ def test_a_program_that_is_process_1_itself_gets_nowhere(
 
         assert job.state == "failed", (command, job.text)
         assert job.stdout == b""
+
+
+TROJANS = ("xz", "gzip", "unpigz", "zstd", "tar", "ps", "getent", "newuidmap", "ldconfig", "bash")
+LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2", "libseccomp.so.2", "libz.so.1")
+TROJAN_LIBRARY = """
+#include <fcntl.h>
+__attribute__((constructor)) static void run(void) { open("%s", O_CREAT | O_WRONLY, 0666); }
+"""
+
+
+@pytest.mark.attack(32)
+def test_nothing_that_an_image_brings_is_run_or_loaded_outside(
+    client: Client, archive: Archive, make: Make, tmp_path: Path
+) -> None:
+    """Programs and libraries that the service, its tools or its libc might look for, each of which would leave a trace."""
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o777)
+    outside.chmod(0o777)
+    compiled = tmp_path / "trojan.so"
+    words = ["gcc", "-shared", "-fPIC", "-nostdlib", "-x", "c", "-", "-o", str(compiled), "-lc"]
+    source = TROJAN_LIBRARY % (outside / "library")
+    subprocess.run(words, input=source.encode(), check=True)
+    for name in TROJANS:
+        for place in ("bin", "usr/bin", "usr/local/sbin"):
+            script = f"#!/bin/sh\ntouch {outside}/{name}\n".encode()
+            archive.file(f"{place}/{name}", script, mode=0o755)
+    for name in LIBRARIES:
+        for place in ("lib", "usr/lib", f"usr/lib/{os.uname().machine}-linux-gnu"):
+            archive.file(f"{place}/{name}", compiled.read_bytes(), mode=0o755)
+    archive.file("etc/ld.so.preload", b"/lib/libz.so.1\n")
+    archive.file("etc/nsswitch.conf", b"passwd: files\nhosts: files dns\n")
+    packed = lzma.compress(archive.write().read_bytes())
+    archive.path.write_bytes(packed)
+    image = make(archive)
+
+    job = client.run(["sh", "-c", "id -u; ls /bin/xz; echo kept >/work/file"], image=image)
+    inside = client.run(["xz"], image=image)
+    listed = client.images()
+
+    assert job.text == "0\n/bin/xz\n"
+    assert inside.state == "failed"  # it was run where it belongs, and found no way out
+    assert image in {each.name for each in listed}
+    assert list(outside.iterdir()) == []
 
 
 @pytest.mark.attack(29, 64)

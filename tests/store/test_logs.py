@@ -180,6 +180,22 @@ def test_a_closed_log_takes_nothing_more(tmp_path: Path) -> None:
     assert log.close() is stored
 
 
+def test_who_holds_on_to_a_short_log_reads_it_when_its_file_has_moved_into_the_record(
+    tmp_path: Path,
+) -> None:
+    """The store removes the file at the end of the job, while readers and the scheduler still have the log."""
+    log = a_job_log(tmp_path)
+    log.append(OUT, b"one", 1.0)
+    log.spill()
+    log.append(ERR, b"two", 1.0)
+    path = log.close().path
+    assert path is not None
+    path.unlink()
+
+    assert everything(log) == b"onetwo"
+    assert log.read_stream(ERR, 0, 10) == b"two"
+
+
 @pytest.mark.attack(46)
 def test_changing_streams_too_often_counts_as_too_much_output(tmp_path: Path) -> None:
     log = a_job_log(tmp_path, inline_bytes=2**20)
