@@ -285,6 +285,7 @@ async def _serve(settings: Settings) -> None:
             open_files,
             slots=service.scheduler.capacity()["slots"],
             parked=settings.isolation.parked_sandboxes * settings.isolation.parked_shapes,
+            egress=settings.network.egress == "on",
         )
         server = Server(service.api(), settings.server, most_connections=most_connections)
         loop = asyncio.get_running_loop()

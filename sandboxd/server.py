@@ -22,6 +22,8 @@ _FILES_OF_A_JOB = 16
 """Its three pipes (both ends while it starts), its log and that log's index, its sandbox."""
 _FILES_OF_A_SANDBOX = 4
 """Socket, pidfd, cgroup."""
+_FILES_OF_EGRESS = (32, 2)
+"""In addition, of a job: its namespaces, its resolver and what that asks, pasta, and nft while it runs; of a parked sandbox."""
 _LEAST_CONNECTIONS = 16
 _MOST_CONNECTIONS = 10_000
 """Each costs memory too: about 30 KB."""
@@ -67,9 +69,12 @@ def raise_open_files() -> int:
     return most
 
 
-def connection_limit(open_files: int, *, slots: int, parked: int) -> int:
+def connection_limit(open_files: int, *, slots: int, parked: int, egress: bool = False) -> int:
     """How many connections leave the descriptors that `slots` jobs and `parked` sandboxes need."""
     reserved = _OWN_FILES + slots * _FILES_OF_A_JOB + parked * _FILES_OF_A_SANDBOX
+    if egress:
+        of_a_job, of_a_sandbox = _FILES_OF_EGRESS
+        reserved += slots * of_a_job + parked * of_a_sandbox
     return max(_LEAST_CONNECTIONS, min(_MOST_CONNECTIONS, open_files - reserved - MOST_TOLD))
 
 

@@ -71,6 +71,8 @@ class Egress:
         """
         try:
             allowed = Allowed(tuple(destinations), self.bounds, own_addresses())
+            if not sandbox.alive:
+                raise SandboxFailed("open network", "the sandbox ended")
             connection = Connection(self._tools, sandbox, allowed)
         except (OSError, ValueError) as error:
             raise SandboxFailed("open network", str(error)) from error

@@ -325,7 +325,9 @@ class Sandbox:
                 pass
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()
-        for descriptor in (self._pidfd, *self.network):
+        # Nobody must find numbers here that are another's by then.
+        network, self.network = self.network, ()
+        for descriptor in (self._pidfd, *network):
             os.close(descriptor)
         self._dead.set_result(None)
         self._lose_all()

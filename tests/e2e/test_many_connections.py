@@ -117,3 +117,4 @@ def test_a_connection_too_many_is_told_so(small_service: RunningService) -> None
 )
 def test_connections_are_as_many_as_descriptors_allow(open_files: int, most: int) -> None:
     assert connection_limit(open_files, slots=4, parked=32) == most
+    assert connection_limit(open_files, slots=4, parked=32, egress=True) <= most
