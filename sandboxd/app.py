@@ -163,6 +163,8 @@ class Service:
             store=self.store,
             images=self.execution.images,
             artifacts=self.execution.artifacts,
+            uploads=self.execution.uploads,
+            files=settings.files,
             system=self.system,
             metrics=self.metrics,
             settings=settings.server,

@@ -94,7 +94,7 @@ class InputFile(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int | None = None
     """None: a directory."""
     offset: int | None = None
-    """Where its content begins in what was uploaded for the job; None: it is among the specification's `contents`."""
+    """Where its content begins in what was uploaded for the job; None: it came with the request itself."""
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):

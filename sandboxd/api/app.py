@@ -27,7 +27,7 @@ from sandboxd.api.validate import Check
 from sandboxd.errors import NotFound
 from sandboxd.files.content import Contents
 from sandboxd.quotas.limits import Limits
-from sandboxd.settings import ServerSettings
+from sandboxd.settings import FilesSettings, ServerSettings
 
 
 def create_api(
@@ -36,6 +36,8 @@ def create_api(
     store: Store,
     images: Images,
     artifacts: Contents,
+    uploads: Contents,
+    files: FilesSettings,
     system: Callable[[], dict[str, Any]],
     metrics: Metrics | None,
     settings: ServerSettings,
@@ -57,6 +59,8 @@ def create_api(
         store=store,
         images=images,
         artifacts=artifacts,
+        uploads=uploads,
+        files=files,
         system=system,
         metrics=metrics,
         settings=settings,

@@ -38,17 +38,9 @@ async def read_body(
 
     Raises TooLarge, HttpRefused (408, 415 for a content coding) and ClientDisconnect.
     """
-    declared = _header(scope, b"content-length")
-    if declared is not None and declared.isdigit() and int(declared[:20]) > max_bytes:
-        raise _too_large(max_bytes)
-    coding = _header(scope, b"content-encoding")
-    if coding is not None and coding.lower() != b"identity":
-        raise HttpRefused(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "Compressed bodies are not accepted.",
-            code="unsupported_content_encoding",
-            headers={"Accept-Encoding": "identity"},
-        )
+    if (declared_size(scope) or 0) > max_bytes:
+        raise too_large(max_bytes)
+    refuse_coding(scope)
     try:
         async with asyncio.timeout(timeout_seconds):
             return await _receive_all(receive, max_bytes)
@@ -61,6 +53,30 @@ async def read_body(
         ) from error
 
 
+def declared_size(scope: Scope) -> int | None:
+    """What Content-Length says, if it says anything."""
+    declared = _header(scope, b"content-length")
+    return int(declared[:20]) if declared is not None and declared.isdigit() else None
+
+
+def refuse_coding(scope: Scope) -> None:
+    """Raises HttpRefused (415) for a body that is compressed."""
+    coding = _header(scope, b"content-encoding")
+    if coding is not None and coding.lower() != b"identity":
+        raise HttpRefused(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "Compressed bodies are not accepted.",
+            code="unsupported_content_encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
+
+
+def media_type_of(scope: Scope) -> str:
+    """What the body calls itself, in lower case and without parameters; empty if it does not say."""
+    content_type = (_header(scope, b"content-type") or b"").decode("latin-1")
+    return content_type.partition(";")[0].strip().lower()
+
+
 async def _receive_all(receive: Receive, max_bytes: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
@@ -71,23 +87,23 @@ async def _receive_all(receive: Receive, max_bytes: int) -> bytes:
         piece: bytes = message.get("body", b"")
         size += len(piece)
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise too_large(max_bytes)
         pieces.append(piece)
         if not message.get("more_body", False):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def require_json(scope: Scope) -> None:
-    """Raises HttpRefused (415) unless the body calls itself JSON in UTF-8."""
+def require_json(scope: Scope, *, or_else: tuple[str, ...] = ()) -> None:
+    """`or_else`: what else the resource takes. Raises HttpRefused (415) unless the body calls itself JSON in UTF-8."""
     content_type = (_header(scope, b"content-type") or b"").decode("latin-1")
     media_type, _, parameters = content_type.partition(";")
     charset = parameters.strip().lower().removeprefix("charset=").strip('"')
     if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8"):
         raise HttpRefused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "The body must be application/json in UTF-8.",
+            f"The body must be {' or '.join(('application/json in UTF-8', *or_else))}.",
             code="unsupported_media_type",
-            headers={"Accept": "application/json"},
+            headers={"Accept": ", ".join(("application/json", *or_else))},
         )
 
 
@@ -179,5 +195,5 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-def _too_large(max_bytes: int) -> TooLarge:
+def too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"The body is over the limit of {max_bytes} bytes.", code="body_too_large")

@@ -22,12 +22,15 @@ _OF_THE_KERNEL = ("/proc", "/sys", "/dev")
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 (inside the sandbox)
 
 
-def files_of(request: JobRequest, faults: list[Fault]) -> tuple[tuple[InputFile, ...], bytes]:
-    """The files of a request, and their contents one after the other; what is wrong goes to `faults`."""
-    if len(request.files) > MAX_FILES:
-        faults.append(
-            Fault("/files", f"{len(request.files)} files are over the limit of {MAX_FILES}")
-        )
+def files_of(
+    request: JobRequest, uploaded: tuple[InputFile, ...], faults: list[Fault]
+) -> tuple[tuple[InputFile, ...], bytes]:
+    """The files of a request with those that were uploaded beside it, and the contents of the former, one after the other.
+
+    What is wrong goes to `faults`; an uploaded file is called by its name, as `/uploads/NAME`.
+    """
+    if (count := len(request.files) + len(uploaded)) > MAX_FILES:
+        faults.append(Fault("/files", f"{count} files are over the limit of {MAX_FILES}"))
         return (), b""
     files: list[InputFile] = []
     contents: list[bytes] = []
@@ -44,8 +47,14 @@ def files_of(request: JobRequest, faults: list[Fault]) -> tuple[tuple[InputFile,
             )
         )
         contents.append(content)
+    places = [f"/files/{index}/path" for index in range(len(files))]
+    for file in uploaded:
+        places.append(pointer_to("/uploads", file.path))
+        if (problem := path_problem(file.path, request.workdir)) is not None:
+            faults.append(Fault(places[-1], problem))
+    files += uploaded
     for index, problem in conflicts(files, request.workdir):
-        faults.append(Fault(f"/files/{index}/path", problem))
+        faults.append(Fault(places[index], problem))
     return tuple(files), b"".join(contents)
 
 

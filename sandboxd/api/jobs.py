@@ -31,9 +31,10 @@ from sandboxd.api.schemas import (
     StreamView,
 )
 from sandboxd.api.step_views import step_views
+from sandboxd.api.uploads import FORM, TAR, Upload, brings_files, received
 from sandboxd.api.validate import invalid, job_spec_of
 from sandboxd.api.views import dry_run_view, event_view, job_view, listed_view
-from sandboxd.errors import Invalid, NotFound
+from sandboxd.errors import Conflict, Invalid, NotFound
 from sandboxd.ids import new_id
 from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobSpec, Reason, State
 from sandboxd.store.logs import remove_log
@@ -58,16 +59,38 @@ async def submit(call: Call) -> Response:
     dry_run = query.flag("dry_run")
     query.done()
     idempotency_key = parse_idempotency_key(call.header(b"idempotency-key"))
-    require_json(call.scope)
+    if brings_files(call):
+        job_id = new_id("job")
+        async with received(call, job_id) as upload:
+            idempotency = _idempotency(idempotency_key, b"upload", upload.digest)
+            return await _submit(call, upload.request, idempotency, dry_run, (job_id, upload))
+    require_json(call.scope, or_else=(FORM, TAR))
+    max_bytes = call.parts.settings.max_body_bytes
+    body = await read_body(call.scope, call.receive, max_bytes=max_bytes)
+    idempotency = _idempotency(idempotency_key, b"submit", body)
+    return await _submit(call, parse_json(body), idempotency, dry_run)
+
+
+async def _submit(
+    call: Call,
+    request: object,
+    idempotency: Idempotency | None,
+    dry_run: bool,
+    uploaded: tuple[str, Upload] | None = None,
+) -> Response:
+    """`uploaded`: the job's id, under which there are files already."""
     parts = call.parts
-    body = await read_body(call.scope, call.receive, max_bytes=parts.settings.max_body_bytes)
     spec = job_spec_of(
-        parse_json(body), defaults=parts.limits, ceilings=parts.ceilings, check=parts.check
+        request,
+        defaults=parts.limits,
+        ceilings=parts.ceilings,
+        check=parts.check,
+        uploaded=uploaded[1].files if uploaded else (),
     )
     image = await parts.images.resolve(spec.image)
     if dry_run:
         return json_answer(dry_run_view(spec, image.digest))
-    return await _accept(call, spec, _idempotency(idempotency_key, b"submit", body))
+    return await _accept(call, spec, idempotency, uploaded=uploaded)
 
 
 async def retry(call: Call) -> Response:
@@ -78,6 +101,11 @@ async def retry(call: Call) -> Response:
     if faults:
         raise invalid(faults)
     former = await call.parts.store.get(call.tenant, call.parameters["job_id"])
+    if former.spec.has_upload:
+        raise Conflict(
+            "The files that were uploaded for this job went with its end: send them again.",
+            code="upload_gone",
+        )
     await call.parts.images.resolve(former.spec.image)
     if faults := call.parts.check(former.spec):
         raise Invalid("This host can no longer run this job.", tuple(faults))
@@ -183,12 +211,17 @@ async def events(call: Call) -> Response:
 
 
 async def _accept(
-    call: Call, spec: JobSpec, idempotency: Idempotency | None, *, retried_from: str | None = None
+    call: Call,
+    spec: JobSpec,
+    idempotency: Idempotency | None,
+    *,
+    retried_from: str | None = None,
+    uploaded: tuple[str, Upload] | None = None,
 ) -> Response:
     """Have the job written down, wait for its end as far as the client wants to, and answer."""
     now = time.time()
     job = Job(
-        id=new_id("job"),
+        id=uploaded[0] if uploaded else new_id("job"),
         tenant=call.tenant,
         spec=spec,
         state=State.QUEUED,
@@ -200,6 +233,8 @@ async def _accept(
         retried_from=retried_from,
     )
     submitted = await call.parts.scheduler.submit(job, idempotency=idempotency)
+    if uploaded and not submitted.replayed:
+        uploaded[1].accepted = spec.has_upload
     job = submitted.job
     call.scope["state"]["job_id"] = job.id
     headers = {"Location": f"/v1/jobs/{job.id}"}

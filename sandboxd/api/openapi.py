@@ -100,7 +100,11 @@ def _operation(route: Route, schema_of: dict[Any, dict[str, Any]]) -> dict[str, 
     if route.request is not None:
         operation["requestBody"] = {
             "required": not route.request_optional,
-            "content": {"application/json": {"schema": schema_of[route.request]}},
+            "content": {"application/json": {"schema": schema_of[route.request]}}
+            | {
+                media_type: {"schema": dict(schema)}
+                for media_type, schema in route.other_requests.items()
+            },
         }
     return operation
 

@@ -17,7 +17,7 @@ from sandboxd.api.validate import Check
 from sandboxd.files.content import Contents
 from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, State
 from sandboxd.quotas.limits import Limits
-from sandboxd.settings import ServerSettings
+from sandboxd.settings import FilesSettings, ServerSettings
 from sandboxd.store.records import Idempotency, Page, Submitted
 
 
@@ -135,6 +135,9 @@ class Parts:
     images: Images
     artifacts: Contents
     """Of the files that jobs left."""
+    uploads: Contents
+    """Of the files that are sent for jobs, apart from the JSON."""
+    files: FilesSettings
     system: Callable[[], dict[str, Any]]
     metrics: Metrics | None
     settings: ServerSettings

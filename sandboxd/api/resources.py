@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from starlette.responses import Response
@@ -59,6 +59,8 @@ class Route:
     request: type | None = None
     """The Struct of the JSON body."""
     request_optional: bool = False
+    other_requests: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Other media types that the body may have, to their schemas."""
     parameters: tuple[Parameter, ...] = ()
     replies: tuple[Reply, ...]
 

@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from sandboxd.api import artifacts, docs, jobs, openapi, step_stream, streams, system
+from sandboxd.api.artifacts import RAW
 from sandboxd.api.auth import ADMIN, JOBS_READ, JOBS_WRITE
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.resources import PUBLIC, Parameter, Reply, Route
@@ -22,6 +23,7 @@ from sandboxd.api.schemas import (
     NewKeyView,
     StepList,
 )
+from sandboxd.api.uploads import FORM, TAR
 from sandboxd.jobs import State, Stream
 
 _BOOLEAN = {"type": "boolean"}
@@ -71,15 +73,31 @@ ROUTES: tuple[Route, ...] = (
         summary="Run a command",
         description=(
             "Answers 202 as soon as the job is on the record, unless `Prefer: wait` asks to hold the answer. A "
-            "command that fails is no failed request: look at `state`. Fields that are not listed are refused."
+            "command that fails is no failed request: look at `state`. Fields that are not listed are refused. Files that are "
+            "too large for JSON come in a form, whose part `job` is the JSON and whose other parts are files, each called by its "
+            "path; or in a tar archive, with the JSON in the header `Sandboxd-Job`."
         ),
         scope=JOBS_WRITE,
         request=JobRequest,
+        other_requests={
+            FORM: {
+                "type": "object",
+                "properties": {"job": {"$ref": "#/components/schemas/JobRequest"}},
+                "required": ["job"],
+                "additionalProperties": {"type": "string", "contentMediaType": RAW},
+            },
+            TAR: {"type": "string", "contentMediaType": TAR},
+        },
         parameters=(
             Parameter(
                 name="dry_run",
                 description="Check everything, store and run nothing.",
                 schema=_BOOLEAN,
+            ),
+            Parameter(
+                name="Sandboxd-Job",
+                place="header",
+                description="With a tar archive as body: the job as JSON, in ASCII.",
             ),
             _PREFER,
             _IDEMPOTENCY_KEY,

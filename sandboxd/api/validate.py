@@ -21,7 +21,7 @@ from sandboxd.api.words import (
 from sandboxd.errors import Fault, Invalid
 from sandboxd.isolation.destinations import MOST_DESTINATIONS, parse_destination
 from sandboxd.isolation.spec import NetworkMode
-from sandboxd.jobs import JobSpec, Network, Retry
+from sandboxd.jobs import InputFile, JobSpec, Network, Retry
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import Limits, LimitsAsked, settle
 
@@ -47,8 +47,15 @@ Check = Callable[[JobSpec], list[Fault]]
 """What this host cannot do for a job, as faults."""
 
 
-def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Check) -> JobSpec:
-    """The job that a parsed request body asks for.
+def job_spec_of(
+    value: object,
+    *,
+    defaults: Limits,
+    ceilings: Limits,
+    check: Check,
+    uploaded: tuple[InputFile, ...] = (),
+) -> JobSpec:
+    """The job that a parsed request body asks for, with the files that were `uploaded` beside it.
 
     Raises Invalid with every fault of the request at once.
     """
@@ -56,7 +63,7 @@ def job_spec_of(value: object, *, defaults: Limits, ceilings: Limits, check: Che
     if not isinstance(value, dict):
         raise invalid(faults)  # it has no places that could be wrong
     stdin = decode_text(request.stdin, "/stdin", faults)
-    files, contents = files_of(request, faults)
+    files, contents = files_of(request, uploaded, faults)
     outputs = outputs_of(request, faults)
     user = _parse_user(request, faults)
     limits = _settle_limits(request.limits, defaults, ceilings, faults)

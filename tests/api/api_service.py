@@ -18,7 +18,7 @@ from sandboxd.api.connections import Connection
 from sandboxd.errors import Fault
 from sandboxd.files.content import Contents
 from sandboxd.jobs import JobSpec
-from sandboxd.settings import CEILINGS, DEFAULT_LIMITS, ServerSettings
+from sandboxd.settings import CEILINGS, DEFAULT_LIMITS, FilesSettings, ServerSettings
 from sandboxd.store.migrate import sqlite_url, upgrade
 from sandboxd.store.sqlite import SqliteStore
 
@@ -114,6 +114,8 @@ class Service:
             store=self.store,
             images=self.images,
             artifacts=Contents(directory / "artifacts", min_free_bytes=0),
+            uploads=Contents(directory / "uploads", min_free_bytes=0),
+            files=FilesSettings(max_upload_bytes=8 * 2**20),
             system=lambda: {"version": "test"},
             metrics=self.metrics,
             settings=self.settings,
