@@ -42,8 +42,8 @@ class Task(NamedTuple):
     judge: Callable[[Sequence[Answer]], list[Finding]]
 
 
-def make_plan(image: str, rows: Collection[int] = ()) -> list[Task]:
-    """All tasks, or those that the rows need. What takes longest comes first."""
+def make_plan(image: str, rows: Collection[int] = (), *, runtime: str | None = None) -> list[Task]:
+    """All tasks, or those that the rows need, for jobs of a runtime. What takes longest comes first."""
     tasks = [
         _ends("outstay", image, ["outstay"], {State.TIMED_OUT: Reason.WALL_SECONDS}, wall_seconds=1),
         _spin(image),
@@ -57,6 +57,12 @@ def make_plan(image: str, rows: Collection[int] = ()) -> list[Task]:
         _workdir(image),
         *_wishes(image),
     ]  # fmt: skip
+    if runtime is not None:
+        named = {"runtime": runtime}
+        tasks = [
+            task._replace(requests=tuple(request | named for request in task.requests))
+            for task in tasks
+        ]
     return [task for task in tasks if not rows or rows_of(task) & set(rows)]
 
 

@@ -8,7 +8,7 @@ import click
 
 from sandboxd.attack.catalogue import ROWS
 from sandboxd.attack.conduct import Carrier, conduct
-from sandboxd.attack.plan import make_plan, unknown_rows
+from sandboxd.attack.plan import Task, make_plan, unknown_rows
 from sandboxd.attack.verdict import Finding, Outcome, counts, passed
 from sandboxd.cli import output
 from sandboxd.cli.accounts import refuse_root
@@ -46,6 +46,7 @@ WORDS = {
 @click.option(
     "--row", "rows", type=int, multiple=True, metavar="N", help="Only this row; repeatable."
 )
+@click.option("--runtime", metavar="NAME", help="OCI runtime that starts the jobs. [native]")
 @optional_url_option
 @data_dir_option
 @config_option
@@ -53,6 +54,7 @@ WORDS = {
 def attack(
     image: str,
     rows: tuple[int, ...],
+    runtime: str | None,
     url: str | None,
     data_dir: str | None,
     config_file: str | None,
@@ -76,7 +78,8 @@ def attack(
         async def carry_out() -> list[Finding]:
             with interrupts_cancel_task() as interrupts:
                 try:
-                    return await _conduct(settings, image, rows, progress)
+                    plan = make_plan(image, rows, runtime=runtime)
+                    return await _conduct(settings, plan, rows, progress)
                 except asyncio.CancelledError:
                     if interrupts.first is None:
                         raise
@@ -88,11 +91,9 @@ def attack(
 
 
 async def _conduct(
-    settings: Settings, image: str, rows: Sequence[int], progress: Any
+    settings: Settings, plan: Sequence[Task], rows: Sequence[int], progress: Any
 ) -> list[Finding]:
     from sandboxd.cli import attack_carriers
-
-    plan = make_plan(image, rows)
 
     async def over(carrier: Carrier) -> list[Finding]:
         return await conduct(plan, carrier, rows=rows, progress=progress)

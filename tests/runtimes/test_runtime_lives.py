@@ -85,6 +85,20 @@ def test_the_table_has_a_row_for_each_runtime(prepared_host: None, oci: OciRunti
         assert "runtimes.my-own.path" in shown.stdout
 
 
+def test_every_attack_is_stopped_where_a_runtime_starts_it(
+    prepared_host: None, oci: OciRuntime
+) -> None:
+    """The walls are the same, so the attempts of `sandboxd attack` must fail in the same way."""
+    with running_service(flags=("--no-auth",), runtimes_it_path=oci.path) as service:
+        ended = service.command("attack", "--url", service.url, "--runtime", "it", "--json")
+
+    report = json.loads(ended.stdout)
+    outcomes = {each["name"]: each["outcome"] for each in report["attempts"]}
+    assert {name: how for name, how in outcomes.items() if how != "stopped"} == {}
+    assert len(outcomes) > 50
+    assert ended.returncode == 0
+
+
 def test_the_command_line_runs_a_job_with_a_runtime(prepared_host: None, oci: OciRuntime) -> None:
     """Without a service, too."""
     with running_service(flags=("--no-auth",), runtimes_it_path=oci.path) as service:

@@ -27,10 +27,9 @@ def config_text(
     tree: str,
     id_count: int,
     rlimits: dict[str, int],
-    masked: list[str],
     machine: str,
 ) -> str:
-    """The file's content. `tree` is the root of the sandbox as the runtime finds it, `masked` what its /proc and /sys hide.
+    """The file's content. `tree` is the root of the sandbox as the runtime finds it.
 
     `rlimits` are those that every command has, besides its own; none can be higher than the hard limit of this process.
     """
@@ -62,8 +61,7 @@ def config_text(
             "namespaces": [{"type": "user"}, {"type": "mount"}, {"type": "cgroup"}],
             "uidMappings": [{"containerID": 0, "hostID": 1, "size": id_count}],
             "gidMappings": [{"containerID": 0, "hostID": 1, "size": id_count}],
-            "maskedPaths": masked,
-            "readonlyPaths": [f"/proc/{name}" for name in mounts.READ_ONLY_IN_PROC],
+            # No maskedPaths and readonlyPaths: the tree has them, with flags that a runtime would not set (nosuid, read-only).
         },
     }
     text = json.dumps(content, separators=(",", ":"))

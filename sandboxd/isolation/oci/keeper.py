@@ -132,7 +132,6 @@ class Keeper(init.Init):
         if "PATH" not in command.env or not path.startswith("/"):
             # What the runtime would look for by itself is not always what execvp(3) finds.
             argv = (path, *argv[1:])
-        shown = {"fs/cgroup"} if self.order.show_cgroup else set()
         text = config.config_text(
             self.spec,
             command,
@@ -140,14 +139,6 @@ class Keeper(init.Init):
             tree=root.TREE,
             id_count=self.order.id_count,
             rlimits=init.SHARED_QUOTAS,
-            masked=[
-                *(f"/proc/{name}" for name, _ in self.order.templates.proc_masks),
-                *(
-                    f"/sys/{name}"
-                    for name in mounts.MASKED_IN_SYS
-                    if name not in shown and "*" not in name
-                ),
-            ],
             machine=syscalls.MACHINE,
         )
         with open(f"{root.BUNDLE}/config.json", "w", encoding="utf-8") as file:
