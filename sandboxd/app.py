@@ -35,6 +35,7 @@ from sandboxd.log_format import configure_logging
 from sandboxd.metrics import Metrics, Snapshot
 from sandboxd.quotas.limits import Limits
 from sandboxd.runner import sandbox_spec
+from sandboxd.sandboxes import Sandboxes
 from sandboxd.scheduler import Scheduler
 from sandboxd.server import Server, connection_limit, open_listener, raise_open_files
 from sandboxd.settings import Settings
@@ -97,6 +98,17 @@ class Service:
             ),
         )
 
+        self.sandboxes = Sandboxes(
+            store,
+            self.scheduler,
+            execution.pool,
+            execution.images,
+            self.metrics,
+            settings.sandboxes,
+            log_directory=Path(settings.store.data_dir) / "run" / "execs",
+            inline_log_bytes=settings.store.inline_log_bytes,
+        )
+
     @classmethod
     @contextlib.asynccontextmanager
     async def start(cls, settings: Settings) -> AsyncIterator["Service"]:
@@ -133,6 +145,7 @@ class Service:
             parts.push_async_callback(
                 service.scheduler.close, settings.server.shutdown_grace_seconds
             )
+            parts.push_async_callback(service.sandboxes.close)
             measuring = asyncio.create_task(service._measure_loop_lag())
             parts.callback(measuring.cancel)
             attacking = asyncio.create_task(service.attack_gate.run())
@@ -144,6 +157,7 @@ class Service:
         await self.execution.launcher.start()
         for path, reason in (await images.sweep()).items():
             logger.warning("leftover not removed", path=str(path), error=reason)
+        await self.sandboxes.start()
         await self.scheduler.start()
         image = await images.resolve(host_image.NAME)
         self.execution.pool.prepare(sandbox_spec(image, default_spec(self.settings.limits)))
@@ -160,6 +174,7 @@ class Service:
         settings = self.settings
         return create_api(
             scheduler=self.scheduler,
+            sandboxes=self.sandboxes,
             store=self.store,
             images=self.execution.images,
             artifacts=self.execution.artifacts,
@@ -199,7 +214,11 @@ class Service:
             },
             "enforcement": self.execution.cgroups.enforcement,
             "limits": {"default": self.settings.limits, "most": self.execution.ceilings},
-            "capacity": {**self.scheduler.capacity(), "parked": pool.parked},
+            "capacity": {
+                **self.scheduler.capacity(),
+                **self.sandboxes.capacity(),
+                "parked": pool.parked,
+            },
         }
 
     async def readiness(self) -> dict[str, Any]:
@@ -250,6 +269,7 @@ class Service:
             parked=pool.parked,
             pool_hits=pool.hits,
             pool_misses=pool.misses,
+            sandboxes=self.sandboxes.counts(),
         )
 
 
@@ -291,7 +311,12 @@ async def _serve(settings: Settings) -> None:
         )
         server = Server(service.api(), settings.server, most_connections=most_connections)
         loop = asyncio.get_running_loop()
-        ending = _Ending(service.scheduler, server, settings.server.shutdown_grace_seconds)
+        ending = _Ending(
+            service.scheduler,
+            service.sandboxes,
+            server,
+            settings.server.shutdown_grace_seconds,
+        )
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ending.begin)
         _announce(service)
@@ -308,8 +333,11 @@ class _Ending:
     The port closes only then, so that a client is refused with a reason and finds out how its job ended.
     """
 
-    def __init__(self, scheduler: Scheduler, server: Server, grace_seconds: float) -> None:
+    def __init__(
+        self, scheduler: Scheduler, sandboxes: Sandboxes, server: Server, grace_seconds: float
+    ) -> None:
         self._scheduler = scheduler
+        self._sandboxes = sandboxes
         self._server = server
         self._grace_seconds = grace_seconds
         self._task: asyncio.Task[None] | None = None
@@ -331,6 +359,7 @@ class _Ending:
         drained.cancel()
         at_once.cancel()
         try:
+            await self._sandboxes.close()
             await self._scheduler.close(0)
         finally:
             self._server.stop(at_once=self._at_once.is_set())

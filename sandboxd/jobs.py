@@ -60,6 +60,8 @@ class Reason(enum.StrEnum):
     IMAGE_FAILED = "image_failed"
     LOG_FAILED = "log_failed"
     FILES_FAILED = "files_failed"
+    SANDBOX_ENDED = "sandbox_ended"
+    """Of a command in a sandbox: that ended, and took it along."""
     INTERNAL = "internal"
 
 

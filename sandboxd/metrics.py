@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 from sandboxd import __version__, metrics_port
 from sandboxd.attack.verdict import Outcome
 from sandboxd.jobs import JobSpec, Reason, Result, State, Stream
+from sandboxd.sandbox_values import SandboxReason, SandboxState
 
 RUN_BUCKETS = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600,
@@ -88,6 +89,25 @@ FEATURES = {
 people, the second for queries."""
 
 
+SANDBOX_ENDS = (
+    SandboxReason.DELETED,
+    SandboxReason.IDLE_SECONDS,
+    SandboxReason.TTL_SECONDS,
+    SandboxReason.MEMORY,
+    SandboxReason.INIT_DIED,
+    SandboxReason.SHUTDOWN,
+)
+EXEC_ENDS = (
+    State.SUCCEEDED,
+    State.FAILED,
+    State.TIMED_OUT,
+    State.OUT_OF_MEMORY,
+    State.OUTPUT_LIMIT,
+    State.CANCELLED,
+    State.ERROR,
+)
+
+
 class Snapshot(NamedTuple):
     """The figures of one moment that are kept elsewhere."""
 
@@ -101,6 +121,8 @@ class Snapshot(NamedTuple):
     parked: int
     pool_hits: int
     pool_misses: int
+    sandboxes: dict[SandboxState, int]
+    """Those that live until they are told to end, by state."""
 
 
 class Metrics:
@@ -125,6 +147,7 @@ class Metrics:
         )
         for direction in ("in", "out"):
             self._file_bytes.labels(direction)
+        self._sandboxes = _SandboxFigures(registry)
         self._attack = _AttackFigures(registry)
         submitted = Counter(
             "sandboxd_jobs_submitted", "Jobs accepted.", ["trigger"], registry=registry
@@ -158,6 +181,18 @@ class Metrics:
     def logged(self, stream: Stream, size_bytes: int, *, truncated: bool) -> None:
         """What was kept of one stream of a job that ended."""
         self._logs.kept(stream, size_bytes, truncated=truncated)
+
+    def sandbox_created(self) -> None:
+        """A sandbox that lives until it is told to end was made."""
+        self._sandboxes.created.inc()
+
+    def sandbox_ended(self, reason: SandboxReason) -> None:
+        """It has ended."""
+        self._sandboxes.ended.labels(reason).inc()
+
+    def exec_finished(self, result: Result) -> None:
+        """A command in one is over."""
+        self._sandboxes.exec_finished(result)
 
     def retried(self, reason: str) -> None:
         """An attempt will be repeated."""
@@ -364,6 +399,33 @@ class _AttackFigures:
         self._last_run.set(at)
 
 
+class _SandboxFigures:
+    """Sandboxes that live until they are told to end, and commands in them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.created = Counter("sandboxd_sandboxes_created", "Sandboxes made.", registry=registry)
+        self.ended = Counter(
+            "sandboxd_sandboxes_ended", "Sandboxes that ended.", ["reason"], registry=registry
+        )
+        for reason in SANDBOX_ENDS:
+            self.ended.labels(reason)
+        self._execs = Counter(
+            "sandboxd_sandbox_execs", "Commands run in sandboxes.", ["outcome"], registry=registry
+        )
+        self._seconds = Histogram(
+            "sandboxd_sandbox_exec_duration_seconds",
+            "Wall time of commands in sandboxes.",
+            buckets=RUN_BUCKETS,
+            registry=registry,
+        )
+        for state in EXEC_ENDS:
+            self._execs.labels(state)
+
+    def exec_finished(self, result: Result) -> None:
+        self._execs.labels(result.state).inc()
+        self._seconds.observe(result.usage.wall_seconds)
+
+
 def _register_build(registry: CollectorRegistry) -> None:
     build = Gauge(
         "sandboxd_build_info", "What runs.", ["version", "commit", "python"], registry=registry
@@ -426,6 +488,12 @@ class _SnapshotCollector(Collector):
         ):
             slots.add_metric([kind], value)
         yield slots
+        sandboxes = GaugeMetricFamily(
+            "sandboxd_sandboxes", "Sandboxes that live until told to end.", labels=["state"]
+        )
+        for state_of_sandbox, count in now.sandboxes.items():
+            sandboxes.add_metric([state_of_sandbox], count)
+        yield sandboxes
         yield CounterMetricFamily(
             "sandboxd_warm_pool_hits", "Jobs that got a parked sandbox.", value=now.pool_hits
         )

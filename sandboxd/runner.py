@@ -52,6 +52,7 @@ from sandboxd.jobs import (
 )
 from sandboxd.networks import Networks, denied_of
 from sandboxd.quotas.cgroups import Cgroup
+from sandboxd.quotas.limits import Limits
 from sandboxd.stepping import Ground, Steps
 from sandboxd.verdict import Outcome, result_of, result_of_steps
 
@@ -364,17 +365,23 @@ def sandbox_spec(
     runtimes: Mapping[str, OciRuntime] = MappingProxyType({}),
 ) -> SandboxSpec:
     """The shape of the sandbox that a job needs."""
-    uid, gid = spec.user or image.user
+    return shape_of(image, spec.user, spec.limits)._replace(
+        network=spec.network.mode,
+        runtime=None if spec.runtime == NATIVE else _runtime(spec.runtime, runtimes),
+    )
+
+
+def shape_of(image: ResolvedImage, user: tuple[int, int] | None, limits: Limits) -> SandboxSpec:
+    """The shape of a sandbox for this user (None: the image's own) and with room for this much on its disk."""
+    uid, gid = user or image.user
     return SandboxSpec(
         rootfs=image.rootfs,
         binds=image.binds,
         writable=image.writable,
-        scratch_bytes=spec.limits.disk_bytes,
-        scratch_inodes=max(_LEAST_INODES, spec.limits.disk_bytes // _INODE_BYTES),
+        scratch_bytes=limits.disk_bytes,
+        scratch_inodes=max(_LEAST_INODES, limits.disk_bytes // _INODE_BYTES),
         uid=uid,
         gid=gid,
-        network=spec.network.mode,
-        runtime=None if spec.runtime == NATIVE else _runtime(spec.runtime, runtimes),
     )
 
 

@@ -7,7 +7,7 @@ awaited, and its command stopped.
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
@@ -101,6 +101,10 @@ class Scheduler:
         self._starts: Watchers[None] = Watchers()
         self._run_ends: Watchers[None] = Watchers()
         self._settlement = Settlement(store, metrics, log_directory)
+        self._holding = 0
+        """Slots that somebody else has."""
+        self._wanting: deque[asyncio.Future[None]] = deque()
+        """Who waits for a slot to hold: before jobs that wait."""
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -290,14 +294,57 @@ class Scheduler:
         return job
 
     def capacity(self) -> dict[str, int]:
-        """Slots in all and in use, and jobs that wait."""
-        return {"slots": self._slots, "busy": len(self._active), "queued": self._queued}
+        """Slots in all, in use by jobs and held by sandboxes, and jobs that wait."""
+        return {
+            "slots": self._slots,
+            "busy": len(self._active),
+            "held": self._holding,
+            "queued": self._queued,
+        }
+
+    async def hold_slot(self, timeout_seconds: float) -> None:
+        """Take a slot for what is no job, until `release_slot`. It goes before the jobs that wait. Raises Unavailable."""
+        if self._draining:
+            raise Unavailable(
+                "the service is shutting down", code="draining", retry_after_seconds=5
+            )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wanting.append(turn)
+        self._hand_out_slots()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await turn
+        except BaseException as error:
+            if turn in self._wanting:
+                self._wanting.remove(turn)
+                self._wake.set()
+            elif turn.done() and not turn.cancelled():
+                self.release_slot()
+            if isinstance(error, TimeoutError):
+                detail = f"all {self._slots} slots are busy"
+                raise Unavailable(detail, code="no_slot", retry_after_seconds=1) from None
+            raise
+
+    def release_slot(self) -> None:
+        """Give back a slot that was held."""
+        self._holding -= 1
+        self._hand_out_slots()
+        self._wake.set()
+
+    def _hand_out_slots(self) -> None:
+        """Give free slots to who waits to hold one."""
+        while self._wanting and self._free + len(self._wanting) > 0:
+            turn = self._wanting.popleft()
+            if not turn.done():
+                self._holding += 1
+                turn.set_result(None)
 
     # Running
 
     @property
     def _free(self) -> int:
-        return self._slots - len(self._active) - self._claiming
+        taken = len(self._active) + self._claiming + self._holding + len(self._wanting)
+        return self._slots - taken
 
     def _notice_waiting(self) -> None:
         self._may_wait = True
@@ -321,6 +368,7 @@ class Scheduler:
                 continue
             finally:
                 self._claiming -= free
+                self._hand_out_slots()
             self._queued = max(0, self._queued - len(jobs))
             if len(jobs) == free:
                 self._notice_waiting()
@@ -355,6 +403,7 @@ class Scheduler:
             logger.exception("job not settled", job_id=active.job.id)
         finally:
             del self._active[active.job.id]
+            self._hand_out_slots()
             if self._may_wait:
                 self._wake.set()
 

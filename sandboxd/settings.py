@@ -86,6 +86,25 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Waiting jobs; more are refused with 503."""
 
 
+class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Sandboxes that live until they are told to end. Each holds a slot of the scheduler's while it does."""
+
+    most: Count = 0
+    """So many at once; 0: half of the slots, so that jobs have the other half."""
+    most_per_tenant: Count = 0
+    """So many at once for one tenant; 0: as many as there may be."""
+    idle_seconds: Seconds = 300.0
+    """A sandbox that nobody uses for so long ends, if its maker said nothing else."""
+    most_idle_seconds: Seconds = 3600.0
+    ttl_seconds: Seconds = 3600.0
+    """A sandbox ends after so long in any case, if its maker said nothing else."""
+    most_ttl_seconds: Seconds = 86_400.0
+    most_execs: Count = 32
+    """Commands that run at once in one sandbox."""
+    most_file_bytes: Bytes = 256 * 2**20
+    """The largest file that is written or read over HTTP."""
+
+
 class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
     url: str = ""
     """The service that commands such as `sandboxd jobs` talk to; empty: none is configured."""
@@ -138,6 +157,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     isolation: IsolationSettings = IsolationSettings()
     network: NetworkSettings = NetworkSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    sandboxes: SandboxSettings = SandboxSettings()
     limits: Limits = DEFAULT_LIMITS
     """What a job gets where it asks for nothing."""
     ceilings: Limits = CEILINGS

@@ -212,7 +212,7 @@ def _state_of_stop(reason: Reason) -> State:
             return State.TIMED_OUT
         case Reason.OUTPUT_BYTES:
             return State.OUTPUT_LIMIT
-        case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE:
+        case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE | Reason.SANDBOX_ENDED:
             return State.CANCELLED
         case Reason.SHUTDOWN | Reason.SERVICE_LOST | Reason.INTERNAL | Reason.LOG_FAILED:
             return State.ERROR
@@ -340,7 +340,7 @@ def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa:
             return _unusable_sentence(outcome)
         case Reason.FILE_UNUSABLE:
             return _not_made_sentence(outcome)
-        case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE:
+        case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE | Reason.SANDBOX_ENDED:
             return _join(outcome.stop_message or "cancelled", cpu, kept)
         case Reason.LOG_FAILED:
             return _join(outcome.stop_message or "its output could not be kept", kept)

@@ -27,6 +27,7 @@ from sandboxd.api.validate import Check
 from sandboxd.errors import NotFound
 from sandboxd.files.content import Contents
 from sandboxd.quotas.limits import Limits
+from sandboxd.sandboxes import Sandboxes
 from sandboxd.settings import FilesSettings, ServerSettings
 
 
@@ -46,6 +47,7 @@ def create_api(
     check: Check,
     readiness: Callable[[], Awaitable[dict[str, Any]]],
     one_tenant: bool = False,
+    sandboxes: Sandboxes | None = None,
 ) -> ASGIApp:
     """The whole API.
 
@@ -56,6 +58,7 @@ def create_api(
     document = openapi.build_document(table)
     parts = Parts(
         scheduler=scheduler,
+        sandboxes=sandboxes,
         store=store,
         images=images,
         artifacts=artifacts,

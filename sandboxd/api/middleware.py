@@ -81,6 +81,7 @@ class Envelope:
             seconds=round(seconds, 6),
             tenant=exchange.state.get("tenant"),
             job_id=exchange.state.get("job_id"),
+            sandbox_id=exchange.state.get("sandbox_id"),
         )
 
 

@@ -4,13 +4,16 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from enum import StrEnum
+from typing import NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from sandboxd.api.problems import BadParameters
 from sandboxd.errors import Invalid, Malformed
 from sandboxd.jobs import State, Stream
 from sandboxd.store.cursors import decode_cursor
+
+Word = TypeVar("Word", bound=StrEnum)
 
 MAX_PARAMETERS = 100
 MAX_PAGE = 200
@@ -135,8 +138,12 @@ class QueryReader:
 
     def states(self, name: str) -> frozenset[State]:
         """Repeatable, and with commas."""
+        return self.words(name, State)
+
+    def words(self, name: str, kind: type[Word]) -> frozenset[Word]:
+        """Repeatable, and with commas: words of an enumeration."""
         words = [word for value in self._query.get(name, []) for word in value.split(",")]
-        known = {str(state): state for state in State}
+        known = {str(word): word for word in kind}
         unknown = [word for word in words if word not in known]
         if unknown:
             self._faults.append((name, f"must be of: {', '.join(known)}"))
@@ -151,11 +158,11 @@ class QueryReader:
             return None
         return Stream(word)
 
-    def cursor(self, name: str) -> str | None:
+    def cursor(self, name: str, *, prefix: str = "job") -> str | None:
         word = self.text(name)
         try:
             if word is not None:
-                decode_cursor(word)
+                decode_cursor(word, prefix)
         except Invalid as error:
             self._faults.append((name, error.detail))
             return None

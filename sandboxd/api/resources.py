@@ -169,12 +169,14 @@ def _media_type_for(route: Route, scope: Scope) -> str:
     return media_type
 
 
+_PREFIXES = {"sandbox": "sbx", "exec": "exe"}
+"""Of ids, where they are not the name of what they are the id of."""
 _NOBODY = Principal(tenant="", scopes=())
 
 
 def _check_ids(parameters: Mapping[str, str]) -> None:
     """Raises NotFound for what cannot be an id at all, so that no handler sees it."""
     for name, value in parameters.items():
-        prefix, is_suffix, _ = name.partition("_id")
-        if is_suffix and not is_id(value, prefix):
-            raise NotFound(f"There is no such {prefix}.")
+        kind, is_suffix, _ = name.partition("_id")
+        if is_suffix and not is_id(value, _PREFIXES.get(kind, kind)):
+            raise NotFound(f"There is no such {kind}.")

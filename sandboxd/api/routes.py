@@ -7,6 +7,7 @@ from sandboxd.api.artifacts import RAW
 from sandboxd.api.auth import ADMIN, JOBS_READ, JOBS_WRITE
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.resources import PUBLIC, Parameter, Reply, Route
+from sandboxd.api.sandbox_routes import SANDBOX_ROUTES
 from sandboxd.api.schemas import (
     ArtifactList,
     CancelRequest,
@@ -330,6 +331,7 @@ ROUTES: tuple[Route, ...] = (
         scope=JOBS_READ,
         replies=(Reply(status=HTTPStatus.OK, description="All changes of state.", body=EventList),),
     ),
+    *SANDBOX_ROUTES,
     Route(
         method="GET",
         path="/v1/images",

@@ -127,7 +127,7 @@ async def _sse(call: Call, job: Job, wish: Wish, last: LastEvent | None) -> Asyn
         async for batch in _pieces(call, job, wish, offset=offset):
             if batch:
                 reached = batch[-1].end
-                yield b"".join(_log_event(piece) for piece in batch)
+                yield b"".join(log_event(piece) for piece in batch)
             else:
                 yield comment("waiting")
         job = await call.parts.store.get(call.tenant, job.id, with_stdin=False)
@@ -197,7 +197,7 @@ def _record(piece: Piece) -> LogRecord:
     return LogRecord(time=time, stream=stream, offset=piece.offset, data=text)
 
 
-def _log_event(piece: Piece) -> bytes:
+def log_event(piece: Piece) -> bytes:
     return event("log", str(piece.end), encode(_record(piece)))
 
 

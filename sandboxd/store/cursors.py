@@ -12,8 +12,8 @@ def encode_cursor(job_id: str) -> str:
     return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str) -> str:
-    """The id of the job that a cursor goes on after.
+def decode_cursor(cursor: str, prefix: str = "job") -> str:
+    """The id of the job (or what else has ids of this prefix) that a cursor goes on after.
 
     Raises Invalid (`invalid_cursor`).
     """
@@ -22,7 +22,7 @@ def decode_cursor(cursor: str) -> str:
         job_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, UnicodeError) as error:
         raise _bad_cursor() from error
-    if not is_id(job_id, "job") or encode_cursor(job_id) != cursor:
+    if not is_id(job_id, prefix) or encode_cursor(job_id) != cursor:
         raise _bad_cursor()
     return job_id
 

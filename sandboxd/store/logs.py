@@ -253,8 +253,8 @@ class JobLog:
 
 def log_path(directory: Path, job_id: str) -> Path:
     """Where a job's log lies once it is a file."""
-    if not is_id(job_id, "job"):
-        raise ValueError(f"{job_id!r} is not the id of a job")
+    if not (is_id(job_id, "job") or is_id(job_id, "exe")):
+        raise ValueError(f"{job_id!r} is not the id of a job or of a command in a sandbox")
     return directory / f"{job_id}.log"
 
 

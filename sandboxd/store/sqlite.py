@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine, exc
 
 from sandboxd.errors import Unavailable
 from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, State
-from sandboxd.store import catalog, deletions, reads, writes
+from sandboxd.sandbox_values import SandboxPage, SandboxRecord, SandboxState
+from sandboxd.store import catalog, deletions, reads, sandboxes, writes
 from sandboxd.store.logs import StoredLog, remove_log
 from sandboxd.store.records import Conservation, Deleted, Idempotency, Page, Submitted
 from sandboxd.store.sqlite_file import READERS, opened, same_file
@@ -281,6 +282,34 @@ class SqliteStore:
     async def revoke_key(self, key_id: str, now: float) -> bool:
         """Make a key worthless; the first time counts. False: there is no such key."""
         return await self._write(lambda c: catalog.revoke_key(c, key_id, now))
+
+    # Sandboxes that live long
+
+    async def create_sandbox(self, record: SandboxRecord) -> None:
+        """Store a new one; it is on the disk when this returns."""
+        await self._write(lambda c: sandboxes.create(c, record))
+
+    async def change_sandbox(self, record: SandboxRecord) -> None:
+        """Store one as it is now."""
+        await self._write(lambda c: sandboxes.change(c, record))
+
+    async def get_sandbox(self, tenant: str, sandbox_id: str) -> SandboxRecord:
+        """Raises NotFound, also where it is another tenant's."""
+        return await self._read(lambda c: sandboxes.get(c, tenant, sandbox_id))
+
+    async def list_sandboxes(
+        self, tenant: str, *, states: frozenset[SandboxState], limit: int, cursor: str | None
+    ) -> SandboxPage:
+        """A tenant's sandboxes, newest first. Raises Invalid for a cursor that is not from a page of this list."""
+        return await self._read(lambda c: sandboxes.list_(c, tenant, states, limit, cursor))
+
+    async def forget_sandbox(self, tenant: str, sandbox_id: str) -> None:
+        """Remove the record of one that has ended."""
+        await self._write(lambda c: sandboxes.forget(c, tenant, sandbox_id))
+
+    async def end_all_sandboxes(self, now: float) -> int:
+        """After a restart: none lives any more. How many had."""
+        return await self._write(lambda c: sandboxes.end_all(c, now))
 
     async def _write(self, operation: Callable[[Connection], T]) -> T:
         with _as_unavailable():

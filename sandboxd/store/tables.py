@@ -25,7 +25,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from sandboxd.jobs import ACTIVE, WAITING, State
 
-REVISION = "0002"
+REVISION = "0003"
 """The migration that this release works with."""
 
 metadata = MetaData(
@@ -203,3 +203,23 @@ api_key = Table(
     Column("expires_at", Float),
     Column("revoked_at", Float),
 )
+
+sandbox = Table(
+    "sandbox",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("image_digest", Text),
+    Column("execs", Integer, nullable=False),
+    Column("request_id", Text),
+    Column("plan", Text, nullable=False),
+    Column("usage", Text),
+    Index("ix_sandbox_list", "tenant", "id"),
+)
+"""Sandboxes that live until they are told to end, those that ended too. `plan` and `usage` are JSON."""

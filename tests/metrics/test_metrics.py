@@ -9,6 +9,7 @@ from sandboxd.isolation import features
 from sandboxd.jobs import TERMINAL, Reason, Result, State, Stream, Usage
 from sandboxd.metrics import ENDS, FEATURES, Metrics, Snapshot
 from sandboxd.quotas.host import CONTROLLERS, OPTIONAL_CONTROLLERS
+from sandboxd.sandbox_values import SandboxState
 
 SNAPSHOT = Snapshot(
     jobs={State.QUEUED: 2, State.RUNNING: 1},
@@ -19,6 +20,7 @@ SNAPSHOT = Snapshot(
     parked=3,
     pool_hits=7,
     pool_misses=2,
+    sandboxes={SandboxState.CREATING: 0, SandboxState.RUNNING: 2, SandboxState.PAUSED: 1},
 )
 
 
@@ -56,6 +58,7 @@ def test_series_of_jobs_exist_before_the_first_job() -> None:
 
 def test_every_end_and_every_reason_of_an_end_has_its_series() -> None:
     on_the_way = {Reason.SUBMITTED, Reason.CLAIMED, Reason.STARTED, Reason.RETRY}
+    on_the_way.add(Reason.SANDBOX_ENDED)  # of commands that are no jobs
 
     assert set(ENDS) == TERMINAL
     assert {reason for reasons in ENDS.values() for reason in reasons} == set(Reason) - on_the_way

@@ -1,0 +1,254 @@
+"""Sandboxes over HTTP: make, list, show, change, pause, resume, end; commands in them, waited for, followed, stopped."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from urllib.parse import urlencode
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response, StreamingResponse
+
+from sandboxd.api.answers import encode, json_answer, list_answer, no_content
+from sandboxd.api.body import parse_json, read_body, require_json
+from sandboxd.api.headers import parse_prefer
+from sandboxd.api.log_reader import pieces
+from sandboxd.api.parts import Call
+from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
+from sandboxd.api.sandbox_requests import exec_spec_of, patch_of, sandbox_plan_of, signal_of
+from sandboxd.api.sandbox_schemas import SandboxList
+from sandboxd.api.sandbox_views import exec_view, sandbox_view
+from sandboxd.api.schemas import EndView
+from sandboxd.api.sse import comment, event, parse_last_event_id
+from sandboxd.api.streams import SSE, log_event
+from sandboxd.api.views import exit_view
+from sandboxd.errors import NotFound
+from sandboxd.execs import Exec
+from sandboxd.jobs import Reason
+from sandboxd.live_sandbox import LiveSandbox
+from sandboxd.sandbox_values import SandboxState
+from sandboxd.sandboxes import Sandboxes
+
+_MAX_SMALL_BODY_BYTES = 2 * 2**20
+"""Of requests that carry no input, but may carry an environment."""
+_UNBUFFERED = {"X-Accel-Buffering": "no"}
+
+
+async def create(call: Call) -> Response:
+    """POST /v1/sandboxes"""
+    body = await read_body(call.scope, call.receive, max_bytes=_MAX_SMALL_BODY_BYTES)
+    if body:
+        require_json(call.scope)
+    parts, sandboxes = call.parts, sandboxes_of(call)
+    plan = sandbox_plan_of(
+        parse_json(body) if body else {},
+        defaults=parts.limits,
+        ceilings=parts.ceilings,
+        check=parts.check,
+        settings=sandboxes.settings,
+    )
+    record = await sandboxes.create(call.tenant, plan, request_id=call.request_id)
+    call.scope["state"]["sandbox_id"] = record.id
+    headers = {"Location": f"/v1/sandboxes/{record.id}"}
+    return json_answer(sandbox_view(record), HTTPStatus.CREATED, headers)
+
+
+async def list_(call: Call) -> Response:
+    """GET /v1/sandboxes"""
+    query = call.query.reader()
+    states = query.words("state", SandboxState)
+    limit = query.integer("limit", least=1, most=MAX_PAGE) or DEFAULT_PAGE
+    cursor = query.cursor("cursor", prefix="sbx")
+    query.done()
+    page = await sandboxes_of(call).list(call.tenant, states=states, limit=limit, cursor=cursor)
+    answer = SandboxList(
+        data=[sandbox_view(record) for record in page.items],
+        next_cursor=page.next_cursor,
+        has_more=page.next_cursor is not None,
+    )
+    headers = {}
+    if page.next_cursor is not None:
+        known = [
+            (name, value)
+            for name, values in call.query.known.items()
+            for value in values
+            if name != "cursor"
+        ]
+        target = urlencode([*known, ("cursor", page.next_cursor)])
+        headers["Link"] = f'</v1/sandboxes?{target}>; rel="next"'
+    return json_answer(answer, headers=headers)
+
+
+async def show(call: Call) -> Response:
+    """GET /v1/sandboxes/{sandbox_id}"""
+    record = await sandboxes_of(call).get(call.tenant, call.parameters["sandbox_id"])
+    return json_answer(sandbox_view(record))
+
+
+async def change(call: Call) -> Response:
+    """PATCH /v1/sandboxes/{sandbox_id}"""
+    require_json(call.scope)
+    body = await read_body(call.scope, call.receive, max_bytes=_MAX_SMALL_BODY_BYTES)
+    live = await live_of(call)
+    sandboxes = sandboxes_of(call)
+    changes = patch_of(
+        parse_json(body),
+        live.record.plan,
+        ceilings=call.parts.ceilings,
+        settings=sandboxes.settings,
+    )
+    record = await sandboxes.change(call.tenant, live.record.id, **changes)
+    return json_answer(sandbox_view(record))
+
+
+async def delete(call: Call) -> Response:
+    """DELETE /v1/sandboxes/{sandbox_id}"""
+    record = await sandboxes_of(call).delete(call.tenant, call.parameters["sandbox_id"])
+    return no_content() if record is None else json_answer(sandbox_view(record))
+
+
+async def pause(call: Call) -> Response:
+    """POST /v1/sandboxes/{sandbox_id}/pause"""
+    record = await sandboxes_of(call).pause(call.tenant, call.parameters["sandbox_id"])
+    return json_answer(sandbox_view(record))
+
+
+async def resume(call: Call) -> Response:
+    """POST /v1/sandboxes/{sandbox_id}/resume"""
+    record = await sandboxes_of(call).resume(call.tenant, call.parameters["sandbox_id"])
+    return json_answer(sandbox_view(record))
+
+
+# Commands
+
+
+async def start_exec(call: Call) -> Response:
+    """POST /v1/sandboxes/{sandbox_id}/exec"""
+    require_json(call.scope)
+    parts = call.parts
+    body = await read_body(call.scope, call.receive, max_bytes=parts.settings.max_body_bytes)
+    live = await live_of(call)
+    spec = exec_spec_of(parse_json(body), live.record.plan, ceilings=parts.ceilings)
+    execution = await live.start_exec(spec)
+    path = f"/v1/sandboxes/{live.record.id}/execs/{execution.id}"
+    if call.media_type == SSE:
+        headers = {**_UNBUFFERED, "Location": path}
+        return StreamingResponse(_events(execution, 0), headers=headers, media_type=SSE)
+    if parse_prefer(call.header(b"prefer")).respond_async:
+        headers = {"Location": path, "Preference-Applied": "respond-async"}
+        return json_answer(
+            await exec_view(execution, with_output=False), HTTPStatus.ACCEPTED, headers
+        )
+    keep = call.header(b"sandboxd-on-disconnect").strip().lower() == "continue"
+    try:
+        await _wait_while_connected(call, execution)
+    except ClientDisconnect:
+        if not keep:
+            execution.stop(Reason.CLIENT_GONE, message="the client hung up")
+        raise
+    return json_answer(await exec_view(execution), headers={"Location": path})
+
+
+async def list_execs(call: Call) -> Response:
+    """GET /v1/sandboxes/{sandbox_id}/execs"""
+    live = await live_of(call)
+    return list_answer([await exec_view(each, with_output=False) for each in live.list_execs()])
+
+
+async def show_exec(call: Call) -> Response:
+    """GET /v1/sandboxes/{sandbox_id}/execs/{exec_id}"""
+    query = call.query.reader()
+    wait_seconds = query.seconds("wait")
+    query.done()
+    execution = await exec_of(call)
+    if call.media_type == SSE:
+        last = parse_last_event_id(call.header(b"last-event-id"))
+        if last is not None and last.ended:
+            return no_content()  # tells an EventSource to stop coming back
+        offset = last.offset if last else 0
+        return StreamingResponse(_events(execution, offset), headers=_UNBUFFERED, media_type=SSE)
+    if wait_seconds:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(wait_seconds, call.parts.settings.max_wait_seconds)):
+                await _wait_while_connected(call, execution)
+    return json_answer(await exec_view(execution))
+
+
+async def signal_exec(call: Call) -> Response:
+    """POST /v1/sandboxes/{sandbox_id}/execs/{exec_id}/signal"""
+    require_json(call.scope)
+    body = await read_body(call.scope, call.receive, max_bytes=_MAX_SMALL_BODY_BYTES)
+    number = signal_of(parse_json(body))
+    execution = await exec_of(call)
+    execution.signal(number)
+    return json_answer(await exec_view(execution, with_output=False), HTTPStatus.ACCEPTED)
+
+
+async def stop_exec(call: Call) -> Response:
+    """DELETE /v1/sandboxes/{sandbox_id}/execs/{exec_id}"""
+    execution = await exec_of(call)
+    if execution.result is None:
+        execution.stop(Reason.CANCELLED_BY_CLIENT, message="cancelled by the client")
+        execution.signal(signal.SIGKILL)
+    return json_answer(await exec_view(execution, with_output=False), HTTPStatus.ACCEPTED)
+
+
+def sandboxes_of(call: Call) -> Sandboxes:
+    """Raises NotFound where there are none."""
+    if call.parts.sandboxes is None:
+        raise NotFound("There are no sandboxes here.")
+    return call.parts.sandboxes
+
+
+async def live_of(call: Call) -> LiveSandbox:
+    """The sandbox of the path. Raises NotFound, and Conflict if it has ended."""
+    sandbox_id = call.parameters["sandbox_id"]
+    call.scope["state"]["sandbox_id"] = sandbox_id
+    return await sandboxes_of(call).live(call.tenant, sandbox_id)
+
+
+async def exec_of(call: Call) -> Exec:
+    """The command of the path. Raises NotFound, Conflict."""
+    return (await live_of(call)).get_exec(call.parameters["exec_id"])
+
+
+async def _events(execution: Exec, offset: int) -> AsyncIterator[bytes]:
+    """The output as events, as of a job's log, until the command is over."""
+    reached = offset
+    async for batch in pieces(
+        execution.log, offset, stream=None, follow=True, whole_characters=True
+    ):
+        if batch:
+            reached = batch[-1].end
+            yield b"".join(log_event(piece) for piece in batch)
+        else:
+            yield comment("waiting")
+    await execution.ended.wait()
+    result = execution.result
+    end = EndView(
+        state=execution.state,
+        reason=execution.reason,
+        attempt=1,
+        exit=exit_view(result.exit) if result else None,
+    )
+    yield event("end", f"{reached}-end", encode(end))
+
+
+async def _wait_while_connected(call: Call, execution: Exec) -> None:
+    """Returns when the command is over. Raises ClientDisconnect as soon as the client hangs up."""
+    end = asyncio.ensure_future(execution.ended.wait())
+    hang_up = asyncio.ensure_future(_hang_up(call))
+    try:
+        await asyncio.wait((end, hang_up), return_when=asyncio.FIRST_COMPLETED)
+        if not end.done():
+            raise ClientDisconnect
+    finally:
+        end.cancel()
+        hang_up.cancel()
+
+
+async def _hang_up(call: Call) -> None:
+    """Returns when the client has closed its connection."""
+    while (await call.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,291 @@
+"""The sandboxes of this service that live until they are told to end.
+
+Each holds a slot of the scheduler's for as long as it lives, and with it the memory and processors that a slot stands for. None
+outlives the service: the record of those that a dead one had says so.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from sandboxd.errors import Conflict, SandboxdError, Unavailable
+from sandboxd.ids import new_id
+from sandboxd.images.catalogue import Images
+from sandboxd.images.resolved import ResolvedImage
+from sandboxd.isolation.pool import Pool
+from sandboxd.isolation.spec import SandboxSpec
+from sandboxd.live_sandbox import LiveSandbox
+from sandboxd.metrics import Metrics
+from sandboxd.quotas.cgroups import Cgroup
+from sandboxd.runner import shape_of
+from sandboxd.sandbox_values import (
+    SandboxPage,
+    SandboxPlan,
+    SandboxReason,
+    SandboxRecord,
+    SandboxState,
+)
+from sandboxd.scheduler import Scheduler
+from sandboxd.settings import SandboxSettings
+from sandboxd.store.sqlite import SqliteStore
+
+logger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_SLOT_SECONDS = 10.0
+"""How long a new sandbox waits for a slot."""
+
+
+class Sandboxes:
+    """Makes sandboxes, finds them, writes down how they ended."""
+
+    def __init__(
+        self,
+        store: SqliteStore,
+        scheduler: Scheduler,
+        pool: Pool[Cgroup],
+        images: Images,
+        metrics: Metrics,
+        settings: SandboxSettings,
+        *,
+        log_directory: Path,
+        inline_log_bytes: int,
+    ) -> None:
+        """`log_directory` lasts no longer than this process."""
+        self._store = store
+        self._scheduler = scheduler
+        self._pool = pool
+        self._images = images
+        self._metrics = metrics
+        self.settings = settings
+        self._log_directory = log_directory
+        self._inline_log_bytes = inline_log_bytes
+        slots = scheduler.capacity()["slots"]
+        self._most = settings.most or max(1, slots // 2)
+        self._live: dict[str, LiveSandbox] = {}
+        self._tenants: dict[str, str] = {}
+        """Id to tenant of each that lives or is being made."""
+        self._ends: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    # Life of the service
+
+    async def start(self) -> None:
+        """Nothing of a dead service's lives any more."""
+        lost = await self._store.end_all_sandboxes(time.time())
+        if lost:
+            logger.warning("sandboxes ended with a former service", sandboxes=lost)
+
+    async def close(self) -> None:
+        """End all of them and write it down."""
+        self._closed = True
+        for live in list(self._live.values()):
+            live.end(SandboxReason.SHUTDOWN, "the service was shut down")
+        while waiting := [*self._ends.values(), *self._tasks]:
+            await asyncio.wait(waiting)
+
+    def counts(self) -> dict[SandboxState, int]:
+        """Those that live, by state."""
+        counts = dict.fromkeys(
+            (SandboxState.CREATING, SandboxState.RUNNING, SandboxState.PAUSED), 0
+        )
+        for sandbox_id in self._tenants:
+            live = self._live.get(sandbox_id)
+            counts[live.record.state if live else SandboxState.CREATING] += 1
+        return counts
+
+    def capacity(self) -> dict[str, int]:
+        """How many live, and how many may."""
+        return {"sandboxes": len(self._tenants), "most": self._most}
+
+    # What the API asks
+
+    async def create(
+        self, tenant: str, plan: SandboxPlan, *, request_id: str | None
+    ) -> SandboxRecord:
+        """A new sandbox that stands. Raises NotFound (image), Unavailable (no room), SandboxFailed."""
+        image = await self._images.resolve(plan.image)
+        if self._closed or self._scheduler.draining:
+            raise Unavailable("the service is shutting down", code="draining")
+        self._check_room(tenant)
+        record = SandboxRecord(
+            id=new_id("sbx"),
+            tenant=tenant,
+            plan=plan,
+            state=SandboxState.CREATING,
+            reason=SandboxReason.REQUESTED,
+            created_at=time.time(),
+            image_digest=image.digest,
+            request_id=request_id,
+        )
+        self._tenants[record.id] = tenant
+        # A client that goes away leaves a sandbox like any other: it ends when it is idle for long enough.
+        return await asyncio.shield(self._spawn(self._create(record, image)))
+
+    async def _create(self, record: SandboxRecord, image: ResolvedImage) -> SandboxRecord:
+        try:
+            await self._scheduler.hold_slot(_SLOT_SECONDS)
+        except BaseException:
+            del self._tenants[record.id]
+            raise
+        try:
+            await self._store.create_sandbox(record)
+            return await self._make(record, image)
+        except BaseException as error:
+            self._scheduler.release_slot()
+            del self._tenants[record.id]
+            failed = msgspec.structs.replace(
+                record,
+                state=SandboxState.ENDED,
+                reason=SandboxReason.CREATE_FAILED,
+                message=str(error),
+                ended_at=time.time(),
+            )
+            with contextlib.suppress(SandboxdError):
+                await self._store.change_sandbox(failed)
+            raise
+
+    async def _make(self, record: SandboxRecord, image: ResolvedImage) -> SandboxRecord:
+        plan = record.plan
+        taken = await self._pool.take(sandbox_shape(image, plan))
+        try:
+            taken.place.apply(plan.limits)
+            record = msgspec.structs.replace(
+                record,
+                state=SandboxState.RUNNING,
+                reason=SandboxReason.CREATED,
+                started_at=time.time(),
+            )
+            await self._store.change_sandbox(record)
+        except BaseException:
+            self._pool.discard(taken)
+            raise
+        live = self._live[record.id] = LiveSandbox(
+            record,
+            image,
+            taken,
+            self._metrics,
+            most_execs=self.settings.most_execs,
+            log_directory=self._log_directory,
+            inline_log_bytes=self._inline_log_bytes,
+        )
+        end = asyncio.get_running_loop().create_task(self._see_end(live))
+        self._ends[record.id] = end
+        end.add_done_callback(lambda _: self._ends.pop(record.id, None))
+        if self._closed:
+            live.end(SandboxReason.SHUTDOWN)
+        self._metrics.sandbox_created()
+        logger.info("sandbox created", sandbox_id=record.id, tenant=record.tenant, warm=taken.warm)
+        return record
+
+    async def _see_end(self, live: LiveSandbox) -> None:
+        record = await live.ended()
+        self._pool.discard(live.taken)
+        try:
+            await self._store.change_sandbox(record)
+        except SandboxdError as error:
+            # The next start finds it unended, and ends it.
+            logger.warning("end of sandbox not written", sandbox_id=record.id, error=str(error))
+        del self._live[record.id]
+        del self._tenants[record.id]
+        self._scheduler.release_slot()
+        self._metrics.sandbox_ended(record.reason)
+        logger.info(
+            "sandbox ended",
+            sandbox_id=record.id,
+            tenant=record.tenant,
+            reason=record.reason,
+            execs=record.execs,
+        )
+
+    async def get(self, tenant: str, sandbox_id: str) -> SandboxRecord:
+        """As it is now. Raises NotFound."""
+        live = self._live.get(sandbox_id)
+        if live is not None and live.record.tenant == tenant:
+            return msgspec.structs.replace(live.record, usage=live.usage(), execs=live.execs)
+        return await self._store.get_sandbox(tenant, sandbox_id)
+
+    async def list(
+        self, tenant: str, *, states: frozenset[SandboxState], limit: int, cursor: str | None
+    ) -> SandboxPage:
+        """A tenant's sandboxes, newest first."""
+        return await self._store.list_sandboxes(tenant, states=states, limit=limit, cursor=cursor)
+
+    async def live(self, tenant: str, sandbox_id: str) -> LiveSandbox:
+        """One that lives. Raises NotFound, and Conflict if it has ended."""
+        live = self._live.get(sandbox_id)
+        if live is None or live.record.tenant != tenant:
+            record = await self._store.get_sandbox(tenant, sandbox_id)
+            if record.state is SandboxState.CREATING:
+                raise Conflict("the sandbox is being made", code="sandbox_creating")
+            raise Conflict(f"the sandbox has ended ({record.reason})", code="sandbox_ended")
+        return live
+
+    async def pause(self, tenant: str, sandbox_id: str) -> SandboxRecord:
+        """Stop all its processes. Raises NotFound, Conflict."""
+        live = await self.live(tenant, sandbox_id)
+        await live.pause()
+        return await self._changed(live)
+
+    async def resume(self, tenant: str, sandbox_id: str) -> SandboxRecord:
+        """Let its processes go on. Raises NotFound, Conflict."""
+        live = await self.live(tenant, sandbox_id)
+        await live.resume()
+        return await self._changed(live)
+
+    async def change(
+        self,
+        tenant: str,
+        sandbox_id: str,
+        **changes: Any,
+    ) -> SandboxRecord:
+        """Other limits and times, see LiveSandbox.change. Raises NotFound, Conflict."""
+        live = await self.live(tenant, sandbox_id)
+        await live.change(**changes)
+        return await self._changed(live)
+
+    async def _changed(self, live: LiveSandbox) -> SandboxRecord:
+        if live.record.id in self._live and live.record.state is not SandboxState.ENDED:
+            await self._store.change_sandbox(live.record)
+        return await self.get(live.record.tenant, live.record.id)
+
+    async def delete(self, tenant: str, sandbox_id: str) -> SandboxRecord | None:
+        """End it, and return when it is gone. None: it had ended before, and its record is gone now. Raises NotFound."""
+        live = self._live.get(sandbox_id)
+        if live is None or live.record.tenant != tenant:
+            record = await self._store.get_sandbox(tenant, sandbox_id)
+            if record.state is not SandboxState.ENDED:
+                raise Conflict("the sandbox is being made or ended", code="sandbox_creating")
+            await self._store.forget_sandbox(tenant, sandbox_id)
+            return None
+        live.end(SandboxReason.DELETED)
+        end = self._ends.get(sandbox_id)
+        if end is not None:
+            await asyncio.shield(end)
+        return live.record
+
+    def _check_room(self, tenant: str) -> None:
+        mine = sum(each == tenant for each in self._tenants.values())
+        most_of_one = self.settings.most_per_tenant or self._most
+        if mine >= most_of_one or len(self._tenants) >= self._most:
+            detail = f"{mine} sandboxes of yours and {len(self._tenants)} in all live already"
+            raise Unavailable(detail, code="too_many_sandboxes", retry_after_seconds=5)
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def sandbox_shape(image: ResolvedImage, plan: SandboxPlan) -> SandboxSpec:
+    """The shape of the sandbox that is needed: the same as a job's, so that one may be parked."""
+    return shape_of(image, plan.user, plan.limits)
