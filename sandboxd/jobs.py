@@ -215,14 +215,14 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the job tried and was refused."""
 
     kind: str
-    """`network`: a destination."""
+    """`network`: a destination; `pids`: processes and threads above the limit."""
     host: str | None = None
     """Address; or host name, which the resolver did not tell."""
     protocol: str | None = None
     """`tcp`, `udp` or `dns`."""
     port: int | None = None
     count: int | None = None
-    """How often: packets, or questions to the resolver."""
+    """How often: packets, questions to the resolver, processes."""
 
 
 class LogSummary(msgspec.Struct, frozen=True, kw_only=True):

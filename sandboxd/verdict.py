@@ -87,7 +87,7 @@ def result_of(outcome: Outcome) -> Result:
         artifacts=outcome.artifacts,
         artifact_count=len(outcome.artifacts),
         artifacts_passed_over=outcome.passed_over,
-        denied=outcome.denied,
+        denied=_denied(outcome),
     )
 
 
@@ -111,7 +111,7 @@ def result_of_steps(
             enforcement=outcome.enforcement,
             image_digest=outcome.image_digest,
             started_at=outcome.started_at,
-            denied=outcome.denied,
+            denied=_denied(outcome),
         )
         if deciding is not None:
             result = _as_run_ended(result, deciding, steps)
@@ -299,6 +299,13 @@ def _usage(outcome: Outcome) -> Usage:
     )
 
 
+def _denied(outcome: Outcome) -> tuple[Denied, ...]:
+    refused = outcome.usage.forks_refused
+    if not refused:
+        return outcome.denied
+    return (*outcome.denied, Denied(kind="pids", count=refused))
+
+
 def _explain(outcome: Outcome, state: State, reason: Reason) -> JobError | None:
     """One sentence with figures for every end but success."""
     if state is State.SUCCEEDED:
@@ -319,10 +326,12 @@ def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa:
     cpu = f"{used.cpu_seconds:.2f} s of CPU time used" if used.cpu_seconds is not None else ""
     match reason:
         case Reason.EXITED:
-            return f"the command exited with status {outcome.exit.code if outcome.exit else '?'}"
+            status = outcome.exit.code if outcome.exit else "?"
+            return _join(f"the command exited with status {status}", _refused_forks(outcome))
         case Reason.SIGNALLED:
             number = outcome.exit.signal if outcome.exit and outcome.exit.signal else 0
-            return f"the command was ended by {signal_name(number)} (signal {number})"
+            ended = f"the command was ended by {signal_name(number)} (signal {number})"
+            return _join(ended, _refused_forks(outcome))
         case Reason.WALL_SECONDS:
             return _join(f"still running after {limits.wall_seconds:g} s of wall time", cpu, kept)
         case Reason.CPU_SECONDS:
@@ -368,6 +377,13 @@ def _not_made_sentence(outcome: Outcome) -> str:
     if not_made.errno != errno.ENOSPC:
         return sentence
     return f"{sentence}; limits.disk is {format_bytes(outcome.limits.disk_bytes)}"
+
+
+def _refused_forks(outcome: Outcome) -> str:
+    refused, most = outcome.usage.forks_refused, outcome.limits.pids
+    if not refused:
+        return ""
+    return f"more than {most} processes were refused {refused} time{'' if refused == 1 else 's'}"
 
 
 def _join(*parts: str) -> str:

@@ -17,9 +17,11 @@ from sandboxd.quotas.host import Controller, Host
 from sandboxd.quotas.kernel_files import (
     exists,
     make_directory,
+    may_have_refused,
     open_directory,
     read_file,
     read_number,
+    read_refused,
     read_table,
     remove_directory,
     write_file,
@@ -137,6 +139,7 @@ class Group1:
         self._freezer_fd = driver.fds.get("freezer")
         self._own_memory_bytes = 0
         self._own_pids = 0
+        self._most_pids = 0
         self._pids_peak_before = 0
 
     def join_files(self) -> tuple[str, ...]:
@@ -173,6 +176,7 @@ class Group1:
             self._change_memory(self._memory_fd, limits.memory_bytes + self._own_memory_bytes)
         if self._pids_fd is not None:
             write_file(self._pids_fd, f"{name}/pids.max", str(limits.pids + self._own_pids))
+            self._most_pids = limits.pids
         if self._cpu_fd is not None:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             write_file(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
@@ -253,6 +257,9 @@ class Group1:
         if self._pids_fd is not None and self._driver.has_pids_peak:
             peak = read_number(self._pids_fd, f"{name}/pids.peak")
             pids_peak = peak_since(self._pids_peak_before, peak, self._own_pids)
+        refused = None
+        if self._pids_fd is not None and may_have_refused(pids_peak, self._most_pids):
+            refused = read_refused(self._pids_fd, f"{name}/pids.events")
         return CgroupUsage(
             cpu_seconds=cpu,
             cpu_user_seconds=user,
@@ -260,6 +267,7 @@ class Group1:
             cpu_throttled_seconds=throttled,
             memory_peak_bytes=memory_peak,
             pids_peak=pids_peak,
+            forks_refused=refused,
         )
 
     def kill(self) -> None:

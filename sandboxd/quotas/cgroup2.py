@@ -15,10 +15,12 @@ from sandboxd.quotas.host import SUPERVISOR, Host
 from sandboxd.quotas.kernel_files import (
     exists,
     make_directory,
+    may_have_refused,
     open_directory,
     parse_table,
     read_file,
     read_number,
+    read_refused,
     read_table,
     remove_directory,
     write_file,
@@ -119,6 +121,7 @@ class Group2:
         """-1 once removed."""
         self._own_memory_bytes = 0
         self._own_pids = 0
+        self._most_pids = 0
         self._own_cpu: dict[str, int] = {}
         self._peaks_before: dict[str, int] = {}
 
@@ -155,6 +158,7 @@ class Group2:
             write_file(self._fd, "memory.max", str(limits.memory_bytes + self._own_memory_bytes))
         if "pids" in controllers:
             write_file(self._fd, "pids.max", str(limits.pids + self._own_pids))
+            self._most_pids = limits.pids
         if "cpu" in controllers:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             write_file(self._fd, "cpu.max", f"{quota} {CPU_PERIOD_USEC}")
@@ -200,6 +204,9 @@ class Group2:
             memory_peak = self._peak_since("memory.peak", self._own_memory_bytes)
         if "pids.peak" in offered:
             pids_peak = self._peak_since("pids.peak", self._own_pids)
+        refused = None
+        if "pids" in controllers and may_have_refused(pids_peak, self._most_pids):
+            refused = read_refused(self._fd, "pids.events")
         if "io" in controllers:
             io_read, io_write = parse_io_stat(read_file(self._fd, "io.stat"))
         cpu = parse_cpu_stat(read_file(self._fd, "cpu.stat"), self._own_cpu)
@@ -208,6 +215,7 @@ class Group2:
             pids_peak=pids_peak,
             io_read_bytes=io_read,
             io_write_bytes=io_write,
+            forks_refused=refused,
         )
 
     def _peak_since(self, name: str, own: int) -> int | None:

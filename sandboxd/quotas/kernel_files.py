@@ -52,6 +52,16 @@ def parse_table(text: str) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
 
 
+def may_have_refused(peak: int | None, most: int) -> bool:
+    """Whether a limit on processes can have been met: a peak below it says no, and saves a look."""
+    return peak is None or peak >= most
+
+
+def read_refused(directory_fd: int, name: str) -> int | None:
+    """The count in `pids.events`; None where the kernel has none (before Linux 4.8). Raises SandboxFailed."""
+    return read_table(directory_fd, name)["max"] if exists(directory_fd, name) else None
+
+
 def exists(directory_fd: int, name: str) -> bool:
     """Whether the kernel offers this file."""
     return os.access(name, os.F_OK, dir_fd=directory_fd)

@@ -14,6 +14,8 @@ class CgroupUsage(NamedTuple):
     pids_peak: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
+    forks_refused: int | None = None
+    """How often a process or thread was not made because of the limit."""
 
     def filled_from(self, other: "CgroupUsage") -> "CgroupUsage":
         """This, with what is unknown here taken from `other` (the rest of a hybrid host)."""

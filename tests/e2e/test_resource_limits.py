@@ -56,6 +56,18 @@ def test_a_limit_of_n_processes_allows_n_and_not_one_more(client: Client, wished
     assert job.text == f"{wished}\n"
     assert job.usage is not None
     assert job.usage.pids_peak == wished
+    assert [(denied.kind, denied.count) for denied in job.denied] == [("pids", 1)]
+
+
+def test_a_failure_for_want_of_processes_says_so(client: Client) -> None:
+    job = client.run(["bash", "-c", "for i in 1 2 3 4; do sleep 5 & done"], limits={"pids": 3})
+
+    assert job.state == "failed"
+    assert "; more than 3 processes were refused" in sentence(job)
+
+
+def test_a_job_within_its_limits_was_refused_nothing(client: Client) -> None:
+    assert client.run(["sh", "-c", "true & true & wait"], limits={"pids": 8}).denied == ()
 
 
 def test_threads_count_as_processes(client: Client) -> None:
