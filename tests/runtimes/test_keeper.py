@@ -13,6 +13,8 @@ from sandbox_bench import Bench, a_bench, run_in
 from waiting import wait_for
 
 from sandboxd.errors import SandboxFailed
+from sandboxd.isolation.init import Init
+from sandboxd.isolation.oci.keeper import Keeper
 from sandboxd.isolation.protocol import Collect
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import Command, File, OciRuntime, Then, Unusable
@@ -28,6 +30,26 @@ def failure(bench: Bench, runtime: OciRuntime, *argv: str) -> SandboxFailed:
     with pytest.raises(SandboxFailed) as failed:
         bench.run(*(argv or ("true",)), runtime=runtime)
     return failed.value
+
+
+BY_THE_RUNTIME = {
+    "enter_user_namespace",
+    "limit_shared_quotas",
+    "empty_bounding_set",
+    "become_user",
+    "give_up_privileges",
+    "filter_system_calls",
+}
+FOR_EACH_COMMAND = {"forbid_more_namespaces"}
+ONLY_FOR_IMAGES = {"load_tools"}
+
+
+def test_no_wall_of_native_sandboxes_is_forgotten() -> None:
+    """A wall that is added to init must be built by the keeper too, or by the runtime."""
+    native = {step.__name__ for step in object.__new__(Init).steps()}
+    ours = {step.__name__ for step in object.__new__(Keeper).steps()}
+
+    assert native - ours == BY_THE_RUNTIME | FOR_EACH_COMMAND | ONLY_FOR_IMAGES
 
 
 # What the runtime cannot do

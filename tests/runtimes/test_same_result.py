@@ -219,6 +219,36 @@ def test_the_environment_is_from_scratch(run: Run) -> None:
     assert names == {"PATH", "HOME", "USER", "LANG", "ONLY"}
 
 
+def test_no_variable_is_taken_for_the_runtimes_own(run: Run) -> None:
+    asked = {
+        "_LIBCONTAINER_INITPIPE": "3",
+        "_LIBCONTAINER_FIFOFD": "4",
+        "_LIBCONTAINER_STATEDIR": "/work",
+        "GODEBUG": "x",
+        "GOTRACEBACK": "crash",
+        "LISTEN_FDS": "3",
+        "LD_PRELOAD": "",
+        "XDG_RUNTIME_DIR": "/work",
+        "TWO LINES": "a\nb=c",
+        "empty": "",
+        "ü": "ß 😀",
+    }
+
+    job = run(*python("import json, os; print(json.dumps(dict(os.environ)))"), env=asked)
+
+    found = json.loads(job.text)
+    assert {name: found.get(name) for name in asked} == asked
+
+
+def test_a_megabyte_of_arguments_and_variables_arrives(run: Run) -> None:
+    words = ["\x01é" * 20_000] * 12
+    count = "import os, sys; print(len(sys.argv) - 1, sum(map(len, sys.argv[1:])), len(os.environ['V']))"
+
+    job = run(*python(count), *words, env={"V": "\x7f" * 100_000})
+
+    assert job.text == f"{len(words)} {40_000 * len(words)} 100000\n"
+
+
 @pytest.mark.parametrize("user", ["0", "1000:1000", "65533:7"])
 def test_a_job_is_the_user_that_it_asks_for(run: Run, user: str) -> None:
     uid, _, gid = user.partition(":")
@@ -376,6 +406,18 @@ def test_a_command_that_ignores_term_is_killed_after_the_grace(
         None,
         "SIGKILL",
     )
+    oci_service.assert_nothing_left(oci_client)
+
+
+def test_many_at_once_do_not_meet(
+    oci_client: Client, oci_service: RunningService, runtime: str
+) -> None:
+    words = ["sh", "-c", "cat; hostname > mine; ls; exit 3"]
+    jobs = [oci_client.submit(words, stdin=f"{n}\n", runtime=runtime) for n in range(24)]
+
+    ended = [oci_client.wait(job.id) for job in jobs]
+
+    assert [(job.exit_code, job.text) for job in ended] == [(3, f"{n}\nmine\n") for n in range(24)]
     oci_service.assert_nothing_left(oci_client)
 
 

@@ -91,7 +91,8 @@ class Keeper(init.Init):
         try:
             pid = self.load(request, path, descriptors)
         except (OSError, SandboxFailed, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+            kind = "" if isinstance(error, SandboxFailed) else f"{type(error).__name__}: "
+            reason = f"{kind}{error}"[:_LONGEST_REASON]
             step = f"runtime {self.runtime.name}"
             protocol.send(self.channel, protocol.NotLoaded(request.number, step, reason))
             self.over = True
