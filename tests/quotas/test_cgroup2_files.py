@@ -138,6 +138,21 @@ def test_usage_is_what_the_job_had_without_init(group: Group2) -> None:
     assert group.oom_kills() == 2
 
 
+def test_a_command_that_is_there_already_counts_for_the_job(group: Group2, subtree: Path) -> None:
+    """With an OCI runtime: one of two processes is the command, and the peaks are the runtime's until the job has more."""
+    job = subtree / "one" / "job"
+    (job / "pids.current").write_text("2\n")
+    group.apply(LIMITS, started=1)
+    while_small = group.read()
+    (job / "pids.peak").write_text("9\n")
+    (job / "memory.peak").write_text(f"{23 * MIB}\n")
+    when_large = group.read()
+
+    assert (job / "pids.max").read_text() == "17"
+    assert (while_small.pids_peak, while_small.memory_peak_bytes) == (None, None)
+    assert (when_large.pids_peak, when_large.memory_peak_bytes) == (8, 20 * MIB)
+
+
 def test_kill_is_one_write(group: Group2, subtree: Path) -> None:
     group.kill()
 
