@@ -28,6 +28,7 @@ from sandboxd.store.logs import StoredLog, remove_log
 _MOST_REMEMBERED = 64
 """Commands that are over whose output can still be read."""
 _MOST_LEFTOVERS = 32
+_USAGE_FIELDS = frozenset(Usage.__struct_fields__)
 
 
 class LiveSandbox:
@@ -286,8 +287,9 @@ class LiveSandbox:
             used = self.taken.place.read()
         except SandboxFailed:
             return None
+        counted = {name: each for name, each in used._asdict().items() if name in _USAGE_FIELDS}
         return Usage(
-            **used._asdict(),
+            **counted,
             wall_seconds=max(0.0, time.time() - (self.record.started_at or time.time())),
             setup_seconds=(self.record.started_at or 0.0) - self.record.created_at,
             warm=self.taken.warm,
