@@ -170,7 +170,7 @@ class LiveSandbox:
 
     async def pause(self) -> None:
         """Stop all its processes. Twice is harmless. Raises Conflict where this host cannot."""
-        async with self.changing:
+        async with self.changing, self.transferring:  # init must not stop half-way.
             if self._frozen:
                 return
             self.check_running()

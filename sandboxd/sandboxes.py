@@ -66,6 +66,8 @@ class Sandboxes:
         self._metrics = metrics
         self.settings = settings
         self._log_directory = log_directory
+        self.spool_directory = log_directory.parent / "spool"
+        """For files that are under way."""
         self._inline_log_bytes = inline_log_bytes
         slots = scheduler.capacity()["slots"]
         self._most = settings.most or max(1, slots // 2)

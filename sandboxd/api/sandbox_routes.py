@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from sandboxd.api import sandboxes, streams
+from sandboxd.api import sandbox_files, sandboxes, streams
 from sandboxd.api.auth import JOBS_READ, JOBS_WRITE
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.resources import Parameter, Reply, Route
@@ -10,6 +10,8 @@ from sandboxd.api.sandbox_schemas import (
     ExecList,
     ExecRequest,
     ExecView,
+    FileList,
+    FileWritten,
     SandboxList,
     SandboxPatch,
     SandboxRequest,
@@ -21,6 +23,7 @@ from sandboxd.sandbox_values import SandboxState
 _GROUP = "Sandboxes"
 _ONE = "/v1/sandboxes/{sandbox_id}"
 _EXEC = f"{_ONE}/execs/{{exec_id}}"
+_FILE = f"{_ONE}/files/{{path:path}}"
 _JSON_OR_EVENTS = ("application/json", streams.SSE)
 _AS_IT_IS = Reply(status=HTTPStatus.OK, description="The sandbox as it is now.", body=SandboxView)
 _LAST_EVENT_ID = Parameter(name="Last-Event-ID", place="header", description="Where events go on.")
@@ -208,5 +211,57 @@ SANDBOX_ROUTES: tuple[Route, ...] = (
         replies=(
             Reply(status=HTTPStatus.ACCEPTED, description="It is being killed.", body=ExecView),
         ),
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/files",
+        handler=sandbox_files.list_,
+        group=_GROUP,
+        summary="List a directory of a sandbox",
+        description="At most 10,000 entries, by name. Symbolic links are told of as such.",
+        scope=JOBS_READ,
+        parameters=(
+            Parameter(name="path", description="Of the directory, absolute; left out: the root."),
+        ),
+        replies=(Reply(status=HTTPStatus.OK, description="Its entries.", body=FileList),),
+    ),
+    Route(
+        method="GET",
+        path=_FILE,
+        handler=sandbox_files.read,
+        group=_GROUP,
+        summary="Read a file of a sandbox",
+        description="`path` is absolute, without its first slash. Regular files only. Its mode is in `Sandboxd-File-Mode`.",
+        scope=JOBS_READ,
+        replies=(
+            Reply(
+                status=HTTPStatus.OK,
+                description="The content.",
+                media_types=("application/octet-stream",),
+            ),
+        ),
+    ),
+    Route(
+        method="PUT",
+        path=_FILE,
+        handler=sandbox_files.write,
+        group=_GROUP,
+        summary="Write a file of a sandbox",
+        description=(
+            "The body is the content. Directories above it are made; what is there is replaced, and a symbolic link at its place "
+            "is not followed. It belongs to the sandbox's user."
+        ),
+        scope=JOBS_WRITE,
+        parameters=(Parameter(name="mode", description="Octal; left out: 0644."),),
+        replies=(Reply(status=HTTPStatus.OK, description="It is there.", body=FileWritten),),
+    ),
+    Route(
+        method="DELETE",
+        path=_FILE,
+        handler=sandbox_files.remove,
+        group=_GROUP,
+        summary="Remove a file of a sandbox, or a directory that is empty",
+        scope=JOBS_WRITE,
+        replies=(Reply(status=HTTPStatus.NO_CONTENT, description="It is gone."),),
     ),
 )

@@ -105,7 +105,7 @@ async def _receive_form(call: Call, writer: Writer, most_bytes: int) -> Upload:
         most_job_bytes=call.parts.settings.max_body_bytes,
         most_files=MAX_FILES,
     )
-    await _spool(call.receive, form.feed, most_bytes)
+    await spool(call.receive, form.feed, most_bytes)
     digest = form.end()
     await asyncio.to_thread(_settle, call, writer)
     return Upload(parse_json(bytes(form.job or b"")), form.files, digest)
@@ -127,7 +127,7 @@ async def _receive_archive(
         digest.update(block)
         writer.write(block)
 
-    await _spool(call.receive, take, most_bytes)
+    await spool(call.receive, take, most_bytes)
     await asyncio.to_thread(_settle, call, writer)
     files = await asyncio.to_thread(_files_of_archive, contents, job_id, writer.size_bytes)
     return Upload(request, files, digest.digest())
@@ -146,7 +146,7 @@ def _files_of_archive(contents: Contents, job_id: str, size_bytes: int) -> list[
             raise Malformed(f"The archive is refused: {error}.", code="archive_refused") from error
 
 
-async def _spool(receive: Receive, take: Callable[[bytes], None], most_bytes: int) -> None:
+async def spool(receive: Receive, take: Callable[[bytes], None], most_bytes: int) -> None:
     """Hand the body on in blocks, in a thread; the next one is not read before that is done."""
     began, size_bytes = time.monotonic(), 0
     block = bytearray()

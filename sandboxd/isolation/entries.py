@@ -25,6 +25,16 @@ _Header = tuple[
 ]
 
 
+_Kind = Literal["file", "directory", "symlink", "fifo", "socket", "device"]
+_Listed = tuple[
+    Annotated[str, msgspec.Meta(min_length=1, max_length=1024)],
+    _Kind,
+    Annotated[int, msgspec.Meta(ge=0, le=0o7777)],
+    Annotated[int, msgspec.Meta(ge=0, le=2**62)],
+    Annotated[float, msgspec.Meta(ge=0, le=1e11)],
+]
+
+
 class BadEntries(Exception):
     """What came is not what init writes, or more than it was asked for."""
 
@@ -39,6 +49,17 @@ class Entry(NamedTuple):
     note: str
     """Why it was passed over: `symlink`, `fifo`, `socket`, `device`, `too_large`, `too_many`, `too_deep`, `not_utf8`,
     `proc`, `changed`, or an errno's name."""
+
+
+class Listed(NamedTuple):
+    """One entry of a directory."""
+
+    name: str
+    kind: _Kind
+    mode: int
+    size_bytes: int
+    modified_at: float
+    """Unix time in seconds."""
 
 
 class Entries:
@@ -69,6 +90,17 @@ class Entries:
             yield entry
             for _ in self.content():
                 pass
+
+    def listed(self) -> Iterator[Listed]:
+        """The entries of a directory, where that is what was asked for."""
+        while (encoded := self._counted(_LONGEST_HEADER)) is not None:
+            self._left_entries -= 1
+            if self._left_entries <= 0:
+                raise BadEntries("more entries than were asked for")
+            try:
+                yield Listed(*msgspec.json.decode(encoded, type=_Listed))
+            except msgspec.MsgspecError as error:
+                raise BadEntries(str(error)) from error
 
     def content(self) -> Iterator[bytes]:
         """What the entry at hand has in it, if it is a file: piece by piece, once."""

@@ -15,7 +15,15 @@ import os
 import stat
 from collections.abc import Iterator
 
-from sandboxd.isolation.protocol import Collect, Done, Message, NotPlaced, Place
+from sandboxd.isolation.protocol import (
+    Collect,
+    Done,
+    Look,
+    Message,
+    NotPlaced,
+    Place,
+    Remove,
+)
 from sandboxd.isolation.spec import File
 
 FILE, DIRECTORY, PASSED_OVER = "file", "directory", "passed_over"
@@ -34,6 +42,47 @@ def carry_out(request: Place | Collect, descriptor: int) -> Message:
     collector = Collector(request, descriptor)
     collector.collect()
     return Done(entries=collector.entries, size_bytes=collector.size_bytes)
+
+
+def look_or_remove(request: Look | Remove, descriptors: list[int]) -> Message:
+    """Tell what is in a directory, or remove what is at a path: a link is a link, and a directory must be empty."""
+    try:
+        if isinstance(request, Look):
+            return Done(entries=_look(request, descriptors[0]), size_bytes=0)
+        if stat.S_ISDIR(os.lstat(request.path).st_mode):
+            os.rmdir(request.path)
+        else:
+            os.unlink(request.path)
+        return Done(entries=1, size_bytes=0)
+    except OSError as error:
+        return NotPlaced(0, error.errno or errno.EIO)
+
+
+def _look(request: Look, output: int) -> int:
+    """Write an array for each entry (name, kind, mode, size, time of change), preceded by its length as all here."""
+    if os.stat(request.path).st_dev == os.stat("/proc").st_dev:
+        raise PermissionError(errno.EACCES, "there `self` is init")
+    entries = 0
+    with os.scandir(request.path) as found:
+        for entry in found:
+            if entries == request.most_entries:
+                break
+            status = entry.stat(follow_symlinks=False)
+            name = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+            mode = stat.S_IMODE(status.st_mode)
+            seconds = max(0.0, status.st_mtime)
+            told = [name, _kind_of(status.st_mode), mode, status.st_size, seconds]
+            encoded = json.dumps(told).encode()
+            _write_all(output, len(encoded).to_bytes(4, "big") + encoded)
+            entries += 1
+    _write_all(output, bytes(4))
+    return entries
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return FILE
+    return DIRECTORY if stat.S_ISDIR(mode) else _kind(mode)
 
 
 def place(files: tuple[File, ...], contents: int) -> Done | NotPlaced:

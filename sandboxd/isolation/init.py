@@ -259,6 +259,8 @@ class Init:
                 self.let_go(request)
             case protocol.Place() | protocol.Collect():
                 self.move_files(request, descriptors[0])
+            case protocol.Look() | protocol.Remove():
+                protocol.send(self.channel, files.look_or_remove(request, descriptors))
             case protocol.Unpack() | protocol.Empty():
                 protocol.send(self.channel, self.carry_out(request, descriptors))
                 self.over = True

@@ -194,6 +194,19 @@ class Collect(NamedTuple):
     most_entries: int
 
 
+class Look(NamedTuple):
+    """Comes with one descriptor, to which what is in a directory is written (see `files`)."""
+
+    path: str
+    most_entries: int
+
+
+class Remove(NamedTuple):
+    """A file, or a directory that is empty."""
+
+    path: str
+
+
 class Unpack(NamedTuple):
     """Comes with one descriptor: a tar archive, unpacked at `/` (a sandbox with a writable root)."""
 
@@ -209,7 +222,7 @@ class Empty(NamedTuple):
 
 ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
-ToInit = Run | Go | Signal | Place | Collect | Unpack | Empty
+ToInit = Run | Go | Signal | Place | Collect | Look | Remove | Unpack | Empty
 FromInit = (
     Ready
     | Failed
@@ -226,7 +239,7 @@ Message = ToLauncher | FromLauncher | ToInit | FromInit
 
 _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
     kind.__name__: kind
-    for kind in (MapYourself, Create, Run, Go, Signal, Place, Collect, Unpack, Empty)
+    for kind in (MapYourself, Create, Run, Go, Signal, Place, Collect, Look, Remove, Unpack, Empty)
 }
 
 M = TypeVar("M")

@@ -224,6 +224,16 @@ class Sandbox:
         """Have what matches written to a descriptor (see `files` for how). Raises SandboxFailed."""
         return _done(await self._ask(request, [output]))
 
+    async def look(self, request: protocol.Look, output: int) -> protocol.Done | protocol.NotPlaced:
+        """Have what is in a directory written to a descriptor. Raises SandboxFailed."""
+        answer = await self._ask(request, [output])
+        return answer if isinstance(answer, protocol.NotPlaced) else _done(answer)
+
+    async def remove(self, path: str) -> protocol.Done | protocol.NotPlaced:
+        """Remove a file, or a directory that is empty. Raises SandboxFailed."""
+        answer = await self._ask(protocol.Remove(path), [])
+        return answer if isinstance(answer, protocol.NotPlaced) else _done(answer)
+
     async def work(
         self, request: protocol.Unpack | protocol.Empty, descriptors: Sequence[int]
     ) -> protocol.Done:
