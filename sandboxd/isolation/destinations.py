@@ -50,6 +50,7 @@ CLOSED: tuple[Range, ...] = tuple(
 """Closed unless the operator opens a part of one, by address or range. The host's own addresses are closed as well."""
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
@@ -144,6 +145,9 @@ def _check_name(name: str) -> str:
         raise ValueError(
             'is neither "public" nor an address, a range or a host name, with or without :PORT'
         )
+    if plain == PUBLIC or _NUMBER.fullmatch(plain.rpartition(".")[2]):
+        # Resolvers take `10.0.0.1.` and `0x7f000001` for addresses; no domain ends like that.
+        raise ValueError("is no host name, but may be taken for something else")
     return f"*.{plain}" if name.startswith("*.") else plain
 
 

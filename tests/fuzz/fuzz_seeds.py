@@ -54,6 +54,16 @@ _STEPS: dict[str, Any] = {
             "stop": "never",
         },
     ],
+    "network": {
+        "mode": "egress",
+        "allow": [
+            "public",
+            "pypi.org:443",
+            "*.example.org",
+            "198.51.100.0/24:5432",
+            "[2001:db8::]/32",
+        ],
+    },
     "files": [
         {"path": "a.c", "content": "int main;", "mode": "0644"},
         {"path": "/tmp/d", "directory": True},
@@ -109,12 +119,22 @@ def seeds_of(target: str) -> list[bytes]:
         case "request_headers":
             return [each.encode() for each in _HEADERS]
         case "archive":
-            return [compress(tar) for tar in _archives() for compress in _COMPRESSIONS]
+            twice = [gzip.compress(tar) + gzip.compress(tar) + b"rest" for tar in _archives()]
+            return twice + [compress(tar) for tar in _archives() for compress in _COMPRESSIONS]
     raise LookupError(target)
 
 
 _WORDS = (
     *("128Mi", "1.5G", "500m", "9223372036854775807", "127.0.0.1:8080", "[::1]:1", "unix:/run/s"),
+    *(
+        "pypi.org:443",
+        "*.example.org",
+        "public.",
+        "10.0.0.1.",
+        "198.51.100.0/24:5432",
+        "[2001:db8::1]:53",
+        "2001:db8::/32",
+    ),
     *("team/tools:1.2", f"localhost:5000/a/b@sha256:{'0' * 64}", "job_06f8k0000000000000000000ab"),
     "am9iXzA2ZjhrMDAwMDAwMDAwMDAwMDAwMDAwMGFi",
     "am9iXzA2ZjhrMDAwMDAwMDAwMDAwMDAwMDAwMGFi=",

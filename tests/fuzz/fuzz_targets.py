@@ -25,7 +25,7 @@ from sandboxd.api.problems import BadParameters
 from sandboxd.api.query import parse_query
 from sandboxd.comparing import first_difference
 from sandboxd.errors import Invalid, Malformed
-from sandboxd.isolation import entries, hearing, protocol, unpack
+from sandboxd.isolation import destinations, entries, hearing, protocol, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
 from sandboxd.settings import CEILINGS, DEFAULT_LIMITS
@@ -249,7 +249,12 @@ def _is_harmless_name(name: str) -> bool:
 def words(content: bytes) -> None:
     """Words of users, each through every parser of a word; what is understood means what it says."""
     text = content.decode("utf-8", "replace")
-    for parse in (quantities.parse_bytes, quantities.parse_cpus, addresses.parse_address):
+    for parse in (
+        quantities.parse_bytes,
+        quantities.parse_cpus,
+        addresses.parse_address,
+        destinations.parse_destination,
+    ):
         try:
             parsed = parse(text)
         except ValueError as error:
@@ -257,6 +262,9 @@ def words(content: bytes) -> None:
             continue
         if isinstance(parsed, addresses.Address):
             assert addresses.parse_address(str(parsed)) == parsed
+        elif isinstance(parsed, destinations.Destination):
+            assert destinations.parse_destination(str(parsed)) == parsed
+            assert parsed.port is None or 1 <= parsed.port <= 65_535
         else:
             assert 0 <= parsed < 2**63
     if validate.IMAGE_NAME.match(text):

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["sandboxd", "tarfile"], enable_loader_override=False):
+if sys.argv[1] == "--one":
+    with atheris.instrument_imports(include=["sandboxd", "tarfile"], enable_loader_override=False):
+        import fuzz_targets
+else:
     import fuzz_targets
 from fuzz_seeds import seeds_of
 
