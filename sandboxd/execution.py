@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ import msgspec
 
 from sandboxd.api.validate import job_spec_of
 from sandboxd.commands import Stop
-from sandboxd.files.content import Contents
+from sandboxd.files.content import CHUNK_BYTES, Contents
 from sandboxd.files.transfers import Transfers
 from sandboxd.ids import new_id
 from sandboxd.images.catalogue import Images
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Pool
-from sandboxd.jobs import Job, Reason, State, Stream
+from sandboxd.jobs import Artifact, InputFile, Job, Reason, State, Stream
 from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
 from sandboxd.quotas.host import CgroupVersion, Host, probe_host
@@ -139,25 +139,34 @@ class Embedded:
         self.images = execution.images
 
     async def run_once(
-        self, request: dict[str, Any], *, stdin_fd: int | None, stdout_fd: int, stderr_fd: int
+        self,
+        request: dict[str, Any],
+        *,
+        files: Mapping[str, Path] | None = None,
+        stdin_fd: int | None,
+        stdout_fd: int,
+        stderr_fd: int,
     ) -> Job:
         """Run the job of a request (as for `POST /v1/jobs`) with these descriptors as its standard streams.
 
-        Without `stdin_fd` the input is the request's own.
+        Without `stdin_fd` the input is the request's own. `files`: path inside to a file here, beside the request's own.
 
         Cancelling the calling task cancels the job; the job comes back all the same. Raises Invalid, NotFound.
         """
         runner = self._execution.runner
+        job_id = new_id("job")
+        uploaded = await asyncio.to_thread(self._bring, job_id, files or {})
         spec = job_spec_of(
             request,
             defaults=self._settings.limits,
             ceilings=self._execution.ceilings,
             check=runner.check,
+            uploaded=uploaded,
         )
         await self.images.resolve(spec.image)
         now = time.time()
         job = Job(
-            id=new_id("job"),
+            id=job_id,
             tenant="default",
             spec=spec,
             state=State.STARTING,
@@ -190,6 +199,30 @@ class Embedded:
             result=result,
         )
 
+    def _bring(self, job_id: str, files: Mapping[str, Path]) -> tuple[InputFile, ...]:
+        """Copy files to where those of uploads are."""
+        if not files:
+            return ()
+        brought = []
+        with contextlib.closing(self._execution.uploads.create(job_id)) as writer:
+            for path, source in files.items():
+                offset = writer.size_bytes
+                with source.open("rb") as file:
+                    mode = os.fstat(file.fileno()).st_mode & 0o777
+                    while piece := file.read(CHUNK_BYTES):
+                        writer.write(piece)
+                size_bytes = writer.size_bytes - offset
+                brought.append(
+                    InputFile(path=path, mode=mode, size_bytes=size_bytes, offset=offset)
+                )
+        return tuple(brought)
+
+    def content_of(self, job: Job, artifact: Artifact) -> Iterator[bytes]:
+        """What a file that a job left has in it. Raises OSError."""
+        if artifact.size_bytes:
+            with contextlib.closing(self._execution.artifacts.open(job.id)) as reader:
+                yield from reader.pieces(artifact.offset, artifact.size_bytes)
+
 
 class _Passed:
     """Output that goes straight on to descriptors of this process, up to the job's limit."""
@@ -219,6 +252,9 @@ async def embedded(settings: Settings) -> AsyncIterator[Embedded]:
     """
     images = Path(settings.store.data_dir) / "images"
     images.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # What comes and goes is in a temporary directory, beside which no record needs space.
+    files = msgspec.structs.replace(settings.files, min_free_bytes=0)
+    settings = msgspec.structs.replace(settings, files=files)
     with tempfile.TemporaryDirectory(prefix="sandboxd-") as state:
         execution = Execution(settings, state=Path(state), images_directory=images, parked=0)
         try:

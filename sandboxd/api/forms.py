@@ -4,6 +4,7 @@ Runs in a thread, a block of the body at a time. Nothing of it is kept in memory
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 
 from python_multipart.exceptions import FormParserError
@@ -13,6 +14,7 @@ from sandboxd.errors import Malformed, TooLarge
 from sandboxd.files.content import Writer
 from sandboxd.jobs import InputFile
 
+_OCTAL = re.compile(rb"0?[0-7]{3}")
 JOB_PART = "job"
 FILE_MODE = 0o644
 _MOST_BOUNDARY_BYTES = 70
@@ -42,6 +44,7 @@ class FormReader:
         self._header = b""
         self._value = b""
         self._name: str | None = None
+        self._mode = FILE_MODE
         self._began = 0
         self.job: bytearray | None = None
         """What the part `job` holds."""
@@ -79,7 +82,7 @@ class FormReader:
         return lambda block, start, end: take(block[start:end])
 
     def _begin_part(self) -> None:
-        self._name = None
+        self._name, self._mode = None, FILE_MODE
         self._began = self._writer.size_bytes
 
     def _more_of_header(self, piece: bytes) -> None:
@@ -93,6 +96,12 @@ class FormReader:
         self._header = self._value = b""
         if name == b"content-transfer-encoding" and value.lower() not in (b"binary", b"8bit"):
             raise Malformed("Parts of a form come as they are.", code="form_malformed")
+        if name == b"sandboxd-mode":
+            if not _OCTAL.fullmatch(value):
+                raise Malformed(
+                    "Sandboxd-Mode must be octal digits such as 0755.", code="form_malformed"
+                )
+            self._mode = int(value, 8)
         if name == b"content-disposition":
             _, options = parse_options_header(value)
             self._name = _text(options.get(b"name", b""))
@@ -106,7 +115,7 @@ class FormReader:
             self.job = bytearray()
         elif len(self.files) == self._most_files:
             raise TooLarge(f"More than {self._most_files} files.", code="too_many_files")
-        self._digest.update(b"\0part\0" + self._name.encode() + b"\0")
+        self._digest.update(b"\0part\0%o\0%s\0" % (self._mode, self._name.encode()))
 
     def _data(self, block: bytes, start: int, end: int) -> None:
         piece = memoryview(block)[start:end]
@@ -129,7 +138,7 @@ class FormReader:
         if self._name != JOB_PART:
             self.files.append(
                 InputFile(
-                    path=self._name, mode=FILE_MODE, size_bytes=size_bytes, offset=self._began
+                    path=self._name, mode=self._mode, size_bytes=size_bytes, offset=self._began
                 )
             )
 

@@ -179,6 +179,33 @@ def events(job_id: str, url: str | None, config_file: str | None, as_json: bool)
 
 
 @jobs.command()
+@click.argument("job_id", metavar="JOB")
+@click.argument("path", required=False)
+@url_option
+@config_option
+@json_option
+def artifacts(
+    job_id: str, path: str | None, url: str | None, config_file: str | None, as_json: bool
+) -> None:
+    """List the files that a job left, or write the one at PATH to the output."""
+    with connect(url, config_file) as client:
+        if path is not None:
+            sys.stdout.flush()
+            client.download(job_id, path, sys.stdout.fileno())
+            return
+        listed = client.artifacts(job_id)
+    if as_json:
+        output.print_json(listed)
+        return
+    output.print_table(
+        ("path", "size", "mode", "sha256"),
+        ((each.path, str(each.size_bytes), each.mode, each.sha256) for each in listed),
+        empty="no files",
+        cut=(0,),
+    )
+
+
+@jobs.command()
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
 @url_option
 @config_option

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import click
@@ -30,6 +31,7 @@ Examples:
   echo 'hello' | sandboxd run -- tr a-z A-Z
   sandboxd run --memory 64Mi --wall-seconds 5 -- ./configure
   sandboxd run --image debian -e LANG=C -- sh -c 'echo $LANG; id'
+  sandboxd run --file main.c --output a.out -- cc main.c
   sandboxd run --url http://127.0.0.1:8080 --detach -- make test
 
 \b
@@ -59,6 +61,17 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
 @click.option("--env", "-e", multiple=True, metavar="K=V", help="Environment variable; repeatable.")
 @click.option("--workdir", "-w", metavar="DIR", help="Directory inside to start in.")
 @click.option("--user", metavar="UID[:GID]", help="Numeric user inside.")
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    metavar="LOCAL[:PATH]",
+    help="Put this file, or all files of this directory, there inside; repeatable.",
+)
+@click.option(
+    "--output", "outputs", multiple=True, metavar="GLOB", help="Get these files back; repeatable."
+)
+@click.option("--output-dir", default=".", metavar="DIR", help="Where to put them. [.]")
 @click.option("--runtime", metavar="NAME", help="OCI runtime that starts it. [native]")
 @click.option("--network", type=click.Choice(["none", "egress"]), help="What it can reach.")
 @click.option(
@@ -82,6 +95,7 @@ def run(
     interactive: bool,
     detach: bool,
     as_json: bool,
+    output_dir: str,
     **options: Any,
 ) -> int:
     """Run COMMAND in a sandbox, as if it ran right here.
@@ -94,10 +108,10 @@ def run(
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
     request = job_request(**options)
     if settings.client.url:
-        return _run_remote(settings, request, interactive, detach, as_json)
+        return _run_remote(settings, request, interactive, detach, as_json, output_dir)
     if detach:
         raise click.UsageError("--detach needs a service to leave the job with: give --url")
-    return _run_embedded(settings, request, interactive, as_json)
+    return _run_embedded(settings, request, interactive, as_json, output_dir)
 
 
 def job_request(
@@ -111,6 +125,8 @@ def job_request(
     runtime: str | None,
     network: str | None,
     allow: tuple[str, ...],
+    files: tuple[str, ...],
+    outputs: tuple[str, ...],
     **limits: str | None,
 ) -> dict[str, Any]:
     """The options in the words of the API's `POST /v1/jobs`."""
@@ -125,8 +141,27 @@ def job_request(
         raise click.UsageError("--allow goes with --network egress")
     if network is not None:
         request["network"] = {"mode": network, **({"allow": list(allow)} if allow else {})}
+    if outputs:
+        request["outputs"] = list(outputs)
+    if brought := dict(pair for word in files for pair in _files(word)):
+        request["files"] = brought
     optional = {"workdir": workdir, "user": user, "runtime": runtime}
     return request | {name: value for name, value in optional.items() if value is not None}
+
+
+def _files(word: str) -> Iterator[tuple[str, Path]]:
+    """Path inside and file here, of one `--file`; of a directory all files below it."""
+    local, _, inside = word.partition(":")
+    source = Path(local)
+    inside = inside or source.name
+    if source.is_dir():
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                yield f"{inside}/{path.relative_to(source)}", path
+    elif source.is_file():
+        yield inside, source
+    else:
+        raise click.UsageError(f"--file: {local} is no file and no directory")
 
 
 def _pair(option: str, word: str) -> tuple[str, str]:
@@ -147,7 +182,12 @@ def _amount(name: str, word: str) -> int | float | str:
 
 
 def _run_remote(
-    settings: Settings, request: dict[str, Any], interactive: bool, detach: bool, as_json: bool
+    settings: Settings,
+    request: dict[str, Any],
+    interactive: bool,
+    detach: bool,
+    as_json: bool,
+    output_dir: str,
 ) -> int:
     from sandboxd.cli import run_remote
 
@@ -161,19 +201,27 @@ def _run_remote(
     async def run_interruptibly() -> int:
         with interrupts_cancel_task() as interrupts:
             try:
-                job = await run_remote.run(url, key, request, interrupts, copy_output=not as_json)
+                job = await run_remote.run(
+                    url,
+                    key,
+                    request,
+                    interrupts,
+                    copy_output=not as_json,
+                    output_dir=output_dir,
+                )
             except asyncio.CancelledError:
                 output.print_note("not waiting any longer for the job's end")
                 return SIGNAL_BASE + interrupts.received[-1]
         if as_json:
             output.print_json(job)
+        _tell_passed_over(job.artifacts_passed_over)
         return _close(run_remote.ending_of(job), interrupts.first)
 
     return asyncio.run(run_interruptibly())
 
 
 def _run_embedded(
-    settings: Settings, request: dict[str, Any], interactive: bool, as_json: bool
+    settings: Settings, request: dict[str, Any], interactive: bool, as_json: bool, output_dir: str
 ) -> int:
     refuse_root()
     check_data_dir(settings.store.data_dir)
@@ -182,7 +230,12 @@ def _run_embedded(
     async def run_interruptibly(stdout_fd: int, stderr_fd: int) -> tuple[Any, int | None]:
         with interrupts_cancel_task() as interrupts, _input(interactive) as stdin_fd:
             job = await run_embedded.run(
-                settings, request, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd
+                settings,
+                request,
+                output_dir=output_dir,
+                stdin_fd=stdin_fd,
+                stdout_fd=stdout_fd,
+                stderr_fd=stderr_fd,
             )
         return job, interrupts.first
 
@@ -194,7 +247,14 @@ def _run_embedded(
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             job, interrupted_by = asyncio.run(run_interruptibly(stdout.fileno(), stderr.fileno()))
             output.print_json(run_embedded.record_of(job, _content(stdout), _content(stderr)))
+    if job.result is not None:
+        _tell_passed_over(job.result.artifacts_passed_over)
     return _close(run_embedded.ending_of(job), interrupted_by)
+
+
+def _tell_passed_over(passed_over: Iterable[Any]) -> None:
+    for each in passed_over:
+        output.print_note(f"not kept: {each.path} ({each.reason})")
 
 
 def _close(ending: Ending, interrupted_by: int | None) -> int:

@@ -1,6 +1,7 @@
 """`sandboxd run` without a service: the parts of one, inside this process, for one job."""
 
 import base64
+import os
 import select
 from typing import Any
 
@@ -9,18 +10,36 @@ from sandboxd.api.output import Output
 from sandboxd.api.schemas import Base64, JobView, StreamsView, StreamView
 from sandboxd.api.views import job_view
 from sandboxd.cli.endings import Ending
+from sandboxd.cli.output_directory import new_file
 from sandboxd.jobs import Job, LogSummary, Stream
 from sandboxd.settings import Settings
 
 
 async def run(
-    settings: Settings, request: dict[str, Any], *, stdin_fd: int, stdout_fd: int, stderr_fd: int
+    settings: Settings,
+    request: dict[str, Any],
+    *,
+    output_dir: str,
+    stdin_fd: int,
+    stdout_fd: int,
+    stderr_fd: int,
 ) -> Job:
-    """The job at its end. Cancelling this task cancels the job, and the job comes back all the same."""
+    """The job at its end, with the files that it left in `output_dir`.
+
+    Cancelling this task cancels the job, and the job comes back all the same.
+    """
+    request = dict(request)
+    files = request.pop("files", {})
     async with execution.embedded(settings) as service:
         job: Job = await service.run_once(
-            request, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd
+            request, files=files, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd
         )
+        for artifact in job.result.artifacts if job.result else ():
+            with new_file(output_dir, artifact.path, artifact.mode) as descriptor:
+                for piece in service.content_of(job, artifact):
+                    rest = memoryview(piece)
+                    while rest:
+                        rest = rest[os.write(descriptor, rest) :]
         return job
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sandboxd.cli.endings import Ending
 from sandboxd.cli.interrupts import Interrupts
+from sandboxd.cli.output_directory import new_file
 from sandboxd.client import AsyncClient, Job
 from sandboxd.jobs import Stream
 
@@ -21,9 +22,15 @@ async def submit(url: str, key: str | None, request: dict[str, Any]) -> Job:
 
 
 async def run(
-    url: str, key: str | None, request: dict[str, Any], interrupts: Interrupts, *, copy_output: bool
+    url: str,
+    key: str | None,
+    request: dict[str, Any],
+    interrupts: Interrupts,
+    *,
+    copy_output: bool,
+    output_dir: str,
 ) -> Job:
-    """The job at its end; its output went to our own, unless `copy_output` is off.
+    """The job at its end; its output went to our own, unless `copy_output` is off, and its files to `output_dir`.
 
     Cancelled by `interrupts` it cancels the job and still waits for its end; cancelled again it gives up.
     """
@@ -33,7 +40,7 @@ async def run(
         try:
             if copy_output:
                 await output.copy()
-            return await client.wait(job.id)
+            return await _with_files(client, await client.wait(job.id), output_dir)
         except BrokenPipeError:
             await client.cancel(job.id, reason="nobody reads the output any more")
             raise
@@ -44,7 +51,14 @@ async def run(
         await client.cancel(job.id, reason="interrupted by its user")
         if copy_output:
             await output.copy()
-        return await client.wait(job.id)
+        return await _with_files(client, await client.wait(job.id), output_dir)
+
+
+async def _with_files(client: AsyncClient, job: Job, output_dir: str) -> Job:
+    for artifact in job.artifacts:
+        with new_file(output_dir, artifact.path, int(artifact.mode, 8)) as descriptor:
+            await client.download(job.id, artifact.path, descriptor)
+    return job
 
 
 def ending_of(job: Job) -> Ending:

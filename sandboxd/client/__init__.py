@@ -13,12 +13,14 @@ once whatever happens on the way.
 
 from sandboxd.client.connections import AsyncClient as AsyncClient
 from sandboxd.client.connections import Client as Client
+from sandboxd.client.types import Artifact as Artifact
 from sandboxd.client.types import ClientError as ClientError
 from sandboxd.client.types import Conflict as Conflict
 from sandboxd.client.types import ConnectionFailed as ConnectionFailed
 from sandboxd.client.types import Event as Event
 from sandboxd.client.types import Fault as Fault
 from sandboxd.client.types import Image as Image
+from sandboxd.client.types import IncompleteFile as IncompleteFile
 from sandboxd.client.types import InvalidRequest as InvalidRequest
 from sandboxd.client.types import Job as Job
 from sandboxd.client.types import JobPage as JobPage

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
 from sandboxd.client import protocol
+from sandboxd.client.files import Incoming
 from sandboxd.client.protocol import (
     Answer,
     Conversation,
@@ -19,7 +22,9 @@ from sandboxd.client.protocol import (
     Pause,
 )
 from sandboxd.client.types import (
+    Artifact,
     ClientError,
+    ConnectionFailed,
     Event,
     Image,
     Job,
@@ -32,6 +37,7 @@ from sandboxd.jobs import Stream
 
 _Result = TypeVar("_Result")
 _CONNECT_SECONDS = 5.0
+_DOWNLOAD_BYTES = 2**20
 
 
 class Client:
@@ -137,6 +143,29 @@ class Client:
         """All output that is kept so far: of one stream, or of both in order of arrival."""
         return self._hold(protocol.read_log(job_id, stream))
 
+    def artifacts(self, job_id: str) -> Sequence[Artifact]:
+        """The files that a job left."""
+        return self._hold(protocol.artifacts(job_id))
+
+    def download(self, job_id: str, path: str, to: str | Path | int) -> None:
+        """Write a file that a job left to `to`, a path here or an open descriptor.
+
+        Raises IncompleteFile if not all of it came as it is.
+        """
+        request = protocol.artifact_request(job_id, path)
+        try:
+            with self._http.stream(**_arguments(request)) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refused(response)
+                with _target(to) as descriptor:
+                    incoming = Incoming(descriptor, response.headers)
+                    for piece in response.iter_bytes(_DOWNLOAD_BYTES):
+                        incoming.write(piece)
+                    incoming.end()
+        except httpx2.TransportError as error:
+            raise ConnectionFailed(_reason(self.url, error)) from error
+
     def events(self, job_id: str) -> Sequence[Event]:
         """Every change of the job's state, oldest first."""
         return self._hold(protocol.events(job_id))
@@ -174,7 +203,8 @@ class Client:
                 time.sleep(step.seconds)
             else:
                 try:
-                    heard = _answer(self._http.request(**_arguments(step)))
+                    with _sending(step) as arguments:
+                        heard = _answer(self._http.request(**arguments))
                 except httpx2.TransportError as error:
                     heard = Lost(_reason(self.url, error))
 
@@ -284,6 +314,29 @@ class AsyncClient:
         """All output that is kept so far: of one stream, or of both in order of arrival."""
         return await self._hold(protocol.read_log(job_id, stream))
 
+    async def artifacts(self, job_id: str) -> Sequence[Artifact]:
+        """The files that a job left."""
+        return await self._hold(protocol.artifacts(job_id))
+
+    async def download(self, job_id: str, path: str, to: str | Path | int) -> None:
+        """Write a file that a job left to `to`, a path here or an open descriptor.
+
+        Raises IncompleteFile if not all of it came as it is.
+        """
+        request = protocol.artifact_request(job_id, path)
+        try:
+            async with self._http.stream(**_arguments(request)) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise _refused(response)
+                with _target(to) as descriptor:
+                    incoming = Incoming(descriptor, response.headers)
+                    async for piece in response.aiter_bytes(_DOWNLOAD_BYTES):
+                        incoming.write(piece)
+                    incoming.end()
+        except httpx2.TransportError as error:
+            raise ConnectionFailed(_reason(self.url, error)) from error
+
     async def events(self, job_id: str) -> Sequence[Event]:
         """Every change of the job's state, oldest first."""
         return await self._hold(protocol.events(job_id))
@@ -321,7 +374,8 @@ class AsyncClient:
                 await asyncio.sleep(step.seconds)
             else:
                 try:
-                    heard = _answer(await self._http.request(**_arguments(step)))
+                    with _sending(step) as arguments:
+                        heard = _answer(await self._http.request(**arguments))
                 except httpx2.TransportError as error:
                     heard = Lost(_reason(self.url, error))
 
@@ -353,9 +407,49 @@ def _arguments(request: protocol.Request) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def _sending(request: protocol.Request) -> Iterator[dict[str, Any]]:
+    """The same with its files, which are open as long as it takes."""
+    arguments = _arguments(request)
+    if not request.form:
+        yield arguments
+        return
+    with contextlib.ExitStack() as opened:
+        parts: list[Any] = [("job", (None, arguments.pop("content"), "application/json"))]
+        for part in request.form:
+            content = part.content
+            body = (
+                opened.enter_context(content.open("rb")) if isinstance(content, Path) else content
+            )
+            mode = {"Sandboxd-Mode": f"{part.mode:04o}"}
+            parts.append((part.path, (None, body, "application/octet-stream", mode)))
+        yield arguments | {"files": parts}
+
+
+def _refused(response: httpx2.Response) -> ClientError:
+    return protocol.refusal_of(_answer(response))
+
+
 def _answer(response: httpx2.Response) -> Answer:
     return Answer(response.status_code, response.headers, response.content)
 
 
 def _reason(url: str, error: httpx2.TransportError) -> str:
     return f"{url}: {error or type(error).__name__}"
+
+
+@contextlib.contextmanager
+def _target(to: str | Path | int) -> Iterator[int]:
+    """A descriptor to write to. A file that is written by its path is there as a whole or not at all."""
+    if isinstance(to, int):
+        yield to
+        return
+    path = Path(to)
+    unfinished = path.with_name(f".{path.name[:200]}.{os.urandom(4).hex()}")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
+        unfinished.replace(path)
+    finally:
+        os.close(descriptor)
+        unfinished.unlink(missing_ok=True)

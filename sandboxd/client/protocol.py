@@ -11,10 +11,13 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
 
 import msgspec
 
+from sandboxd.client.files import Content, Part, as_json, fit_into_json, parts_of
 from sandboxd.client.types import (
+    Artifact,
     ClientError,
     Conflict,
     ConnectionFailed,
@@ -49,6 +52,9 @@ SHORTEST_POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 30.0
 """Without an answer for so long (above what the service was asked to wait) the connection is given up."""
 
+UPLOAD_PATIENCE_SECONDS = 300.0
+"""A gigabyte is on the service's disk before it answers."""
+
 _JSON = {"content-type": "application/json"}
 _NOT_CARRIED_OUT = frozenset({409, 429, 503})
 """With Retry-After these mean: nothing was done, come back."""
@@ -64,6 +70,9 @@ class Request(NamedTuple):
     query: Sequence[tuple[str, str]] = ()
     headers: Mapping[str, str] = {}
     body: bytes | None = None
+    """With a form: its part `job`."""
+    form: Sequence[Part] = ()
+    """Files to send beside the body."""
     may_repeat: bool = False
     """Whether sending it twice does no more than sending it once."""
     patience_seconds: float = PATIENCE_SECONDS
@@ -102,6 +111,10 @@ class JobOptions(TypedDict, total=False):
     stdin: str | bytes
     env: Mapping[str, str]
     workdir: str
+    files: Mapping[str, Content]
+    """Path inside to text, bytes, or the path of a file here (`pathlib.Path`)."""
+    outputs: Sequence[str]
+    """Patterns of files to keep."""
     user: str
     limits: Mapping[str, float | int | str]
     """`{"memory": "128Mi", "cpus": 0.5, "wall_seconds": 10, …}`"""
@@ -119,8 +132,24 @@ def submit(command: Sequence[str], **options: Unpack[JobOptions]) -> Conversatio
     body: dict[str, Any] = {"image": "host", **options}
     if command or "steps" not in options:
         body["command"] = list(command)
-    headers = _JSON | {"idempotency-key": os.urandom(16).hex()}
-    request = Request("POST", "/v1/jobs", headers=headers, body=_to_json(body), may_repeat=True)
+    parts = parts_of(options.get("files", {}))
+    body.pop("files", None)
+    key = {"idempotency-key": os.urandom(16).hex()}
+    if fit_into_json(parts):
+        if parts:
+            body["files"] = [as_json(part) for part in parts]
+        headers = _JSON | key
+        request = Request("POST", "/v1/jobs", headers=headers, body=_to_json(body), may_repeat=True)
+    else:
+        request = Request(
+            "POST",
+            "/v1/jobs",
+            headers=key,
+            body=_to_json(body),
+            form=parts,
+            may_repeat=True,
+            patience_seconds=UPLOAD_PATIENCE_SECONDS,
+        )
     return (yield from _ask(request, Job))
 
 
@@ -254,6 +283,17 @@ def read_log(job_id: str, stream: Stream | str | None) -> Conversation[bytes]:
     request = _get(_job_path(job_id, "/logs"), query)
     answer = yield from _exchange(request._replace(headers={"accept": "text/plain"}))
     return answer.body
+
+
+def artifacts(job_id: str) -> Conversation[list[Artifact]]:
+    """The files that the job left."""
+    page = yield from _ask(_get(_job_path(job_id, "/artifacts")), _ArtifactList)
+    return page.data
+
+
+def artifact_request(job_id: str, path: str) -> Request:
+    """What to ask for to get one of them."""
+    return _get(_job_path(job_id, f"/artifacts/{quote(path.lstrip('/'))}"))
 
 
 class LogReader:
@@ -414,6 +454,10 @@ def text_or_base64(content: bytes) -> str | dict[str, str]:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(content).decode("ascii")}
+
+
+class _ArtifactList(msgspec.Struct):
+    data: list[Artifact]
 
 
 class _EventList(msgspec.Struct):

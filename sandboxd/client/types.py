@@ -92,6 +92,23 @@ class Step(Run, frozen=True, kw_only=True):
     """How many inputs ended well and as expected."""
 
 
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that a job left and that is kept."""
+
+    path: str
+    """Relative to the working directory, or absolute where it is not below that."""
+    size_bytes: int
+    sha256: str
+    mode: str
+
+
+class PassedOver(msgspec.Struct, frozen=True, kw_only=True):
+    """What matched and is not kept, and why."""
+
+    path: str
+    reason: str
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One job as the service tells it. What is not known (yet) is None or empty.
 
@@ -119,6 +136,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     exit: ExitStatus | None = None
     usage: Usage | None = None
     streams: dict[Stream, StreamInfo] = {}
+    artifacts: tuple[Artifact, ...] = ()
+    artifacts_passed_over: tuple[PassedOver, ...] = ()
     enforcement: dict[str, Any] = {}
     error: JobError | None = None
     denied: tuple[Denied, ...] = ()
@@ -250,6 +269,10 @@ class ClientError(SandboxdError):
 
 class ConnectionFailed(ClientError):
     """There is no service there, or the connection to it broke."""
+
+
+class IncompleteFile(ClientError):
+    """A file that was downloaded is not what the service has."""
 
 
 class NotTheService(ClientError):
