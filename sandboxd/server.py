@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sandboxd.addresses import parse_address
-from sandboxd.api.connections import MOST_TOLD, Connection
+from sandboxd.api.connections import MOST_TOLD, Connection, SocketConnection
 from sandboxd.errors import HostNotReady
 from sandboxd.settings import ServerSettings
 
@@ -24,6 +24,9 @@ _FILES_OF_A_SANDBOX = 4
 """Socket, pidfd, cgroup."""
 _FILES_OF_EGRESS = (32, 2)
 """In addition, of a job: its namespaces, its resolver and what that asks, pasta, and nft while it runs; of a parked sandbox."""
+_MESSAGE_BYTES = 2 * 2**20
+"""The largest message of a socket: the first one carries a command and its environment."""
+_PING_SECONDS = 20.0
 _LEAST_CONNECTIONS = 16
 _MOST_CONNECTIONS = 10_000
 """Each costs memory too: about 30 KB."""
@@ -38,7 +41,12 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 api,
                 http=Connection,
-                ws="none",
+                ws=SocketConnection,
+                ws_max_size=_MESSAGE_BYTES,
+                ws_ping_interval=_PING_SECONDS,
+                ws_ping_timeout=_PING_SECONDS,
+                # A few bytes could become many, and what a terminal shows is small.
+                ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -7,6 +7,7 @@ one at any moment: so it is waited for by the event loop, but read and written i
 import asyncio
 import fcntl
 import os
+import select
 import struct
 import termios
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Line:
         self._threads = ThreadPoolExecutor(_TWO_WAYS) if in_threads else None
         self._busy = 0
         self._closed = asyncio.Event()
+        self._finishing = asyncio.Event()
         os.set_blocking(descriptor, False)
 
     async def read(self) -> bytes:
@@ -65,6 +67,10 @@ class Line:
             packed = struct.pack("4H", *size, 0, 0)
             fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, packed)
 
+    def finish(self) -> None:
+        """What is there now is the rest: reading does not wait for more."""
+        self._finishing.set()
+
     def close(self) -> None:
         """No more of it. What runs in a terminal is told by SIGHUP."""
         if not self._closed.is_set():
@@ -78,7 +84,8 @@ class Line:
             return False
         ready = asyncio.Event()
         watch(self._descriptor, ready.set)
-        waits = [asyncio.ensure_future(each.wait()) for each in (ready, self._closed)]
+        events = (ready, self._closed, self._finishing)
+        waits = [asyncio.ensure_future(each.wait()) for each in events]
         self._busy += 1
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -87,7 +94,9 @@ class Line:
             for wait in waits:
                 wait.cancel()
             self._leave()
-        return not self._closed.is_set()
+        if self._closed.is_set():
+            return False
+        return ready.is_set() or bool(select.select([self._descriptor], [], [], 0)[0])
 
     async def _do(self, operation: Callable[[], T]) -> T:
         if self._threads is None:

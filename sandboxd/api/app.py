@@ -3,12 +3,12 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from starlette.routing import BaseRoute, Router, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
-from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandboxd.addresses import parse_address
-from sandboxd.api import docs, openapi
+from sandboxd.api import docs, exec_socket, openapi
 from sandboxd.api.answers import encode
 from sandboxd.api.auth import BearerKeys, LocalOnly, NoAuthentication
 from sandboxd.api.middleware import Envelope
@@ -21,7 +21,7 @@ from sandboxd.api.parts import (
     Scheduler,
     Store,
 )
-from sandboxd.api.resources import Resource, Route
+from sandboxd.api.resources import Resource, Route, SocketResource
 from sandboxd.api.routes import METRICS_ROUTE, ROUTES
 from sandboxd.api.validate import Check
 from sandboxd.errors import NotFound
@@ -83,14 +83,19 @@ def _router(table: tuple[Route, ...], parts: Parts, authentication: Authenticati
     by_path: dict[str, list[Route]] = {}
     for route in table:
         by_path.setdefault(route.path, []).append(route)
-    resources = [
+    resources: list[BaseRoute] = [
         StarletteRoute(path, Resource(routes, parts, authentication))
         for path, routes in by_path.items()
+    ] + [
+        WebSocketRoute(
+            exec_socket.PATH,
+            SocketResource(exec_socket.connect, exec_socket.PATH, parts, authentication),
+        )
     ]
     # A path with a slash at its end is another path: it is not there, rather than redirected.
     return Router(routes=resources, redirect_slashes=False, default=_not_found)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
+    if scope["type"] in ("http", "websocket"):
         raise NotFound("There is nothing at this path.")

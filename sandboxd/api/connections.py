@@ -15,6 +15,7 @@ import termios
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 HEAD_SECONDS = 15.0
 """From the connection, or the first byte of a further request, to the end of its head."""
@@ -30,11 +31,64 @@ MOST_TOLD = 64
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 
 
-class Connection(HttpToolsProtocol):
+class _CutsOff:
+    """Cuts a client off that reads nothing of what is there for it."""
+
+    stall_seconds = STALL_SECONDS
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _stall_timer: asyncio.TimerHandle | None = None
+
+    def _await_reading(self, unread: int) -> None:
+        self._end_stall()
+        self._stall_timer = self.loop.call_later(self.stall_seconds, self._check_stall, unread)
+
+    def _check_stall(self, unread_before: int) -> None:
+        unread = self._unread_bytes()
+        if unread < unread_before:  # slow, but it reads
+            self._await_reading(unread)
+        else:
+            # Without this the kernel would keep what it has for a client that is gone for minutes.
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+
+    def _unread_bytes(self) -> int:
+        """What lies here and in the kernel (unix(7), tcp(7): SIOCOUTQ): that alone shrinks with each byte read."""
+        connection = self.transport.get_extra_info("socket")
+        queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
+
+    def _end_stall(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+
+class SocketConnection(_CutsOff, WebSocketsSansIOProtocol):
+    """Give this class to uvicorn as `ws`. It takes over a transport whose every unread byte pauses writing."""
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reading(self._unread_bytes())
+
+    def resume_writing(self) -> None:
+        self._end_stall()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_stall()
+        super().connection_lost(exc)
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()  # What is left to be sent would be waited for.
+
+
+class Connection(_CutsOff, HttpToolsProtocol):
     """Give this class to uvicorn as `http`."""
 
     head_seconds = HEAD_SECONDS
-    stall_seconds = STALL_SECONDS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,7 +96,6 @@ class Connection(HttpToolsProtocol):
         self._most_connections, self.limit_concurrency = self.limit_concurrency, None
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
-        self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -89,31 +142,6 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._end_stall()
         super().resume_writing()
-
-    def _await_reading(self, unread: int) -> None:
-        self._end_stall()
-        self._stall_timer = self.loop.call_later(self.stall_seconds, self._check_stall, unread)
-
-    def _check_stall(self, unread_before: int) -> None:
-        unread = self._unread_bytes()
-        if unread < unread_before:  # slow, but it reads
-            self._await_reading(unread)
-        else:
-            # Without this the kernel would keep what it has for a client that is gone for minutes.
-            connection = self.transport.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.transport.abort()
-
-    def _unread_bytes(self) -> int:
-        """What lies here and in the kernel (unix(7), tcp(7): SIOCOUTQ): that alone shrinks with each byte read."""
-        connection = self.transport.get_extra_info("socket")
-        queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
-        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
-
-    def _end_stall(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
 
     def _await_head(self) -> None:
         if self._head_timer is None:

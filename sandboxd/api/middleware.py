@@ -2,6 +2,7 @@
 
 import re
 import time
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -47,6 +48,9 @@ class Envelope:
         self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -62,6 +66,25 @@ class Envelope:
         except ClientDisconnect:
             exchange.status = exchange.status or 499  # nobody is left to be answered
         except Exception as error:  # noqa: BLE001 the last line of defence: whatever it is becomes a problem
+            await exchange.fail(error, receive)
+        finally:
+            self._record(exchange)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A socket is refused like any other request, with a problem in place of the upgrade."""
+        scope["method"] = "GET"
+        exchange = _SocketExchange(scope, send)
+        try:
+            if exchange.state.get(OVER_LIMIT):
+                raise TooManyConnections
+            _check_origin(scope)
+            _check_path(scope)
+            if self._guard is not None:
+                self._guard.check(scope)
+            await self._app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = exchange.status or 499
+        except Exception as error:  # noqa: BLE001 as above
             await exchange.fail(error, receive)
         finally:
             self._record(exchange)
@@ -120,6 +143,30 @@ class _Exchange:
             raise _BrokenOff from None  # the server closes the connection: the client sees it is not whole
         problem = problem_of(error, path=self.scope["path"], request_id=self.request_id)
         await problem(self.scope, receive, self.send)
+
+
+class _SocketExchange(_Exchange):
+    """One socket, as far as it came."""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "websocket.accept":
+            self.status = HTTPStatus.SWITCHING_PROTOCOLS
+            request_id = (b"x-request-id", self.request_id.encode("ascii"))
+            message = {**message, "headers": [*message.get("headers", []), request_id]}
+        await self._send(message)
+
+    async def fail(self, error: Exception, receive: Receive) -> None:
+        if is_internal(error):
+            log.error("socket failed", request_id=self.request_id, exc_info=error)
+        if self.status:
+            await self._send({"type": "websocket.close", "code": 1011, "reason": "internal"})
+            return
+        problem = problem_of(error, path=self.scope["path"], request_id=self.request_id)
+        self.status = problem.status_code
+        headers = [*problem.raw_headers, (b"x-request-id", self.request_id.encode("ascii"))]
+        start = {"type": "websocket.http.response.start", "status": self.status}
+        await self._send({**start, "headers": headers})
+        await self._send({"type": "websocket.http.response.body", "body": problem.body})
 
 
 class _BrokenOff(Exception):

@@ -7,8 +7,9 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
-from sandboxd.api.auth import require_scope
+from sandboxd.api.auth import JOBS_WRITE, require_scope
 from sandboxd.api.headers import best_media_type
 from sandboxd.api.parts import Authentication, Call, Parts, Principal
 from sandboxd.api.problems import HttpRefused
@@ -20,6 +21,7 @@ PUBLIC = "public"
 """In place of a scope: no key is needed."""
 
 Handler = Callable[[Call], Awaitable[Response]]
+SocketHandler = Callable[[Call, WebSocket], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +150,40 @@ class Resource:
             request_id=state["request_id"],
             traceparent=state["traceparent"],
         )
+
+
+class SocketResource:
+    """A path for sockets, as an ASGI application: key, scope, ids, then the handler, which accepts it."""
+
+    def __init__(
+        self, handler: SocketHandler, path: str, parts: Parts, authentication: Authentication
+    ) -> None:
+        self._handler = handler
+        self._path = path
+        self._parts = parts
+        self._authentication = authentication
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope["state"]
+        state["route"] = self._path
+        principal = await self._authentication.principal(scope)
+        state["tenant"] = principal.tenant
+        require_scope(principal, JOBS_WRITE)
+        _check_ids(scope["path_params"])
+        call = Call(
+            parts=self._parts,
+            authentication=self._authentication,
+            scope=scope,
+            receive=receive,
+            principal=principal,
+            parameters=scope["path_params"],
+            query=parse_query(scope["query_string"], ()),
+            media_type="",
+            request_id=state["request_id"],
+            traceparent=state["traceparent"],
+        )
+        call.query.reader().done()
+        await self._handler(call, WebSocket(scope, receive, send))
 
 
 def _media_type_for(route: Route, scope: Scope) -> str:

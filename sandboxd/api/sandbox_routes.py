@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from sandboxd.api import sandbox_files, sandboxes, streams
+from sandboxd.api import exec_socket, sandbox_files, sandboxes, streams
 from sandboxd.api.auth import JOBS_READ, JOBS_WRITE
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.resources import Parameter, Reply, Route
@@ -153,6 +153,24 @@ SANDBOX_ROUTES: tuple[Route, ...] = (
                 media_types=_JSON_OR_EVENTS,
             ),
             Reply(status=HTTPStatus.ACCEPTED, description="It was started.", body=ExecView),
+        ),
+    ),
+    Route(
+        method="GET",
+        path=exec_socket.PATH,
+        handler=exec_socket.only_as_socket,
+        group=_GROUP,
+        summary="Connect to a command (WebSocket)",
+        description=(
+            "First the client says what to run: a ConnectRequest as text. Then binary messages are the command's input, and text ones "
+            '`{"type": "resize", "rows": 40, "columns": 100}`, `{"type": "signal", "signal": "SIGINT"}`, `{"type": "end_of_input"}`. '
+            'The service says `{"type": "started", "id": …}`, then the output: binary, after a first byte that is 1 for standard '
+            'output (and a terminal) and 2 for standard error, and at last `{"type": "exit", "exec": ExecView}`; or `{"type": '
+            '"problem", "problem": …}`. Who leaves before hangs up: SIGHUP, two seconds, SIGKILL.'
+        ),
+        scope=JOBS_WRITE,
+        replies=(
+            Reply(status=HTTPStatus.SWITCHING_PROTOCOLS, description="Connected.", media_types=()),
         ),
     ),
     Route(
