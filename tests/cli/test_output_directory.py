@@ -44,7 +44,7 @@ def test_what_is_there_is_replaced_and_no_link_is_followed(tmp_path: Path) -> No
     assert [path.name for path in canary.iterdir()] == ["x"]
 
 
-@pytest.mark.attack(31, 75)
+@pytest.mark.attack(31)
 @pytest.mark.parametrize(
     "path", ["../x", "a/../../x", "..", ".", "", "/", "a//b", "a/", "./a", "a\0b", "//../x"]
 )

@@ -94,7 +94,7 @@ _MESSAGES: list[list[Any]] = [
 ]
 
 
-def seeds_of(target: str) -> list[bytes]:
+def seeds_of(target: str) -> list[bytes]:  # noqa: C901 (a table)
     """Inputs that a target takes without a complaint, or nearly so."""
     match target:
         case "hear_init":
@@ -121,6 +121,12 @@ def seeds_of(target: str) -> list[bytes]:
         case "archive":
             twice = [gzip.compress(tar) + gzip.compress(tar) + b"rest" for tar in _archives()]
             return twice + [compress(tar) for tar in _archives() for compress in _COMPRESSIONS]
+        case "uploaded_archive":
+            return _archives()
+        case "form":
+            head = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+            parts = head % (b"job", b"{}") + head % (b"a/b", b"\r\n--x") + head % (b"c", b"")
+            return [bytes([size]) + parts + b"--b--\r\n" for size in (0, 6, 255)]
     raise LookupError(target)
 
 

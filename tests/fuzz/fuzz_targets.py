@@ -4,6 +4,7 @@ hypothesis and atheris feed the same functions. What a reader may refuse is caug
 """
 
 import array
+import contextlib
 import json
 import math
 import os
@@ -21,10 +22,13 @@ import msgspec
 from sandboxd import addresses, ids, quantities
 from sandboxd.api import headers, validate
 from sandboxd.api.body import parse_json
+from sandboxd.api.forms import FormReader
 from sandboxd.api.problems import BadParameters
 from sandboxd.api.query import parse_query
 from sandboxd.comparing import first_difference
-from sandboxd.errors import Invalid, Malformed
+from sandboxd.errors import Invalid, Malformed, TooLarge
+from sandboxd.files.archive import BadArchive, files_in
+from sandboxd.files.content import Contents
 from sandboxd.isolation import destinations, entries, hearing, protocol, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
@@ -378,6 +382,62 @@ def _tree(root: Path) -> list[os.stat_result]:
     return found
 
 
+# Files that are sent for jobs
+
+
+def uploaded_archive(content: bytes) -> None:
+    """A tar archive, of which only the headers are read: refused, or files that lie in it as a whole."""
+    with _Uploads() as uploads:
+        with contextlib.closing(uploads.create(_UPLOAD)) as writer:
+            writer.write(content)
+        before = _open_descriptors()
+        with contextlib.closing(uploads.open(_UPLOAD)) as reader:
+            try:
+                found = files_in(reader, len(content), most=100)
+            except BadArchive:
+                found = []
+        assert _open_descriptors() == before
+    assert len(found) <= 100
+    for file in found:
+        file.path.encode()
+        assert 0 <= file.mode <= 0o777
+        assert file.offset is not None
+        assert 0 <= file.offset <= file.offset + (file.size_bytes or 0) <= len(content)
+
+
+def form(content: bytes) -> None:
+    """A form of boundary `b`, in pieces of the first byte's size: refused, or files whose contents follow one another."""
+    size, body = (content[:1] or b"\0")[0] + 1, content[1:]
+    with _Uploads() as uploads, contextlib.closing(uploads.create(_UPLOAD)) as writer:
+        reader = FormReader(b"b", writer, most_job_bytes=1000, most_files=20)
+        try:
+            for start in range(0, len(body), size):
+                reader.feed(body[start : start + size])
+            reader.end()
+        except (Malformed, TooLarge):
+            return
+        finally:
+            assert len(reader.job or b"") <= 1000
+            assert len(reader.files) <= 20
+        end = 0
+        for file in reader.files:
+            assert file.offset == end
+            end += file.size_bytes or 0
+        assert end == writer.size_bytes <= len(body)
+
+
+_UPLOAD = "job_06f8k0000000000000000000ab"
+
+
+class _Uploads:
+    def __enter__(self) -> Contents:
+        self._directory = tempfile.TemporaryDirectory(prefix="sandboxd-fuzz-", dir="/dev/shm")
+        return Contents(Path(self._directory.name), min_free_bytes=0)
+
+    def __exit__(self, *_: object) -> None:
+        self._directory.cleanup()
+
+
 def _open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -394,5 +454,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         query,
         request_headers,
         archive,
+        uploaded_archive,
+        form,
     )
 }
