@@ -34,12 +34,12 @@ from sandboxd.jobs import JobSpec
 from sandboxd.log_format import configure_logging
 from sandboxd.metrics import Metrics, Snapshot
 from sandboxd.quotas.limits import Limits
-from sandboxd.runner import sandbox_spec
 from sandboxd.sandboxes import Sandboxes
 from sandboxd.scheduler import Scheduler
 from sandboxd.server import Server, connection_limit, open_listener, raise_open_files
 from sandboxd.settings import Settings
 from sandboxd.settings_loader import Loaded
+from sandboxd.shapes import sandbox_spec
 from sandboxd.store import migrate
 from sandboxd.store.sqlite import SqliteStore
 
@@ -108,6 +108,7 @@ class Service:
             log_directory=Path(settings.store.data_dir) / "run" / "execs",
             inline_log_bytes=settings.store.inline_log_bytes,
         )
+        execution.runner.keeper = self.sandboxes
 
     @classmethod
     @contextlib.asynccontextmanager

@@ -80,6 +80,10 @@ class Stop:
         if self.reason is not None:
             self._carry_out(taken)
 
+    def detach(self) -> None:
+        """The sandbox is somebody else's from now on: whoever stops the job no longer stops it."""
+        self._taken = self._process = None
+
     def _carry_out(self, taken: Taken[Cgroup]) -> None:
         loop = asyncio.get_running_loop()
         if self._grace_seconds > 0 and self._process is not None:

@@ -124,6 +124,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Of the files that came with the request itself, one after the other. Kept apart, like `stdin`."""
     outputs: tuple[str, ...] = ()
     """Patterns of the files that are kept when the command is over; relative: to the working directory."""
+    keep_on_failure_seconds: float | None = None
+    """How long the sandbox of a job that failed is kept for its owner; None: not at all."""
     user: tuple[int, int] | None = None
     """(uid, gid) inside the sandbox; None: the image's own."""
     limits: Limits
@@ -299,6 +301,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     artifact_count: int = 0
     artifacts_passed_over: tuple[PassedOver, ...] = ()
     denied: tuple[Denied, ...] = ()
+    kept_sandbox: str | None = None
+    """Id of the sandbox, if it is kept for its owner to look into."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

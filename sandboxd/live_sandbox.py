@@ -168,7 +168,7 @@ class LiveSandbox:
         if self._frozen:
             raise Conflict("the sandbox is paused: resume it first", code="sandbox_paused")
 
-    async def pause(self) -> None:
+    async def pause(self, reason: SandboxReason = SandboxReason.PAUSED_BY_CLIENT) -> None:
         """Stop all its processes. Twice is harmless. Raises Conflict where this host cannot."""
         async with self.changing, self.transferring:  # init must not stop half-way.
             if self._frozen:
@@ -186,7 +186,7 @@ class LiveSandbox:
                     f"the sandbox cannot be paused: {error}", code="cannot_pause"
                 ) from error
             self._frozen = True
-            self._note(SandboxState.PAUSED, SandboxReason.PAUSED_BY_CLIENT)
+            self._note(SandboxState.PAUSED, reason)
             if self._end is not None:
                 self.taken.sandbox.kill()
 

@@ -4,64 +4,67 @@
 """
 
 import asyncio
-import contextlib
-import errno
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Protocol
 
+import msgspec
+import structlog
+
+from sandboxd.attempt import Attempt, Means, disconnect, failures_noted
 from sandboxd.commands import (
-    PassedDescriptor,
     Sink,
-    StepStop,
     Stop,
     note_stop,
-    open_streams,
-    run_command,
 )
-from sandboxd.errors import Fault, Refused, SandboxdError, SandboxFailed
-from sandboxd.files.content import StorageFailed
+from sandboxd.errors import Fault, SandboxdError
 from sandboxd.files.transfers import Transfers
 from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.egress import Connection
 from sandboxd.isolation.pool import Pool, Taken
-from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import (
     NATIVE,
     Command,
     NetworkMode,
-    NotMade,
     OciRuntime,
-    SandboxSpec,
-    Then,
     Walls,
 )
 from sandboxd.jobs import (
-    Component,
     Job,
-    JobError,
     JobSpec,
-    PassedOver,
-    Reason,
     Result,
     RunResult,
+    State,
 )
-from sandboxd.networks import Networks, denied_of
+from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup
-from sandboxd.quotas.limits import Limits
-from sandboxd.stepping import Ground, Steps
+from sandboxd.shapes import sandbox_spec
 from sandboxd.verdict import Outcome, result_of, result_of_steps
 
-_INODE_BYTES = 4096
-_LEAST_INODES = 1024
+logger = structlog.get_logger(__name__)
 
 
 class NotAccepted(Exception):
     """The job was not written down after all: nothing of it ran."""
+
+
+_KEPT = frozenset({State.FAILED, State.TIMED_OUT, State.OUT_OF_MEMORY, State.OUTPUT_LIMIT})
+"""Ends of a job's own doing, after which its sandbox may be of interest."""
+
+
+class Keeper(Protocol):
+    """Takes over sandboxes of jobs that failed."""
+
+    @property
+    def most_seconds(self) -> float: ...
+
+    async def keep(self, job: Job, image: ResolvedImage, taken: Taken[Cgroup], why: str) -> str:
+        """The id of what is now a sandbox like any other. Raises SandboxdError; then it is still the caller's."""
+        ...
 
 
 class Runner:
@@ -85,16 +88,16 @@ class Runner:
 
         `id_count`: user and group ids that exist in a sandbox, from 0 on; 0 where one id is mapped to whatever is asked.
         """
-        self._pool = pool
+        self._means = Means(pool, transfers, cpu_count)
         self._images = images
-        self._transfers = transfers
         self._walls = walls
         self._enforcement = enforcement
         self._best_effort = best_effort
-        self._cpu_count = cpu_count
         self._id_count = id_count
         self._runtimes = runtimes
         self._networks = networks
+        self.keeper: Keeper | None = None
+        """None: sandboxes of jobs that failed are not kept."""
 
     def check(self, spec: JobSpec) -> list[Fault]:
         """What this host cannot give: limits that nothing enforces, and minimums that are not met."""
@@ -110,6 +113,7 @@ class Runner:
             )
         faults += self._check_runtime(spec)
         faults += self._networks.check(spec.network)
+        faults += self._check_keeping(spec)
         offered = self._offered(spec)
         for name, least in spec.require.items():
             if name not in offered:
@@ -138,6 +142,7 @@ class Runner:
             "steps": spec.steps,
             "files": spec.files,
             "outputs": spec.outputs,
+            "keep_on_failure_seconds": spec.keep_on_failure_seconds,
             "network/mode": egress,
         }
         return [
@@ -145,6 +150,15 @@ class Runner:
             for name, value in asked.items()
             if value
         ]
+
+    def _check_keeping(self, spec: JobSpec) -> list[Fault]:
+        seconds, place = spec.keep_on_failure_seconds, "/keep_on_failure_seconds"
+        if seconds is None:
+            return []
+        if self.keeper is None:
+            return [Fault(place, "needs a running service")]
+        most = self.keeper.most_seconds
+        return [] if 0 < seconds <= most else [Fault(place, f"{seconds} is not from 0 to {most}")]
 
     def _offered(self, spec: JobSpec) -> dict[str, str]:
         walls = self._walls(spec.network.mode, None)
@@ -178,136 +192,81 @@ class Runner:
             queue_seconds=max(0.0, time.time() - job.queued_at),
             cpu_by_rlimit=self._enforcement.get("cpu_seconds") == "rlimit",
         )
-        taken: Taken[Cgroup] | None = None
         runs: list[RunResult] = []
 
         def note_run(run: RunResult) -> None:
             runs.append(run)
             on_run(run)
 
-        connection: Connection | None = None
-        try:
+        attempt: Attempt | None = None
+        with failures_noted(outcome):
             image = await self._images.resolve(job.spec.image)
             outcome.image_digest = image.digest
-            taken = await self._pool.take(sandbox_spec(image, job.spec, self._runtimes))
+            taken = await self._means.pool.take(sandbox_spec(image, job.spec, self._runtimes))
             outcome.warm = taken.warm
-            if stop.reason is None:
-                connection = await self._networks.connect(
-                    job.spec.network, taken.sandbox, taken.place.adopt
-                )
-                if taken.sandbox.spec.runtime is None:
-                    taken.place.apply(job.spec.limits)
-                attempt = _Attempt(job, image, taken, outcome, stop, sink, accepted, on_start)
-                if job.spec.steps:
-                    await self._run_steps(attempt, note_run)
-                else:
-                    await self._run_alone(attempt, stdin_fd)
-                await self._collect_files(attempt)
-        except Refused as error:
-            outcome.failure = JobError(
-                component=Component.IMAGE, code=error.code, message=error.detail
+            attempt = Attempt(
+                means=self._means,
+                job=job,
+                image=image,
+                command=self._command(job, image),
+                taken=taken,
+                outcome=outcome,
+                stop=stop,
+                sink=sink,
+                accepted=accepted,
+                on_start=on_start,
             )
-        except StorageFailed as error:
-            outcome.failure = JobError(
-                component=Component.STORAGE, code=Reason.FILES_FAILED, message=str(error)
-            )
-        except (SandboxdError, OSError) as error:
-            outcome.failure = _isolation_error(error)
-        finally:
-            if taken is not None:
-                await _disconnect(taken, connection, outcome)
-                outcome.oom_kills = taken.place.oom_kills()
-                outcome.usage = taken.place.read()
-                self._pool.discard(taken)
+            await self._carry_out(attempt, note_run, stdin_fd)
         note_stop(outcome, stop)
         outcome.enforcement = self._record(job.spec)
         if job.spec.steps:
-            return result_of_steps(outcome, job.spec.steps, tuple(runs))
-        return result_of(outcome)
+            result = result_of_steps(outcome, job.spec.steps, tuple(runs))
+        else:
+            result = result_of(outcome)
+        if attempt is not None and job.spec.keep_on_failure_seconds is not None:
+            return await self._keep_or_discard(attempt, result)
+        return result
 
-    async def _run_alone(self, attempt: "_Attempt", stdin_fd: int | None) -> None:
-        """The one command of a job, with which its sandbox ends unless the job's files are still to be read."""
-        job, outcome = attempt.job, attempt.outcome
-        wants_files = bool(job.spec.outputs)
-        stop = StepStop(attempt.stop) if wants_files else attempt.stop
-        stdin = job.spec.stdin if stdin_fd is None else PassedDescriptor(stdin_fd)
-        with open_streams(stdin, outcome, stop, attempt.sink) as streams:
-            if attempt.accepted is not None:
-                await attempt.accepted
-            if not await self._place_files(attempt):
+    async def _carry_out(
+        self, attempt: Attempt, on_run: Callable[[RunResult], None], stdin_fd: int | None
+    ) -> None:
+        job, taken, outcome = attempt.job, attempt.taken, attempt.outcome
+        connection: Connection | None = None
+        try:
+            if attempt.stop.reason is not None:
                 return
-            await run_command(
-                attempt.taken,
-                self._command(job, attempt.image),
-                outcome,
-                stop,
-                streams,
-                then=Then.CLEAR if wants_files else Then.END,
-                cpu_count=self._cpu_count,
-                on_start=attempt.on_start,
+            connection = await self._networks.connect(
+                job.spec.network, taken.sandbox, taken.place.adopt
             )
-        if wants_files:
-            note_stop(outcome, attempt.stop, stop)
-
-    async def _run_steps(self, attempt: "_Attempt", on_run: Callable[[RunResult], None]) -> None:
-        job, outcome = attempt.job, attempt.outcome
-        if attempt.accepted is not None:
-            await attempt.accepted
-        if not await self._place_files(attempt):
-            return
-
-        def note_start(started_at: float) -> None:
-            outcome.started_at = started_at
-            attempt.on_start(started_at)
-
-        async def make_files(sandbox: Sandbox) -> NotMade | None:
-            return await self._transfers.place(sandbox, job, attempt.workdir)
-
-        ground = Ground(
-            taken=attempt.taken,
-            pool=self._pool,
-            spec=job.spec,
-            base=self._command(job, attempt.image),
-            make_files=make_files,
-            cpu_count=self._cpu_count,
-            cpu_by_rlimit=outcome.cpu_by_rlimit,
-        )
-        steps = Steps(ground, attempt.stop, attempt.sink, on_start=note_start, on_run=on_run)
-        try:
-            await steps.run()
+            if taken.sandbox.spec.runtime is None:
+                taken.place.apply(job.spec.limits)
+            if job.spec.steps:
+                await attempt.run_steps(on_run)
+            else:
+                await attempt.run_alone(stdin_fd)
+            await attempt.collect_files()
         finally:
-            outcome.command_started, outcome.command_ended = steps.began, steps.ended
-            outcome.output_bytes = sum(steps.sizes.values())
+            await disconnect(taken, connection, outcome)
+            outcome.oom_kills = taken.place.oom_kills()
+            outcome.usage = taken.place.read()
+            if job.spec.keep_on_failure_seconds is None:
+                self._means.pool.discard(taken)
 
-    async def _place_files(self, attempt: "_Attempt") -> bool:
-        """Make the job's files. False: no command is to run."""
-        job, outcome, stop = attempt.job, attempt.outcome, attempt.stop
-        if not job.spec.files:
-            return True
-        stop.attach(attempt.taken, None)
+    async def _keep_or_discard(self, attempt: Attempt, result: Result) -> Result:
+        """Hand the sandbox of a job that failed over to who keeps it for a while."""
+        job, taken = attempt.job, attempt.taken
+        kept = None
         try:
-            outcome.not_made = await self._transfers.place(
-                attempt.taken.sandbox, job, attempt.workdir
-            )
-        except SandboxFailed:
-            if stop.reason is None:
-                raise
-        return outcome.not_made is None and stop.reason is None
-
-    async def _collect_files(self, attempt: "_Attempt") -> None:
-        """Keep what the job is to leave, also if its command failed or was stopped by a limit."""
-        job, outcome, stop = attempt.job, attempt.outcome, attempt.stop
-        if not job.spec.outputs or outcome.command_started is None:
-            return
-        if not attempt.taken.sandbox.alive:
-            outcome.passed_over = (PassedOver(path="", reason="sandbox_gone"),)
-            return
-        outcome.artifacts, outcome.passed_over = await self._transfers.collect(
-            attempt.taken.sandbox,
-            job,
-            attempt.workdir,
-            stopped=lambda: stop.reason is not None,
-        )
+            if self.keeper is not None and result.state in _KEPT and taken.sandbox.alive:
+                kept = await self.keeper.keep(job, attempt.image, taken, result.reason)
+        except SandboxdError as error:
+            logger.warning("sandbox not kept", job_id=job.id, error=str(error))
+        finally:
+            if kept is None:
+                self._means.pool.discard(taken)
+            else:
+                attempt.stop.detach()
+        return msgspec.structs.replace(result, kept_sandbox=kept)
 
     def _command(self, job: Job, image: ResolvedImage) -> Command:
         """The command, with the image's defaults under what the job says, and the caller's trace."""
@@ -341,73 +300,6 @@ class Runner:
         }
 
 
-class _Attempt(NamedTuple):
-    """A job on its way, with the sandbox that it got."""
-
-    job: Job
-    image: ResolvedImage
-    taken: Taken[Cgroup]
-    outcome: Outcome
-    stop: Stop
-    sink: Sink
-    accepted: "asyncio.Future[None] | None"
-    """Done when the job is on the disk: nothing of it runs before."""
-    on_start: Callable[[float], None]
-
-    @property
-    def workdir(self) -> str:
-        return self.job.spec.workdir or self.image.workdir
-
-
-def sandbox_spec(
-    image: ResolvedImage,
-    spec: JobSpec,
-    runtimes: Mapping[str, OciRuntime] = MappingProxyType({}),
-) -> SandboxSpec:
-    """The shape of the sandbox that a job needs."""
-    return shape_of(image, spec.user, spec.limits)._replace(
-        network=spec.network.mode,
-        runtime=None if spec.runtime == NATIVE else _runtime(spec.runtime, runtimes),
-    )
-
-
-def shape_of(image: ResolvedImage, user: tuple[int, int] | None, limits: Limits) -> SandboxSpec:
-    """The shape of a sandbox for this user (None: the image's own) and with room for this much on its disk."""
-    uid, gid = user or image.user
-    return SandboxSpec(
-        rootfs=image.rootfs,
-        binds=image.binds,
-        writable=image.writable,
-        scratch_bytes=limits.disk_bytes,
-        scratch_inodes=max(_LEAST_INODES, limits.disk_bytes // _INODE_BYTES),
-        uid=uid,
-        gid=gid,
-    )
-
-
-def _runtime(name: str, runtimes: Mapping[str, OciRuntime]) -> OciRuntime:
-    """Raises SandboxFailed if it is no longer there: the job was accepted before the service was started anew."""
-    runtime = runtimes.get(name)
-    if runtime is None:
-        raise SandboxFailed("runtime", f"{name} is not configured any more")
-    return runtime
-
-
-async def _disconnect(
-    taken: Taken[Cgroup], connection: Connection | None, outcome: Outcome
-) -> None:
-    """What the command left behind in the sandbox dies first: nothing of it outlives its firewall."""
-    if connection is None:
-        return
-    taken.sandbox.kill()
-    outcome.received_bytes = outcome.sent_bytes = None
-    with contextlib.suppress(SandboxFailed):
-        traffic = await connection.close()
-        outcome.received_bytes = traffic.received_bytes
-        outcome.sent_bytes = traffic.sent_bytes
-        outcome.denied = denied_of(traffic)
-
-
 def _satisfies(offered: str, least: str) -> bool:
     """Whether what a host offers is at least what a job demands. `cgroup` means v1 or v2."""
     if offered == least or (least == "cgroup" and offered in ("cgroup1", "cgroup2")):
@@ -415,19 +307,3 @@ def _satisfies(offered: str, least: str) -> bool:
     if least == "single":
         return offered == "range"
     return False
-
-
-def _isolation_error(error: Exception) -> JobError:
-    if isinstance(error, SandboxFailed):
-        return JobError(
-            component=Component.ISOLATION,
-            code="sandbox_failed",
-            message=f"the sandbox could not be built or broke: {error}",
-            remediation="run `sandboxd doctor` on the host",
-        )
-    number = getattr(error, "errno", None)
-    return JobError(
-        component=Component.ISOLATION,
-        code=errno.errorcode.get(number, "os_error").lower() if number else "sandbox_failed",
-        message=f"the host could not run the job: {error}",
-    )

@@ -22,6 +22,8 @@ class SandboxReason(enum.StrEnum):
 
     REQUESTED = "requested"
     CREATED = "created"
+    JOB_FAILED = "job_failed"
+    """It was a job's, which failed, and is kept for its owner to look into."""
     PAUSED_BY_CLIENT = "paused_by_client"
     RESUMED_BY_CLIENT = "resumed_by_client"
     DELETED = "deleted"

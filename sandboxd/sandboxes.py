@@ -18,12 +18,12 @@ from sandboxd.errors import Conflict, SandboxdError, Unavailable
 from sandboxd.ids import new_id
 from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.isolation.pool import Pool
+from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.isolation.spec import SandboxSpec
+from sandboxd.jobs import Job
 from sandboxd.live_sandbox import LiveSandbox
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
-from sandboxd.runner import shape_of
 from sandboxd.sandbox_values import (
     SandboxPage,
     SandboxPlan,
@@ -33,6 +33,7 @@ from sandboxd.sandbox_values import (
 )
 from sandboxd.scheduler import Scheduler
 from sandboxd.settings import SandboxSettings
+from sandboxd.shapes import shape_of
 from sandboxd.store.sqlite import SqliteStore
 
 logger = structlog.get_logger(__name__)
@@ -170,6 +171,15 @@ class Sandboxes:
         except BaseException:
             self._pool.discard(taken)
             raise
+        self._watch(record, image, taken)
+        self._metrics.sandbox_created()
+        logger.info("sandbox created", sandbox_id=record.id, tenant=record.tenant, warm=taken.warm)
+        return record
+
+    def _watch(
+        self, record: SandboxRecord, image: ResolvedImage, taken: Taken[Cgroup]
+    ) -> LiveSandbox:
+        """From here on it lives until it ends, which is then written down."""
         live = self._live[record.id] = LiveSandbox(
             record,
             image,
@@ -184,9 +194,7 @@ class Sandboxes:
         end.add_done_callback(lambda _: self._ends.pop(record.id, None))
         if self._closed:
             live.end(SandboxReason.SHUTDOWN)
-        self._metrics.sandbox_created()
-        logger.info("sandbox created", sandbox_id=record.id, tenant=record.tenant, warm=taken.warm)
-        return record
+        return live
 
     async def _see_end(self, live: LiveSandbox) -> None:
         record = await live.ended()
@@ -207,6 +215,57 @@ class Sandboxes:
             reason=record.reason,
             execs=record.execs,
         )
+
+    @property
+    def most_seconds(self) -> float:
+        """How long the sandbox of a job may be kept."""
+        return self.settings.most_ttl_seconds
+
+    async def keep(self, job: Job, image: ResolvedImage, taken: Taken[Cgroup], why: str) -> str:
+        """Take over the sandbox of a job that failed, paused, for as long as the job said. Its id.
+
+        Raises Unavailable (no room), Conflict; then it is still the caller's.
+        """
+        seconds = job.spec.keep_on_failure_seconds or 0.0
+        if self._closed or self._scheduler.draining:
+            raise Unavailable("the service is shutting down", code="draining")
+        self._check_room(job.tenant)
+        now = time.time()
+        record = SandboxRecord(
+            id=new_id("sbx"),
+            tenant=job.tenant,
+            plan=SandboxPlan(
+                image=job.spec.image,
+                env=job.spec.env,
+                workdir=job.spec.workdir,
+                user=job.spec.user,
+                limits=job.spec.limits,
+                labels=job.spec.labels,
+                idle_seconds=seconds,
+                ttl_seconds=seconds,
+            ),
+            state=SandboxState.RUNNING,
+            reason=SandboxReason.JOB_FAILED,
+            message=f"{job.id}: {why}",
+            created_at=now,
+            started_at=now,
+            image_digest=image.digest,
+            request_id=job.request_id,
+        )
+        self._tenants[record.id] = record.tenant
+        self._scheduler.keep_slot()
+        try:
+            await self._store.create_sandbox(record)
+        except BaseException:
+            self._scheduler.release_slot()
+            del self._tenants[record.id]
+            raise
+        live = self._watch(record, image, taken)
+        with contextlib.suppress(Conflict):  # It has no process but init: it is as quiet without.
+            await live.pause(SandboxReason.JOB_FAILED)
+        with contextlib.suppress(SandboxdError):
+            await self._changed(live)
+        return record.id
 
     async def get(self, tenant: str, sandbox_id: str) -> SandboxRecord:
         """As it is now. Raises NotFound."""

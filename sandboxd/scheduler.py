@@ -325,6 +325,10 @@ class Scheduler:
                 raise Unavailable(detail, code="no_slot", retry_after_seconds=1) from None
             raise
 
+    def keep_slot(self) -> None:
+        """Hold a slot until `release_slot`: that of a job which is about to give it back."""
+        self._holding += 1
+
     def release_slot(self) -> None:
         """Give back a slot that was held."""
         self._holding -= 1

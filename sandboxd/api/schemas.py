@@ -197,6 +197,12 @@ class JobRequest(Request, frozen=True, kw_only=True):
     files: Annotated[
         list[FileRequest], Meta(description="Files that are there when the command starts.")
     ] = []
+    keep_on_failure_seconds: Annotated[
+        float | None,
+        Meta(
+            description="If the job fails, its sandbox is paused and kept for so long, as a sandbox of yours: look into it."
+        ),
+    ] = None
     outputs: Annotated[
         list[str],
         Meta(
@@ -493,6 +499,7 @@ class DryRunView(Answer, frozen=True, kw_only=True):
     priority: int
     labels: dict[str, str]
     retry: RetryView
+    keep_on_failure_seconds: float | UnsetType = UNSET
     ttl_seconds: float | None
 
 
@@ -549,7 +556,11 @@ class JobView(Answer, frozen=True, kw_only=True):
     priority: int
     labels: dict[str, str]
     retry: RetryView
+    keep_on_failure_seconds: float | UnsetType = UNSET
     ttl_seconds: float | None
+    kept_sandbox: Annotated[
+        str | UnsetType, Meta(description="Id of the sandbox that was kept, paused.")
+    ] = UNSET
     enforcement: dict[str, Any] | UnsetType = UNSET
     retried_from: str | UnsetType = UNSET
     request_id: str | UnsetType = UNSET

@@ -87,6 +87,7 @@ def job_spec_of(
         files=files,
         contents=contents,
         outputs=outputs,
+        keep_on_failure_seconds=request.keep_on_failure_seconds,
         user=user,
         limits=limits,
         runtime=request.runtime,

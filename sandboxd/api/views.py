@@ -80,6 +80,7 @@ def job_view(
         denied=tuple(map(_denied_view, result.denied)) if result and result.denied else UNSET,
         waiting=_waiting_view(job.state, position),
         cancel_requested=True if job.cancel_requested and job.state not in TERMINAL else UNSET,
+        kept_sandbox=_known(result.kept_sandbox if result else None),
         retried_from=_known(job.retried_from),
         request_id=_known(job.request_id),
         trace_id=trace_id_of(job.traceparent) if job.traceparent else UNSET,
@@ -119,6 +120,7 @@ def _asked_for(spec: JobSpec) -> dict[str, Any]:
         "priority": spec.priority,
         "labels": spec.labels,
         "retry": RetryView(max_attempts=spec.retry.max_attempts),
+        "keep_on_failure_seconds": _known_number(spec.keep_on_failure_seconds),
         "ttl_seconds": spec.ttl_seconds,
     }
 
@@ -190,6 +192,10 @@ def key_view(key: ApiKey) -> KeyView:
 
 def _time(unix_seconds: float | None) -> str | None:
     return None if unix_seconds is None else rfc3339(unix_seconds)
+
+
+def _known_number(number: float | None) -> float | UnsetType:
+    return UNSET if number is None else number
 
 
 def _known(text: str | None) -> str | UnsetType:

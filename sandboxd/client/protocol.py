@@ -124,6 +124,7 @@ class JobOptions(TypedDict, total=False):
     priority: int
     labels: Mapping[str, str]
     retry: Mapping[str, int]
+    keep_on_failure_seconds: float
     ttl_seconds: float
 
 

@@ -141,6 +141,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     enforcement: dict[str, Any] = {}
     error: JobError | None = None
     denied: tuple[Denied, ...] = ()
+    kept_sandbox: str | None = None
+    """Id of the sandbox of a job that failed, paused and kept for a while."""
     waiting: Waiting | None = None
     cancel_requested: bool = False
     retried_from: str | None = None
