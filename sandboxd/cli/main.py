@@ -18,7 +18,7 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells say it."""
 PIPE_CLOSED = 141
 """128 + SIGPIPE."""
-OWN_FAILURE = {"attack": 2, "run": 125}
+OWN_FAILURE = {"attack": 2, "exec": 125, "run": 125, "shell": 125}
 """Exit codes that tell our failure from the command's, as `docker run` and `env` have them."""
 
 
@@ -34,6 +34,9 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Run commands": {
         "run": Entry("run", "run", "Run a command in a sandbox, as if it ran right here."),
         "attack": Entry("attack", "attack", "Try to break out, harmlessly, and see what stops it."),
+        "shell": Entry("sandboxes", "shell", "Open a shell in a new sandbox of a service."),
+        "exec": Entry("sandboxes", "exec_", "Run a command in a sandbox that is there."),
+        "sandboxes": Entry("sandboxes", "sandboxes", "Make, list, pause and end sandboxes."),
         "jobs": Entry("jobs", "jobs", "List, show, follow, cancel and delete jobs."),
         "images": Entry("images", "images", "List, import and remove root file systems."),
     },

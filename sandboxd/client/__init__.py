@@ -13,6 +13,11 @@ once whatever happens on the way.
 
 from sandboxd.client.connections import AsyncClient as AsyncClient
 from sandboxd.client.connections import Client as Client
+from sandboxd.client.sandbox_types import ExecResult as ExecResult
+from sandboxd.client.sandbox_types import FileEntry as FileEntry
+from sandboxd.client.sandbox_types import SandboxRecord as SandboxRecord
+from sandboxd.client.sandboxes import AsyncSandbox as AsyncSandbox
+from sandboxd.client.sandboxes import Sandbox as Sandbox
 from sandboxd.client.types import Artifact as Artifact
 from sandboxd.client.types import ClientError as ClientError
 from sandboxd.client.types import Conflict as Conflict

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
-from sandboxd.client import protocol
+from sandboxd.client import protocol, sandbox_protocol
 from sandboxd.client.files import Incoming
 from sandboxd.client.protocol import (
     Answer,
@@ -21,6 +21,9 @@ from sandboxd.client.protocol import (
     Lost,
     Pause,
 )
+from sandboxd.client.sandbox_protocol import SandboxOptions
+from sandboxd.client.sandbox_types import SandboxPage
+from sandboxd.client.sandboxes import AsyncSandbox, Sandbox
 from sandboxd.client.types import (
     Artifact,
     ClientError,
@@ -169,6 +172,24 @@ class Client:
     def events(self, job_id: str) -> Sequence[Event]:
         """Every change of the job's state, oldest first."""
         return self._hold(protocol.events(job_id))
+
+    def sandbox(self, **options: Unpack[SandboxOptions]) -> Sandbox:
+        """Make a sandbox that lives until it is closed."""
+        return Sandbox(self._hold, self._hold(sandbox_protocol.create(**options)))
+
+    def open_sandbox(self, sandbox_id: str) -> Sandbox:
+        """A sandbox that is there."""
+        return Sandbox(self._hold, self._hold(sandbox_protocol.get(sandbox_id)))
+
+    def list_sandboxes(
+        self, *, states: Sequence[str] = (), limit: int = 50, cursor: str | None = None
+    ) -> SandboxPage:
+        """One page of sandboxes, newest first."""
+        return self._hold(sandbox_protocol.list_sandboxes(states, limit, cursor))
+
+    def delete_sandbox(self, sandbox_id: str) -> None:
+        """End a sandbox, or remove the record of one that has ended."""
+        self._hold(sandbox_protocol.delete(sandbox_id))
 
     def images(self) -> Sequence[Image]:
         """The images that jobs can name."""
@@ -340,6 +361,24 @@ class AsyncClient:
     async def events(self, job_id: str) -> Sequence[Event]:
         """Every change of the job's state, oldest first."""
         return await self._hold(protocol.events(job_id))
+
+    async def sandbox(self, **options: Unpack[SandboxOptions]) -> AsyncSandbox:
+        """Make a sandbox that lives until it is closed."""
+        return AsyncSandbox(self._hold, await self._hold(sandbox_protocol.create(**options)))
+
+    async def open_sandbox(self, sandbox_id: str) -> AsyncSandbox:
+        """A sandbox that is there."""
+        return AsyncSandbox(self._hold, await self._hold(sandbox_protocol.get(sandbox_id)))
+
+    async def list_sandboxes(
+        self, *, states: Sequence[str] = (), limit: int = 50, cursor: str | None = None
+    ) -> SandboxPage:
+        """One page of sandboxes, newest first."""
+        return await self._hold(sandbox_protocol.list_sandboxes(states, limit, cursor))
+
+    async def delete_sandbox(self, sandbox_id: str) -> None:
+        """End a sandbox, or remove the record of one that has ended."""
+        await self._hold(sandbox_protocol.delete(sandbox_id))
 
     async def images(self) -> Sequence[Image]:
         """The images that jobs can name."""

@@ -151,7 +151,7 @@ def submit(command: Sequence[str], **options: Unpack[JobOptions]) -> Conversatio
             may_repeat=True,
             patience_seconds=UPLOAD_PATIENCE_SECONDS,
         )
-    return (yield from _ask(request, Job))
+    return (yield from ask(request, Job))
 
 
 def _to_json(body: dict[str, Any]) -> bytes:
@@ -167,7 +167,7 @@ def _to_json(body: dict[str, Any]) -> bytes:
 
 def get(job_id: str) -> Conversation[Job]:
     """The job as it is now."""
-    return (yield from _ask(_get(_job_path(job_id)), Job))
+    return (yield from ask(get_request(_job_path(job_id)), Job))
 
 
 def wait(job_id: str, timeout_seconds: float | None) -> Conversation[Job]:
@@ -179,8 +179,8 @@ def wait(job_id: str, timeout_seconds: float | None) -> Conversation[Job]:
     while True:
         asked_at = time.monotonic()
         seconds = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - asked_at)
-        request = _get(_job_path(job_id), [("wait", f"{max(0.0, seconds):.3f}")])
-        job = yield from _ask(
+        request = get_request(_job_path(job_id), [("wait", f"{max(0.0, seconds):.3f}")])
+        job = yield from ask(
             request._replace(patience_seconds=PATIENCE_SECONDS + max(0.0, seconds)), Job
         )
         if job.is_terminal:
@@ -202,12 +202,12 @@ def cancel(job_id: str, grace_seconds: float | None, reason: str | None) -> Conv
         body=json.dumps(known).encode(),
         may_repeat=True,
     )
-    return (yield from _ask(request, Job))
+    return (yield from ask(request, Job))
 
 
 def delete(job_id: str) -> Conversation[None]:
     """Remove the record and the logs of a job that has ended."""
-    yield from _exchange(Request("DELETE", _job_path(job_id)))
+    yield from exchange(Request("DELETE", _job_path(job_id)))
 
 
 class ListOptions(TypedDict, total=False):
@@ -233,24 +233,24 @@ def list_jobs(**options: Unpack[ListOptions]) -> Conversation[JobPage]:
         query.append(("limit", str(options["limit"])))
     if "cursor" in options:
         query.append(("cursor", options["cursor"]))
-    return (yield from _ask(_get("/v1/jobs", query), JobPage))
+    return (yield from ask(get_request("/v1/jobs", query), JobPage))
 
 
 def events(job_id: str) -> Conversation[list[Event]]:
     """Every change of the job's state, oldest first."""
-    page = yield from _ask(_get(_job_path(job_id, "/events")), _EventList)
+    page = yield from ask(get_request(_job_path(job_id, "/events")), _EventList)
     return page.data
 
 
 def images() -> Conversation[list[Image]]:
     """The images that jobs can name."""
-    page = yield from _ask(_get("/v1/images"), _ImageList)
+    page = yield from ask(get_request("/v1/images"), _ImageList)
     return page.data
 
 
 def system() -> Conversation[dict[str, Any]]:
     """What the service and its host are and can do."""
-    return (yield from _ask(_get("/v1/system"), dict[str, Any]))
+    return (yield from ask(get_request("/v1/system"), dict[str, Any]))
 
 
 class KeyOptions(TypedDict, total=False):
@@ -264,37 +264,37 @@ class KeyOptions(TypedDict, total=False):
 def create_key(name: str, **options: Unpack[KeyOptions]) -> Conversation[NewKey]:
     """Make an API key. Not repeated by itself: a lost answer may leave a key that nobody knows."""
     body = json.dumps({"name": name, **options}).encode()
-    return (yield from _ask(Request("POST", "/v1/keys", headers=_JSON, body=body), NewKey))
+    return (yield from ask(Request("POST", "/v1/keys", headers=_JSON, body=body), NewKey))
 
 
 def list_keys() -> Conversation[list[Key]]:
     """All API keys, without their secrets."""
-    page = yield from _ask(_get("/v1/keys"), _KeyList)
+    page = yield from ask(get_request("/v1/keys"), _KeyList)
     return page.data
 
 
 def revoke_key(key_id: str) -> Conversation[None]:
     """Make a key worthless."""
-    yield from _exchange(Request("DELETE", f"/v1/keys/{_path_part(key_id)}"))
+    yield from exchange(Request("DELETE", f"/v1/keys/{path_part(key_id)}"))
 
 
 def read_log(job_id: str, stream: Stream | str | None) -> Conversation[bytes]:
     """All that is kept of the output until now: of one stream, or of both in order of arrival."""
     query = [] if stream is None else [("stream", str(stream))]
-    request = _get(_job_path(job_id, "/logs"), query)
-    answer = yield from _exchange(request._replace(headers={"accept": "text/plain"}))
+    request = get_request(_job_path(job_id, "/logs"), query)
+    answer = yield from exchange(request._replace(headers={"accept": "text/plain"}))
     return answer.body
 
 
 def artifacts(job_id: str) -> Conversation[list[Artifact]]:
     """The files that the job left."""
-    page = yield from _ask(_get(_job_path(job_id, "/artifacts")), _ArtifactList)
+    page = yield from ask(get_request(_job_path(job_id, "/artifacts")), _ArtifactList)
     return page.data
 
 
 def artifact_request(job_id: str, path: str) -> Request:
     """What to ask for to get one of them."""
-    return _get(_job_path(job_id, f"/artifacts/{quote(path.lstrip('/'))}"))
+    return get_request(_job_path(job_id, f"/artifacts/{quote(path.lstrip('/'))}"))
 
 
 class LogReader:
@@ -317,7 +317,7 @@ class LogReader:
         headers = {"accept": "text/event-stream"}
         if self._last_event_id:
             headers["last-event-id"] = self._last_event_id
-        return _get(self._path, self._query)._replace(headers=headers)
+        return get_request(self._path, self._query)._replace(headers=headers)
 
     def accept(self, status: int, body: bytes, headers: Mapping[str, str]) -> float:
         """Look at an answer that is no stream of events. The pause before asking again, if it is not the end.
@@ -388,12 +388,12 @@ def _refusal_type(status: int) -> type[RequestRefused]:
             return ServiceFault
 
 
-def _ask(request: Request, kind: type[_Result]) -> Conversation[_Result]:
-    answer = yield from _exchange(request)
+def ask(request: Request, kind: type[_Result]) -> Conversation[_Result]:
+    answer = yield from exchange(request)
     return _decode(answer.body, kind)
 
 
-def _exchange(request: Request) -> Conversation[Answer]:
+def exchange(request: Request) -> Conversation[Answer]:
     """One request and its good answer, asked again where that is harmless and may help."""
     attempt = 1
     while True:
@@ -435,15 +435,15 @@ def _decode(body: bytes, kind: type[_Result]) -> _Result:
         raise NotTheService(f"the answer is not one of this API: {error}") from error
 
 
-def _get(path: str, query: Sequence[tuple[str, str]] = ()) -> Request:
+def get_request(path: str, query: Sequence[tuple[str, str]] = ()) -> Request:
     return Request("GET", path, query, may_repeat=True)
 
 
 def _job_path(job_id: str, rest: str = "") -> str:
-    return f"/v1/jobs/{_path_part(job_id)}{rest}"
+    return f"/v1/jobs/{path_part(job_id)}{rest}"
 
 
-def _path_part(identifier: str) -> str:
+def path_part(identifier: str) -> str:
     """The identifier as a part of a path. Raises ClientError: "../keys" must not lead elsewhere."""
     if not (identifier.isascii() and identifier.replace("_", "").isalnum()):
         raise ClientError(f'"{identifier}" is not an id')

@@ -69,12 +69,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stdout(self) -> bytes:
         """Standard output: the first `streams["stdout"].inline_bytes` of it."""
-        return _bytes_of(self.stdout_field)
+        return bytes_of(self.stdout_field)
 
     @property
     def stderr(self) -> bytes:
         """Standard error, like `stdout`."""
-        return _bytes_of(self.stderr_field)
+        return bytes_of(self.stderr_field)
 
     @property
     def text(self) -> str:
@@ -158,12 +158,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stdout(self) -> bytes:
         """Standard output, unharmed: the first `streams["stdout"].inline_bytes` of it; `read_log` has all."""
-        return _bytes_of(self.stdout_field)
+        return bytes_of(self.stdout_field)
 
     @property
     def stderr(self) -> bytes:
         """Standard error, like `stdout`."""
-        return _bytes_of(self.stderr_field)
+        return bytes_of(self.stderr_field)
 
     @property
     def text(self) -> str:
@@ -208,7 +208,7 @@ class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def data(self) -> bytes:
         """The bytes as the command wrote them."""
-        return _bytes_of(self.text or "" if self.base64 is None else Bytes(self.base64))
+        return bytes_of(self.text or "" if self.base64 is None else Bytes(self.base64))
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -337,5 +337,5 @@ class ServiceFault(RequestRefused):
     """The service failed (500 and the like); `request_id` finds it in its log."""
 
 
-def _bytes_of(field: str | Bytes) -> bytes:
+def bytes_of(field: str | Bytes) -> bytes:
     return field.encode() if isinstance(field, str) else base64.b64decode(field.base64)
