@@ -19,7 +19,7 @@ from sandboxd.cli import apparmor
 from sandboxd.cli.options import json_option
 from sandboxd.cli.output import print_json
 from sandboxd.cli.setup_steps import SBIN, SetMode, WriteFile, run
-from sandboxd.cli.systemd_unit import unit_text
+from sandboxd.cli.systemd_unit import unit_text, user_unit_text
 from sandboxd.errors import HostNotReady
 from sandboxd.quotas import delegation
 from sandboxd.quotas.delegation import Step
@@ -36,6 +36,8 @@ TUN = "/dev/net/tun"
 TUN_TMPFILES = ("/etc/tmpfiles.d/sandboxd.conf", f"z {TUN} 0666 - - -\n")
 TUN_UDEV = ("/etc/udev/rules.d/60-sandboxd.rules", 'KERNEL=="tun", MODE="0666"\n')
 UNIT = "/etc/systemd/system/sandboxd.service"
+USER_UNIT = "/etc/systemd/user/sandboxd.service"
+LINGER = "/var/lib/systemd/linger"
 
 _NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
@@ -92,9 +94,9 @@ def plan(user: str, proc: str = "/proc") -> list[Step]:
         steps += plan_tun()
     if is_service_account(user):
         steps.append(MakeDataDirectory(user=user, path=home_of(user)))
-        program = find_program()
-        if program is not None and _has_systemd():
-            steps.append(WriteUnit(path=UNIT, text=unit_text(user, program)))
+    program = find_program()
+    if program is not None and _has_systemd():
+        steps += plan_units(user, program)
     return steps
 
 
@@ -122,8 +124,18 @@ def plan_tun() -> list[Step]:
     return steps
 
 
+def plan_units(user: str, program: str) -> list[Step]:
+    """The system's unit for the service's account; for a person one of their own systemd, which runs from boot on."""
+    if is_service_account(user):
+        return [WriteUnit(path=UNIT, text=unit_text(user, program))]
+    steps: list[Step] = [WriteUserUnit(path=USER_UNIT, text=user_unit_text(program))]
+    if os.path.isdir("/run/systemd/system"):  # sd_booted(3): loginctl needs it
+        steps.append(EnableLinger(user=user))
+    return steps
+
+
 def is_service_account(user: str) -> bool:
-    """Whether the user exists for the service alone. A person's account gets neither unit nor data directory here."""
+    """Whether the user exists for the service alone. A person's account gets no data directory here."""
     return home_of(user) == f"{STATE_DIRECTORY}/{user}"
 
 
@@ -241,6 +253,31 @@ class WriteUnit(WriteFile):
         super().execute()
         if os.path.isdir("/run/systemd/system"):  # sd_booted(3)
             run(["systemctl", "daemon-reload"])
+
+
+class WriteUserUnit(WriteFile):
+    """A unit for people's own systemd. They make it read the file: ours cannot reach theirs."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return f"write {self.path} (then, as the user: systemctl --user enable --now sandboxd)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnableLinger:
+    """The user's systemd runs from boot on, not only while the user is logged in (loginctl(1))."""
+
+    user: str
+
+    def describe(self) -> str:
+        return f"let the systemd of {self.user} run from boot on"
+
+    def done(self) -> bool:
+        return os.path.exists(f"{LINGER}/{self.user}")
+
+    def execute(self) -> None:
+        run(["loginctl", "enable-linger", self.user])
 
 
 class Range(NamedTuple):

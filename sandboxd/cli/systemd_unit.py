@@ -1,10 +1,11 @@
-"""The text of the systemd unit that `sandboxd setup` writes.
+"""The texts of the systemd units that `sandboxd setup` writes.
 
 Hardening stops where it would take away what rootless sandboxes need. Not used, and why:
 `NoNewPrivileges`, `SystemCallFilter`, `RestrictNamespaces`, `RestrictAddressFamilies`, `LockPersonality`, `MemoryDenyWriteExecute`,
 `RestrictSUIDSGID`, `PrivateDevices`, `ProtectClock`, `ProtectKernelModules` (each sets no_new_privs for a service that is not root, and then
 newuidmap is powerless); `ProtectKernelTunables`, `ProtectKernelLogs`, `ProtectProc`, `ProcSubset` (they mount over parts of
 /proc, and the kernel then refuses a fresh /proc in a user namespace); `ProtectControlGroups` (cgroups are ours).
+The unit for a person's own systemd has none of it: there each of these needs a user namespace around the service.
 Source: systemd.exec(5).
 """
 
@@ -44,7 +45,35 @@ PrivateTmp=yes
 WantedBy=multi-user.target
 """
 
+_USER_TEMPLATE = """\
+# Written by `sandboxd setup`; changes go into a drop-in (systemctl --user edit sandboxd).
+[Unit]
+Description=sandboxd: runs untrusted commands in rootless sandboxes
+
+[Service]
+Type=exec
+ExecStart={program} serve
+# The cgroup v2 subtree is ours: limits of jobs are set in it.
+Delegate=yes
+TasksMax=infinity
+LimitNOFILE=65536
+# The service ends its own jobs; what is left after the time-out is killed.
+KillMode=mixed
+TimeoutStopSec=60
+Restart=on-failure
+RestartSec=1
+UMask=0077
+
+[Install]
+WantedBy=default.target
+"""
+
 
 def unit_text(user: str, program: str) -> str:
     """`sandboxd.service` for this user and this path of the `sandboxd` command."""
     return _TEMPLATE.format(user=user, program=program)
+
+
+def user_unit_text(program: str) -> str:
+    """`sandboxd.service` for the systemd of whichever person starts it."""
+    return _USER_TEMPLATE.format(program=program)

@@ -36,7 +36,6 @@ SHARED_QUOTAS = {
 _CORE_BYTES = 1
 """No core fits in a byte; and at exactly 1 the kernel starts no helper for a piped core_pattern, at 0 it does (core(5))."""
 _COMMAND_OOM_SCORE = b"1000"
-_OWN_OOM_SCORE = b"0"
 _USER_NAMESPACE_SYSCTLS = {
     "max_user_namespaces": b"0",
     "max_inotify_instances": b"16",
@@ -92,6 +91,8 @@ class Init:
         self.channel = socket.socket(fileno=_CHANNEL)
         self.mapper = socket.socket(fileno=_MAPPER)
         self.oom_score: int | None = None
+        self.own_oom_score = b"0"
+        """The one that it began with, inherited from the service."""
         self.unmasked_proc: int | None = None
         self.carry_out: CarryOut = refuse
         self.running: dict[int, tuple[int, Then]] = {}
@@ -177,8 +178,10 @@ class Init:
         if not self.spec.writable_root:
             self.unmasked_proc = mounts.mount_proc(order.templates)
             self.oom_score = os.open(
-                "self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.unmasked_proc
+                "self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.unmasked_proc
             )
+            # Below what a privileged process (systemd, for a user's service) last set, nobody but root may go.
+            self.own_oom_score = os.read(self.oom_score, 8)
 
     def bring_up_network(self) -> None:
         network.bring_up_loopback()
@@ -278,7 +281,7 @@ class Init:
         self.set_oom_score(_COMMAND_OOM_SCORE)
         before = time.monotonic()
         started = command.start(request.command, terminal.path if terminal else descriptors)
-        self.set_oom_score(_OWN_OOM_SCORE)
+        self.set_oom_score(self.own_oom_score)
         if isinstance(started, Unusable):
             self.tell_not_started(request, started)
             return

@@ -54,6 +54,17 @@ sys.stdin.read()
 """
 
 
+OOM_SCORES = """
+import json
+def read(pid):
+    with open(f"/proc/{pid}/oom_score_adj") as file:
+        return int(file.read())
+while read(1) == read("self"):
+    pass
+print(json.dumps([read(1), read("self")]))
+"""
+
+
 class Running:
     """A Python program in a sandbox, which has said that it is ready and waits for the end of its input."""
 
@@ -409,6 +420,20 @@ def test_descriptors_that_a_command_keeps_under_way_do_not_end_the_launcher() ->
             assert bench.launcher.starts == 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_init_keeps_the_score_for_the_memory_killer_that_the_service_was_given() -> None:
+    """A user's systemd gives 200, and without privileges there is no way down from there."""
+    own = Path("/proc/self/oom_score_adj")
+    before = own.read_text()
+    own.write_text("300")
+    try:
+        with a_bench() as bench:
+            scores = bench.python(OOM_SCORES)
+    finally:
+        own.write_text(before)
+
+    assert scores == [300, 1000]
 
 
 def test_signals_reach_the_command_s_process_group(bench: Bench) -> None:

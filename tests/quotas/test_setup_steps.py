@@ -20,10 +20,9 @@ from sandboxd.cli.setup import (
     WriteUnit,
     carry_out,
 )
-from sandboxd.cli.systemd_unit import unit_text
+from sandboxd.cli.systemd_unit import unit_text, user_unit_text
 from sandboxd.errors import HostNotReady
 from sandboxd.quotas.delegation import Step
-from sandboxd.quotas.host import Host
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 NOBODY_YET = "sbx-not-made-yet"
@@ -144,9 +143,29 @@ def test_lines_of_subuid_that_are_not_ranges_are_passed_over(tmp_path: Path) -> 
     assert host_setup.read_ranges(f"{path}.none") == []
 
 
-def test_a_person_gets_neither_unit_nor_data_directory() -> None:
+def test_a_person_gets_no_data_directory() -> None:
     assert host_setup.is_service_account("root") is False
     assert host_setup.is_service_account(NOBODY_YET) is True
+
+
+def test_the_service_account_gets_a_unit_of_the_system_and_a_person_one_of_their_own_systemd() -> (
+    None
+):
+    of_service = host_setup.plan_units(NOBODY_YET, "/opt/sandboxd/bin/sandboxd")[0].describe()
+    of_person = host_setup.plan_units("root", "/opt/sandboxd/bin/sandboxd")[0].describe()
+
+    assert "/etc/systemd/system/sandboxd.service (then: systemctl enable --now" in of_service
+    assert "/etc/systemd/user/sandboxd.service (then, as the user: systemctl --user" in of_person
+
+
+def test_a_persons_unit_has_a_subtree_of_its_own_and_nothing_of_roots() -> None:
+    text = user_unit_text("/opt/sandboxd/bin/sandboxd")
+
+    assert "\nExecStart=/opt/sandboxd/bin/sandboxd serve\n" in text
+    assert "\nDelegate=yes\n" in text
+    assert "\nWantedBy=default.target\n" in text
+    for word in ("User=", "ExecStartPre=", "CapabilityBoundingSet=", "ProtectSystem="):
+        assert word not in text
 
 
 def test_the_unit_keeps_what_newuidmap_needs() -> None:
@@ -159,12 +178,15 @@ def test_the_unit_keeps_what_newuidmap_needs() -> None:
         assert word not in text
 
 
-def test_systemd_understands_the_unit(tmp_path: Path, host: Host) -> None:
+@pytest.mark.parametrize(
+    "text", [unit_text(ME, "/bin/true"), user_unit_text("/bin/true")], ids=["system", "user"]
+)
+def test_systemd_understands_the_unit(tmp_path: Path, text: str) -> None:
     analyze = Path("/usr/bin/systemd-analyze")
     if not analyze.exists():
         pytest.skip("no systemd-analyze")
     unit = tmp_path / "sandboxd.service"
-    unit.write_text(unit_text(ME, "/bin/true"))
+    unit.write_text(text)
     outcome = subprocess.run([analyze, "verify", unit], capture_output=True, text=True, check=False)
 
     complaints = [line for line in outcome.stderr.splitlines() if "sandboxd.service" in line]
