@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from host_tests import host_required
 from running_service import SOURCE, RunningService, running_service
+from waiting import TIME_FACTOR
 
 from sandboxd.client import Client
 
@@ -43,7 +44,7 @@ def prepared_host() -> None:
         cwd=SOURCE,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * TIME_FACTOR,
         check=False,
     )
     if doctor.returncode != 0:

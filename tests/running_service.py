@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import httpx2
 import psutil
-from waiting import wait_for
+from waiting import TIME_FACTOR, wait_for
 
 from sandboxd.client import Client
 from sandboxd.quotas.host import probe_host
 
 SOURCE = Path(__file__).parent.parent
 START_SECONDS = 30.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = 30.0 * TIME_FACTOR
 SECRET_OF_THE_SERVICE = "canary-in-the-environment-of-the-service"
 """In the service's environment; no job may ever see it."""
 
@@ -98,7 +98,7 @@ class RunningService:
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, f"the service ended:\n{self.log_file.read_text()}"
         try:
-            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx2.get(f"{self.url}/readyz", timeout=5 * TIME_FACTOR).status_code == 200
         except httpx2.TransportError:
             return False
 
@@ -110,7 +110,7 @@ class RunningService:
             cwd="/",
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=60 * TIME_FACTOR,
             check=False,
         )
 
@@ -119,7 +119,7 @@ class RunningService:
 
     def http(self, key: str | None = None) -> httpx2.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=60)
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60 * TIME_FACTOR)
 
     # Its ends
 
@@ -136,7 +136,7 @@ class RunningService:
         assert code == 0, log
         assert self.events()[-1]["event"] == "stopped"
         assert "Traceback" not in log, log
-        _, alive = psutil.wait_procs(everything, timeout=5)
+        _, alive = psutil.wait_procs(everything, timeout=5 * TIME_FACTOR)
         assert alive == []
         assert self.instance_cgroups() == []
         assert not (self.data_dir / "run").exists()
@@ -160,7 +160,7 @@ class RunningService:
         everything = self.processes()
         self.process.kill()
         self.process.wait()
-        _, alive = psutil.wait_procs(everything, timeout=10)
+        _, alive = psutil.wait_procs(everything, timeout=10 * TIME_FACTOR)
         assert alive == []
 
     # What there is of it

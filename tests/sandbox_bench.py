@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from host_tests import host_required
+from waiting import TIME_FACTOR
 
 from sandboxd.images import host
 from sandboxd.images.resolved import ResolvedImage
@@ -28,7 +29,7 @@ from sandboxd.isolation.streams import Drain, Feed
 
 Result = TypeVar("Result")
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 60.0 * TIME_FACTOR
 
 
 class Ran(NamedTuple):

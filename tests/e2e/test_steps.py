@@ -83,7 +83,11 @@ def test_memory_is_counted_for_each_run(client: Client) -> None:
     assert peaks[0] > 100 << 20
     assert peaks[1] < 50 << 20
     assert job.usage is not None
-    assert job.usage.memory_peak_bytes == peaks[0]
+    assert job.usage.memory_peak_bytes is not None
+    # On v2 a run's figure is that of its largest process, the job's that of the whole cgroup.
+    if job.enforcement["limits"]["memory"] == "cgroup1":
+        assert job.usage.memory_peak_bytes == peaks[0]
+    assert 100 << 20 < job.usage.memory_peak_bytes < 150 << 20
 
 
 def test_the_first_failure_ends_the_job_and_is_its_end(client: Client) -> None:
