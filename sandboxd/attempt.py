@@ -63,7 +63,8 @@ class Attempt:
     async def run_alone(self, stdin_fd: int | None) -> None:
         """The one command of a job, with which its sandbox ends unless something of it is still wanted."""
         job, outcome = self.job, self.outcome
-        stays = bool(job.spec.outputs) or job.spec.keep_on_failure_seconds is not None
+        wanted = job.spec.outputs or job.spec.changes
+        stays = bool(wanted) or job.spec.keep_on_failure_seconds is not None
         stop = StepStop(self.stop) if stays else self.stop
         stdin = job.spec.stdin if stdin_fd is None else PassedDescriptor(stdin_fd)
         with open_streams(stdin, outcome, stop, self.sink) as streams:
@@ -131,12 +132,19 @@ class Attempt:
         return outcome.not_made is None and stop.reason is None
 
     async def collect_files(self) -> None:
-        """Keep what the job is to leave, also if its command failed or was stopped by a limit."""
+        """Keep what the job is to leave, and tell what it changed, also if its command failed or was stopped by a limit."""
         job, outcome, stop = self.job, self.outcome, self.stop
-        if not job.spec.outputs or outcome.command_started is None:
+        if outcome.command_started is None or not (job.spec.outputs or job.spec.changes):
             return
         if not self.taken.sandbox.alive:
-            outcome.passed_over = (PassedOver(path="", reason="sandbox_gone"),)
+            if job.spec.outputs:
+                outcome.passed_over = (PassedOver(path="", reason="sandbox_gone"),)
+            return
+        if job.spec.changes:
+            outcome.changes = await self.means.transfers.changes(
+                self.taken.sandbox, self.image.rootfs, stopped=lambda: stop.reason is not None
+            )
+        if not job.spec.outputs:
             return
         outcome.artifacts, outcome.passed_over = await self.means.transfers.collect(
             self.taken.sandbox,

@@ -126,6 +126,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Patterns of the files that are kept when the command is over; relative: to the working directory."""
     keep_on_failure_seconds: float | None = None
     """How long the sandbox of a job that failed is kept for its owner; None: not at all."""
+    changes: bool = False
+    """Tell what was created, changed and deleted."""
     user: tuple[int, int] | None = None
     """(uid, gid) inside the sandbox; None: the image's own."""
     limits: Limits
@@ -227,6 +229,16 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True):
     """How often: packets, questions to the resolver, processes."""
 
 
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job created, changed and deleted in its sandbox, as absolute paths."""
+
+    created: tuple[str, ...] = ()
+    modified: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    truncated: bool = False
+    """There is more than is told."""
+
+
 class LogSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What was kept of one stream."""
 
@@ -300,6 +312,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Kept apart: lists do not have them."""
     artifact_count: int = 0
     artifacts_passed_over: tuple[PassedOver, ...] = ()
+    changes: Changes | None = None
     denied: tuple[Denied, ...] = ()
     kept_sandbox: str | None = None
     """Id of the sandbox, if it is kept for its owner to look into."""

@@ -143,6 +143,7 @@ class Runner:
             "files": spec.files,
             "outputs": spec.outputs,
             "keep_on_failure_seconds": spec.keep_on_failure_seconds,
+            "changes": spec.changes,
             "network/mode": egress,
         }
         return [

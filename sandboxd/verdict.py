@@ -14,6 +14,7 @@ import msgspec
 from sandboxd.isolation.spec import Exit, NotMade, Unusable
 from sandboxd.jobs import (
     Artifact,
+    Changes,
     Component,
     Denied,
     Difference,
@@ -70,6 +71,7 @@ class Outcome:
     """What was kept of both streams."""
     artifacts: tuple[Artifact, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
+    changes: Changes | None = None
 
 
 def result_of(outcome: Outcome) -> Result:
@@ -87,6 +89,7 @@ def result_of(outcome: Outcome) -> Result:
         artifacts=outcome.artifacts,
         artifact_count=len(outcome.artifacts),
         artifacts_passed_over=outcome.passed_over,
+        changes=outcome.changes,
         denied=_denied(outcome),
     )
 
@@ -123,6 +126,7 @@ def result_of_steps(
         artifacts=outcome.artifacts,
         artifact_count=len(outcome.artifacts),
         artifacts_passed_over=outcome.passed_over,
+        changes=outcome.changes,
     )
 
 

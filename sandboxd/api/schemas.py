@@ -214,6 +214,9 @@ class JobRequest(Request, frozen=True, kw_only=True):
             examples=[["result.json", "plots/*.png"]],
         ),
     ] = []
+    changes: Annotated[
+        bool, Meta(description="Tell which paths were created, modified and deleted.")
+    ] = False
     user: Annotated[
         str | None,
         Meta(
@@ -480,6 +483,15 @@ class PassedOverView(Answer, frozen=True, kw_only=True):
     ]
 
 
+class ChangesView(Answer, frozen=True, kw_only=True):
+    """What the job did to its file system, as absolute paths; up to 1,000 of them."""
+
+    created: tuple[str, ...]
+    modified: tuple[str, ...]
+    deleted: tuple[str, ...]
+    truncated: Annotated[bool, Meta(description="There is more than is told.")]
+
+
 class DryRunView(Answer, frozen=True, kw_only=True):
     """The answer to `?dry_run=true`: the job would be accepted, as this."""
 
@@ -521,6 +533,7 @@ class JobView(Answer, frozen=True, kw_only=True):
     error: ErrorView | UnsetType = UNSET
     artifacts: list[ArtifactView] | UnsetType = UNSET
     artifacts_passed_over: list[PassedOverView] | UnsetType = UNSET
+    changes: ChangesView | UnsetType = UNSET
     denied: Annotated[
         tuple[DeniedView, ...] | UnsetType,
         Meta(description="What the job tried and was refused; left out where nothing was."),

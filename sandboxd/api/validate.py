@@ -88,6 +88,7 @@ def job_spec_of(
         contents=contents,
         outputs=outputs,
         keep_on_failure_seconds=request.keep_on_failure_seconds,
+        changes=request.changes,
         user=user,
         limits=limits,
         runtime=request.runtime,

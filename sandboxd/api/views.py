@@ -9,6 +9,7 @@ from sandboxd.api.output import Output
 from sandboxd.api.query import rfc3339
 from sandboxd.api.schemas import (
     ArtifactView,
+    ChangesView,
     DeniedView,
     DryRunView,
     ErrorView,
@@ -76,6 +77,7 @@ def job_view(
         error=error_view(result.error) if result and result.error else UNSET,
         artifacts=_artifact_views(spec, result),
         artifacts_passed_over=_passed_over_views(result),
+        changes=_changes_view(result),
         steps=steps or UNSET,
         denied=tuple(map(_denied_view, result.denied)) if result and result.denied else UNSET,
         waiting=_waiting_view(job.state, position),
@@ -147,6 +149,12 @@ def _artifact_views(spec: JobSpec, result: Result | None) -> list[ArtifactView] 
     if result is None or not spec.outputs:
         return UNSET
     return [artifact_view(artifact) for artifact in result.artifacts]
+
+
+def _changes_view(result: Result | None) -> ChangesView | UnsetType:
+    if result is None or result.changes is None:
+        return UNSET
+    return ChangesView(**structs.asdict(result.changes))
 
 
 def _passed_over_views(result: Result | None) -> list[PassedOverView] | UnsetType:

@@ -42,5 +42,6 @@ from sandboxd.client.types import ServiceFault as ServiceFault
 from sandboxd.client.types import Step as Step
 from sandboxd.client.types import Unavailable as Unavailable
 from sandboxd.client.types import WaitTimedOut as WaitTimedOut
+from sandboxd.jobs import Changes as Changes
 from sandboxd.jobs import State as State
 from sandboxd.jobs import Stream as Stream

@@ -115,6 +115,8 @@ class JobOptions(TypedDict, total=False):
     """Path inside to text, bytes, or the path of a file here (`pathlib.Path`)."""
     outputs: Sequence[str]
     """Patterns of files to keep."""
+    changes: bool
+    """Tell what was created, modified and deleted."""
     user: str
     limits: Mapping[str, float | int | str]
     """`{"memory": "128Mi", "cpus": 0.5, "wall_seconds": 10, …}`"""

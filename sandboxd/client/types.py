@@ -9,6 +9,7 @@ import msgspec
 from sandboxd.errors import SandboxdError
 from sandboxd.jobs import (
     TERMINAL,
+    Changes,
     Denied,
     ExitStatus,
     JobError,
@@ -138,6 +139,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     streams: dict[Stream, StreamInfo] = {}
     artifacts: tuple[Artifact, ...] = ()
     artifacts_passed_over: tuple[PassedOver, ...] = ()
+    changes: Changes | None = None
     enforcement: dict[str, Any] = {}
     error: JobError | None = None
     denied: tuple[Denied, ...] = ()

@@ -16,14 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sandboxd.errors import SandboxFailed
+from sandboxd.files.changes import changes_of
 from sandboxd.files.content import Contents, StorageFailed
 from sandboxd.files.keeping import Keeper, Kept
 from sandboxd.isolation import protocol
 from sandboxd.isolation.entries import BadEntries, Entries
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import File, NotMade
-from sandboxd.jobs import Job
+from sandboxd.jobs import Changes, Job
 
+MOST_ENTRIES = 10_000
+"""So many entries of a writable layer are looked at."""
 _MOST_THREADS = 64
 _PIPE_BYTES = 2**20
 _CHUNK_BYTES = 2**20
@@ -119,6 +122,32 @@ class Transfers:
             raise SandboxFailed("collect files", str(fault))
         return keeper.kept(cut_short)
 
+    async def changes(
+        self, sandbox: Sandbox, rootfs: str, *, stopped: Callable[[], bool]
+    ) -> Changes | None:
+        """What was created, changed and deleted in a sandbox whose image is at `rootfs`; None if it was stopped meanwhile.
+
+        Raises SandboxFailed.
+        """
+        reading, writing = _pipe()
+        deadline = time.monotonic() + self._seconds
+        comparing = self._begin(lambda: _compare(reading, rootfs, deadline))
+        try:
+            async with self._time_limit("list changes"):
+                await sandbox.changes(protocol.Changes(MOST_ENTRIES), writing)
+        except _TooLong as error:
+            raise SandboxFailed("list changes", str(error)) from None
+        except SandboxFailed:
+            if not stopped():
+                raise
+            return None
+        finally:
+            os.close(writing)
+            found = await asyncio.shield(comparing)
+        if isinstance(found, Changes):
+            return found
+        raise SandboxFailed("list changes", str(found))
+
     def _begin(self, work: Callable[[], T]) -> "asyncio.Future[T]":
         return asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -169,6 +198,17 @@ class Transfers:
         finally:
             os.close(reading)
         return None
+
+
+def _compare(reading: int, rootfs: str, deadline: float) -> Changes | Exception:
+    """What the entries in the pipe are next to an image, or what is wrong with them. In a thread; closes the pipe."""
+    try:
+        entries = Entries(reading, most_bytes=0, most_entries=MOST_ENTRIES, deadline=deadline)
+        return changes_of(entries, rootfs)
+    except (BadEntries, OSError) as error:
+        return error
+    finally:
+        os.close(reading)
 
 
 def _pipe() -> tuple[int, int]:

@@ -15,7 +15,16 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from sandboxd.errors import SandboxdError
-from sandboxd.isolation import command, files, mounts, network, privileges, protocol, syscalls
+from sandboxd.isolation import (
+    command,
+    files,
+    mounts,
+    network,
+    privileges,
+    protocol,
+    scratch,
+    syscalls,
+)
 from sandboxd.isolation.spec import Exit, SandboxSpec, Then, Unusable
 
 UNPACKING = frozenset({"chown", "dac_override", "fowner", "fsetid"})
@@ -94,6 +103,8 @@ class Init:
         self.own_oom_score = b"0"
         """The one that it began with, inherited from the service."""
         self.unmasked_proc: int | None = None
+        self.layer: int | None = None
+        """What the commands write to, as a mount with nothing above it."""
         self.carry_out: CarryOut = refuse
         self.running: dict[int, tuple[int, Then]] = {}
         """Process id of each command to its number and what follows it."""
@@ -177,6 +188,7 @@ class Init:
         )
         if not self.spec.writable_root:
             self.unmasked_proc = mounts.mount_proc(order.templates)
+            self.layer = mounts.open_layer(order.templates)
             self.oom_score = os.open(
                 "self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.unmasked_proc
             )
@@ -260,6 +272,8 @@ class Init:
                 self.pass_on_signal(request)
             case protocol.Go():
                 self.let_go(request)
+            case protocol.Changes():
+                self.tell_changes(request, descriptors[0])
             case protocol.Place() | protocol.Collect():
                 self.move_files(request, descriptors[0])
             case protocol.Look() | protocol.Remove():
@@ -298,6 +312,14 @@ class Init:
 
     def move_files(self, request: protocol.Place | protocol.Collect, descriptor: int) -> None:
         protocol.send(self.channel, files.carry_out(request, descriptor))
+
+    def tell_changes(self, request: protocol.Changes, descriptor: int) -> None:
+        if self.layer is None:
+            answer: protocol.Message = protocol.Failed("tell changes", "this sandbox has no layer")
+        else:
+            made = mounts.made_in_layer(self.spec)
+            answer = scratch.tell_changes(request, self.layer, made, descriptor)
+        protocol.send(self.channel, answer)
 
     def pass_on_signal(self, request: protocol.Signal) -> None:
         for group, (number, _) in self.running.items():

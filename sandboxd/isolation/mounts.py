@@ -278,6 +278,21 @@ def _etc_files(spec: SandboxSpec) -> dict[str, str]:
     return {"hosts": hosts, "hostname": f"{spec.hostname}\n", "resolv.conf": resolver}
 
 
+def open_layer(templates: Templates) -> int:
+    """The writable layer of the tree that was built, as a detached mount: above its root there is nothing."""
+    path = f"{templates.stage}/scratch/upper"
+    return syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
+
+
+def made_in_layer(spec: SandboxSpec) -> frozenset[str]:
+    """The paths that are in the writable layer before any command runs."""
+    made = {f"/etc/{name}" for name in _etc_files(spec)}
+    for path in (*_MOUNT_POINTS, *(target for _, target in spec.binds), *spec.writable):
+        parts = path.strip("/").split("/")
+        made.update("/" + "/".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return frozenset(made)
+
+
 def _mount_dev_parts(dev: str, id_count: int) -> None:
     """The parts of /dev that a sandbox must not share with another."""
     terminals: dict[str, str | None] = {

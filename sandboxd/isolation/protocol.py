@@ -194,6 +194,12 @@ class Collect(NamedTuple):
     most_entries: int
 
 
+class Changes(NamedTuple):
+    """Comes with one descriptor, to which the entries of the writable layer are written (see `scratch`)."""
+
+    most_entries: int
+
+
 class Look(NamedTuple):
     """Comes with one descriptor, to which what is in a directory is written (see `files`)."""
 
@@ -222,7 +228,7 @@ class Empty(NamedTuple):
 
 ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
-ToInit = Run | Go | Signal | Place | Collect | Look | Remove | Unpack | Empty
+ToInit = Run | Go | Signal | Place | Collect | Changes | Look | Remove | Unpack | Empty
 FromInit = (
     Ready
     | Failed
@@ -239,7 +245,20 @@ Message = ToLauncher | FromLauncher | ToInit | FromInit
 
 _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
     kind.__name__: kind
-    for kind in (MapYourself, Create, Run, Go, Signal, Place, Collect, Look, Remove, Unpack, Empty)
+    for kind in (
+        MapYourself,
+        Create,
+        Run,
+        Go,
+        Signal,
+        Place,
+        Collect,
+        Changes,
+        Look,
+        Remove,
+        Unpack,
+        Empty,
+    )
 }
 
 M = TypeVar("M")

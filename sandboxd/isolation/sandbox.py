@@ -224,6 +224,10 @@ class Sandbox:
         """Have what matches written to a descriptor (see `files` for how). Raises SandboxFailed."""
         return _done(await self._ask(request, [output]))
 
+    async def changes(self, request: protocol.Changes, output: int) -> protocol.Done:
+        """Have what the commands changed written to a descriptor (see `scratch` for how). Raises SandboxFailed."""
+        return _done(await self._ask(request, [output]))
+
     async def look(self, request: protocol.Look, output: int) -> protocol.Done | protocol.NotPlaced:
         """Have what is in a directory written to a descriptor. Raises SandboxFailed."""
         answer = await self._ask(request, [output])

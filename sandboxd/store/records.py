@@ -169,7 +169,9 @@ def listed(job: Job) -> Job:
     spec = msgspec.structs.replace(
         job.spec, env={}, command=tuple(command), steps=(), files=(), outputs=()
     )
-    result = job.result and msgspec.structs.replace(job.result, runs=(), artifacts_passed_over=())
+    result = job.result and msgspec.structs.replace(
+        job.result, runs=(), artifacts_passed_over=(), changes=None
+    )
     return msgspec.structs.replace(job, spec=spec, result=result)
 
 

@@ -82,7 +82,7 @@ UNUSABLE = {
         "EROFS",
     ),
     "workdir is a descriptor": (
-        {"command": ["true"], "workdir": "/proc/self/fd/9"},
+        {"command": ["true"], "workdir": "/proc/self/fd/99"},
         "workdir_unusable",
         "ENOENT",
     ),
@@ -454,11 +454,12 @@ def test_what_a_runtime_cannot_do_is_refused(oci_client: Client) -> None:
     found = []
     for asked in (
         {"steps": [{"command": ["true"]}]},
-        {"command": ["true"], "files": [{"path": "a", "content": "x"}]},
+        {"command": ["true"], "files": {"a": "x"}},
         {"command": ["true"], "outputs": ["a"]},
+        {"command": ["true"], "changes": True},
     ):
         with pytest.raises(InvalidRequest) as refused:
             oci_client.submit(**asked, runtime="runc")
         found += [fault.pointer for fault in refused.value.faults]
 
-    assert found == ["/steps", "/files", "/outputs"]
+    assert found == ["/steps", "/files", "/outputs", "/changes"]
