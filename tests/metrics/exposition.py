@@ -25,6 +25,7 @@ PROMISED = {
     "sandboxd_jobs_submitted_total": ("counter", {"trigger"}),
     "sandboxd_leases_lost_total": ("counter", set()),
     "sandboxd_log_bytes_total": ("counter", {"stream"}),
+    "sandboxd_job_file_bytes_total": ("counter", {"direction"}),
     "sandboxd_logs_truncated_total": ("counter", set()),
     "sandboxd_queue_conservation_drift": ("gauge", set()),
     "sandboxd_queue_depth": ("gauge", {"queue", "state"}),
