@@ -44,6 +44,7 @@ SHARED_QUOTAS = {
 """Resource limits that a command has, soft and hard."""
 _CORE_BYTES = 1
 """No core fits in a byte; and at exactly 1 the kernel starts no helper for a piped core_pattern, at 0 it does (core(5))."""
+_REAPED_AT_ONCE = 256
 _COMMAND_OOM_SCORE = b"1000"
 _USER_NAMESPACE_SYSCTLS = {
     "max_user_namespaces": b"0",
@@ -111,6 +112,8 @@ class Init:
         self.clearing: list[protocol.Exited] = []
         """Commands that are over, to be told of when what they left behind is gone."""
         self.over = False
+        self.unreaped = False
+        """There may be dead children."""
 
     def steps(self) -> list[Callable[[], None]]:
         """How the walls are built, in this order."""
@@ -256,12 +259,14 @@ class Init:
         poll.register(children, select.POLLIN)
         poll.register(self.channel, select.POLLIN)
         while not self.over:
-            for descriptor, _ in poll.poll():
+            for descriptor, _ in poll.poll(0 if self.unreaped else None):
                 if descriptor == children:
                     os.read(children, 128)
-                    self.reap()
+                    self.unreaped = True
                 else:
                     self.obey()
+            if self.unreaped and not self.over:
+                self.reap()
 
     def obey(self) -> None:
         request, descriptors = protocol.receive(self.channel, protocol.from_above)
@@ -330,43 +335,46 @@ class Init:
                     pass  # It has just exited; SIGCHLD is on its way.
 
     def reap(self) -> None:
-        """Collect every dead child, and tell of the commands among them."""
-        ended = []
-        alone = False
-        while True:
+        """Collect dead children, and tell of the commands among them; some at a time.
+
+        Processes that fork and die without end are collected no faster than they die: nothing else would ever be done.
+        """
+        for _ in range(_REAPED_AT_ONCE):
             try:
                 pid, status, usage = self.wait()
             except ChildProcessError:
-                alone = True
-                break
+                self.unreaped = False
+                self.tell_cleared()
+                return
             if pid == 0:
-                break
+                self.unreaped = False
+                return
             if pid in self.running:
-                ended.append((*self.running.pop(pid), exit_of(status, usage)))
-        for number, then, how in ended:
-            exited = protocol.Exited(number, how._replace(alone=alone))
-            if then is Then.CLEAR and not alone:
-                self.clearing.append(exited)
-            else:
-                protocol.send(self.channel, exited)
-                self.over = self.over or then is Then.END
-        if self.clearing:
-            self.clear(alone)
+                self.tell_exited(*self.running.pop(pid), exit_of(status, usage))
+                if self.over:
+                    return
+
+    def tell_exited(self, number: int, then: Then, how: Exit) -> None:
+        """Tell of the end of a command, unless everything else is to be killed first.
+
+        Nothing escapes that by forking: a process that is to die cannot (copy_process() in kernel/fork.c).
+        """
+        exited = protocol.Exited(number, how._replace(alone=is_alone()))
+        if then is Then.CLEAR and not exited.exit.alone:
+            self.clearing.append(exited)
+            os.kill(-1, signal.SIGKILL)
+        else:
+            protocol.send(self.channel, exited)
+            self.over = then is Then.END
+
+    def tell_cleared(self) -> None:
+        """Nothing runs any more: tell of the commands that this was waited for."""
+        while self.clearing:
+            protocol.send(self.channel, self.clearing.pop())
 
     def wait(self) -> tuple[int, int, resource.struct_rusage]:
         """One dead child, if there is any. Raises ChildProcessError if there is not even a living one."""
         return os.wait4(-1, os.WNOHANG)
-
-    def clear(self, alone: bool) -> None:
-        """Kill whatever runs, and tell of the command that is over when nothing does.
-
-        Nothing escapes by forking: a process that is to die cannot (copy_process() in kernel/fork.c).
-        """
-        if not alone:
-            os.kill(-1, signal.SIGKILL)
-            return
-        while self.clearing:
-            protocol.send(self.channel, self.clearing.pop())
 
     def set_oom_score(self, score: bytes) -> None:
         """The kernel is to kill the command before init, which has to tell of it."""
@@ -383,6 +391,15 @@ def write_namespace_limits(proc_fd: int) -> None:
             os.write(descriptor, value)
         finally:
             os.close(descriptor)
+
+
+def is_alone() -> bool:
+    """Whether this process has no child, neither living nor dead."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def exit_of(status: int, usage: resource.struct_rusage) -> Exit:

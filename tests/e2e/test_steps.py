@@ -150,11 +150,11 @@ def test_what_a_step_leaves_running_does_not_live_to_see_the_next(client: Client
     job = client.run(
         steps=[
             shell("setsid sh -c 'sleep 0.3; echo late > /work/late' & exit 0"),
-            shell("sleep 0.5; ls /work; ls -d /proc/[0-9]* | wc -l"),
+            shell("sleep 0.5; ls /work; cat /proc/[0-9]*/comm | grep -c sleep || true"),
         ]
     )
 
-    assert job.steps[1].text == "4\n"  # init, sh, ls and wc
+    assert job.steps[1].text == "0\n"
 
 
 def test_a_run_over_its_time_is_stopped_and_the_next_one_goes_on(client: Client) -> None:
@@ -247,7 +247,7 @@ def test_files_of_the_job_are_there_for_steps_and_for_the_judging_program(client
                 checker={"comparison": "program", "command": ["python3", "judge.py"]},
             )
         ],
-        files=[{"path": "word", "content": "ok"}, {"path": "judge.py", "content": judge}],
+        files={"word": "ok", "judge.py": judge},
         outputs=["word"],
     )
 
