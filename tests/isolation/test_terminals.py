@@ -127,10 +127,13 @@ def test_ctrl_c_ends_the_command_in_front_and_not_the_shell(bench: Bench) -> Non
 
 def test_ctrl_z_stops_the_command_and_fg_goes_on_with_it(bench: Bench) -> None:
     # It says when it goes on: what is typed before that is not a line yet (n_tty_set_termios() in drivers/tty/n_tty.c).
+    # By waiting for the signal: a handler would not run if it came just before the reading.
     source = (
-        "import signal, sys; tell = lambda *words: print(*words, flush=True); "
-        "signal.signal(signal.SIGCONT, lambda *_: tell('back')); tell('started'); "
-        "[tell('got', line.strip()) for line in sys.stdin]; tell('over')"
+        "import os, signal, sys, threading; tell = lambda *words: print(*words, flush=True); "
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCONT]); "
+        "read = lambda: ([tell('got', line.strip()) for line in sys.stdin], tell('over'), os._exit(0)); "
+        "threading.Thread(target=read).start(); tell('started'); "
+        "[tell('back') for _ in iter(lambda: signal.sigwait([signal.SIGCONT]), 0)]"
     )
 
     async def use(screen: Screen) -> None:
