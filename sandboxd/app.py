@@ -34,12 +34,12 @@ from sandboxd.jobs import JobSpec
 from sandboxd.log_format import configure_logging
 from sandboxd.metrics import Metrics, Snapshot
 from sandboxd.quotas.limits import Limits
-from sandboxd.sandboxes import Sandboxes
+from sandboxd.running.shapes import sandbox_spec
+from sandboxd.sandboxes.registry import Sandboxes
 from sandboxd.scheduler import Scheduler
 from sandboxd.server import Server, connection_limit, open_listener, raise_open_files
 from sandboxd.settings import Settings
 from sandboxd.settings_loader import Loaded
-from sandboxd.shapes import sandbox_spec
 from sandboxd.store import migrate
 from sandboxd.store.sqlite import SqliteStore
 

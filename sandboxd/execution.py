@@ -19,7 +19,6 @@ from typing import Any
 import msgspec
 
 from sandboxd.api.validate import job_spec_of
-from sandboxd.commands import Stop
 from sandboxd.files.content import CHUNK_BYTES, Contents
 from sandboxd.files.transfers import Transfers
 from sandboxd.ids import new_id
@@ -32,7 +31,8 @@ from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
 from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
-from sandboxd.runner import Runner
+from sandboxd.running.commands import Stop
+from sandboxd.running.runner import Runner
 from sandboxd.settings import IsolationSettings, Settings
 from sandboxd.settings_runtimes import oci_runtimes
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import structlog
 
-from sandboxd.commands import Stop
 from sandboxd.errors import NotFound, SandboxdError, Unavailable
 from sandboxd.files.content import Contents
 from sandboxd.jobs import (
@@ -28,7 +27,8 @@ from sandboxd.jobs import (
     Stream,
 )
 from sandboxd.metrics import Metrics
-from sandboxd.runner import NotAccepted, Runner
+from sandboxd.running.commands import Stop
+from sandboxd.running.runner import NotAccepted, Runner
 from sandboxd.settlement import Settlement, may_retry
 from sandboxd.store.logs import JobLog, StoredLog, remove_log
 from sandboxd.store.records import Deleted, Idempotency, Submitted

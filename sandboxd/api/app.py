@@ -27,7 +27,7 @@ from sandboxd.api.validate import Check
 from sandboxd.errors import NotFound
 from sandboxd.files.content import Contents
 from sandboxd.quotas.limits import Limits
-from sandboxd.sandboxes import Sandboxes
+from sandboxd.sandboxes.registry import Sandboxes
 from sandboxd.settings import FilesSettings, ServerSettings
 
 

@@ -23,11 +23,11 @@ from sandboxd.api.sandbox_views import exec_view
 from sandboxd.api.sandboxes import live_of
 from sandboxd.api.validate import invalid
 from sandboxd.errors import Fault, Malformed, Refused
-from sandboxd.execs import Exec
 from sandboxd.isolation.spec import TerminalSize
 from sandboxd.jobs import Stream
-from sandboxd.live_sandbox import LiveSandbox
-from sandboxd.terminals import Line
+from sandboxd.sandboxes.execs import Exec
+from sandboxd.sandboxes.live import LiveSandbox
+from sandboxd.sandboxes.terminals import Line
 
 PATH = "/v1/sandboxes/{sandbox_id}/exec/ws"
 FIRST_SECONDS = 15.0

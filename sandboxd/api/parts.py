@@ -17,7 +17,7 @@ from sandboxd.api.validate import Check
 from sandboxd.files.content import Contents
 from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, State
 from sandboxd.quotas.limits import Limits
-from sandboxd.sandboxes import Sandboxes
+from sandboxd.sandboxes.registry import Sandboxes
 from sandboxd.settings import FilesSettings, ServerSettings
 from sandboxd.store.records import Idempotency, Page, Submitted
 

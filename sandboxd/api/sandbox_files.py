@@ -8,7 +8,6 @@ from typing import IO
 
 from starlette.responses import Response, StreamingResponse
 
-from sandboxd import sandbox_files
 from sandboxd.api.answers import json_answer, no_content
 from sandboxd.api.body import declared_size, refuse_coding, too_large
 from sandboxd.api.parts import Call
@@ -18,7 +17,8 @@ from sandboxd.api.sandbox_schemas import FileList, FileView, FileWritten
 from sandboxd.api.sandboxes import live_of, sandboxes_of
 from sandboxd.api.uploads import spool
 from sandboxd.errors import Unavailable
-from sandboxd.sandbox_files import Opened
+from sandboxd.sandboxes import files as sandbox_files
+from sandboxd.sandboxes.files import Opened
 
 _MODE = re.compile(r"[0-7]{3,4}")
 _MOST_PATH_BYTES = 4095

@@ -15,11 +15,11 @@ from sandboxd.api.sandbox_schemas import (
 )
 from sandboxd.api.validate import Check, invalid, job_spec_of
 from sandboxd.errors import Fault, Invalid
-from sandboxd.execs import ExecSpec
 from sandboxd.isolation.spec import TerminalSize
 from sandboxd.jobs import JobSpec
 from sandboxd.quotas.limits import Limits
 from sandboxd.sandbox_values import SandboxPlan
+from sandboxd.sandboxes.execs import ExecSpec
 from sandboxd.settings import SandboxSettings
 
 _LEAST_SECONDS = 0.001

@@ -11,8 +11,8 @@ from sandboxd.api.sandbox_schemas import (
     SandboxView,
 )
 from sandboxd.api.views import error_view, exit_view, usage_view
-from sandboxd.execs import Exec
 from sandboxd.sandbox_values import SandboxRecord
+from sandboxd.sandboxes.execs import Exec
 
 
 def sandbox_view(record: SandboxRecord) -> SandboxView:

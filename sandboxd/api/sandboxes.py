@@ -24,11 +24,11 @@ from sandboxd.api.sse import comment, event, parse_last_event_id
 from sandboxd.api.streams import SSE, log_event
 from sandboxd.api.views import exit_view
 from sandboxd.errors import NotFound
-from sandboxd.execs import Exec
 from sandboxd.jobs import Reason
-from sandboxd.live_sandbox import LiveSandbox
 from sandboxd.sandbox_values import SandboxState
-from sandboxd.sandboxes import Sandboxes
+from sandboxd.sandboxes.execs import Exec
+from sandboxd.sandboxes.live import LiveSandbox
+from sandboxd.sandboxes.registry import Sandboxes
 
 _MAX_SMALL_BODY_BYTES = 2 * 2**20
 """Of requests that carry no input, but may carry an environment."""

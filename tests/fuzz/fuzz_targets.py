@@ -25,13 +25,13 @@ from sandboxd.api.body import parse_json
 from sandboxd.api.forms import FormReader
 from sandboxd.api.problems import BadParameters
 from sandboxd.api.query import parse_query
-from sandboxd.comparing import first_difference
 from sandboxd.errors import Invalid, Malformed, TooLarge
 from sandboxd.files.archive import BadArchive, files_in
 from sandboxd.files.content import Contents
 from sandboxd.isolation import destinations, entries, hearing, protocol, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
+from sandboxd.running.comparing import first_difference
 from sandboxd.settings import CEILINGS, DEFAULT_LIMITS
 from sandboxd.steps import Checker, Comparison
 from sandboxd.store.cursors import decode_cursor, encode_cursor

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.comparing import first_difference
+from sandboxd.running.comparing import first_difference
 from sandboxd.steps import Checker, Comparison
 
 EXACT, TRIMMED, TOKENS, FLOATS = (

@@ -11,7 +11,7 @@ from sandboxd.isolation.spec import Exit
 from sandboxd.jobs import Component, JobError, JobSpec, Reason, State
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.usage import CgroupUsage
-from sandboxd.verdict import Outcome, result_of, signal_name
+from sandboxd.running.verdict import Outcome, result_of, signal_name
 
 LIMITS = Limits(
     cpus=1.0,

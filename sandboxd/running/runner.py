@@ -14,12 +14,6 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from sandboxd.attempt import Attempt, Means, disconnect, failures_noted
-from sandboxd.commands import (
-    Sink,
-    Stop,
-    note_stop,
-)
 from sandboxd.errors import Fault, SandboxdError
 from sandboxd.files.transfers import Transfers
 from sandboxd.images.catalogue import Images
@@ -42,8 +36,14 @@ from sandboxd.jobs import (
 )
 from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup
-from sandboxd.shapes import sandbox_spec
-from sandboxd.verdict import Outcome, result_of, result_of_steps
+from sandboxd.running.attempt import Attempt, Means, disconnect, failures_noted
+from sandboxd.running.commands import (
+    Sink,
+    Stop,
+    note_stop,
+)
+from sandboxd.running.shapes import sandbox_spec
+from sandboxd.running.verdict import Outcome, result_of, result_of_steps
 
 logger = structlog.get_logger(__name__)
 

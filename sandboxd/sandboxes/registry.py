@@ -21,9 +21,9 @@ from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.isolation.spec import SandboxSpec
 from sandboxd.jobs import Job
-from sandboxd.live_sandbox import LiveSandbox
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
+from sandboxd.running.shapes import shape_of
 from sandboxd.sandbox_values import (
     SandboxPage,
     SandboxPlan,
@@ -31,9 +31,9 @@ from sandboxd.sandbox_values import (
     SandboxRecord,
     SandboxState,
 )
+from sandboxd.sandboxes.live import LiveSandbox
 from sandboxd.scheduler import Scheduler
 from sandboxd.settings import SandboxSettings
-from sandboxd.shapes import shape_of
 from sandboxd.store.sqlite import SqliteStore
 
 logger = structlog.get_logger(__name__)

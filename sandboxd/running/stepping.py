@@ -7,16 +7,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from sandboxd.commands import (
-    PartStop,
-    Sink,
-    StepStop,
-    Stop,
-    note_stop,
-    open_streams,
-    run_command,
-)
-from sandboxd.comparing import first_difference
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.isolation.protocol import NotPlaced
@@ -37,8 +27,18 @@ from sandboxd.jobs import (
 )
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
+from sandboxd.running.commands import (
+    PartStop,
+    Sink,
+    StepStop,
+    Stop,
+    note_stop,
+    open_streams,
+    run_command,
+)
+from sandboxd.running.comparing import first_difference
+from sandboxd.running.verdict import Outcome, result_of
 from sandboxd.steps import Case, Comparison, Step, StopPolicy
-from sandboxd.verdict import Outcome, result_of
 
 CHECKER_SAYS_BYTES = 1000
 _CHECKER_FILES = ("/tmp/case/input", "/tmp/case/output", "/tmp/case/expected")  # noqa: S108 (inside)

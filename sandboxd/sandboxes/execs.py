@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from sandboxd.commands import Stop, note_stop
 from sandboxd.errors import SandboxdError
 from sandboxd.isolation.pool import Taken
 from sandboxd.isolation.sandbox import Process
@@ -23,9 +22,10 @@ from sandboxd.isolation.streams import Drain, Feed
 from sandboxd.jobs import Component, JobError, Reason, Result, State, Stream
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
+from sandboxd.running.commands import Stop, note_stop
+from sandboxd.running.verdict import Outcome, result_of
+from sandboxd.sandboxes.terminals import Line
 from sandboxd.store.logs import JobLog, StoredLog
-from sandboxd.terminals import Line
-from sandboxd.verdict import Outcome, result_of
 
 HANG_UP_SECONDS = 2.0
 """Between SIGHUP and SIGKILL, for a command whose client is gone."""

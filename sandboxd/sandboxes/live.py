@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 
 from sandboxd.errors import Conflict, NotFound, SandboxFailed
-from sandboxd.execs import Exec, ExecSpec, Leftover, new_log
 from sandboxd.ids import new_id
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Taken
@@ -23,6 +22,7 @@ from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
 from sandboxd.sandbox_values import SandboxReason, SandboxRecord, SandboxState
+from sandboxd.sandboxes.execs import Exec, ExecSpec, Leftover, new_log
 from sandboxd.store.logs import StoredLog, remove_log
 
 _MOST_REMEMBERED = 64

@@ -17,7 +17,7 @@ from sandboxd.isolation.streams import Drain, Feed, PassThrough
 from sandboxd.jobs import Reason, Stream
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
-from sandboxd.verdict import Outcome
+from sandboxd.running.verdict import Outcome
 
 _STUCK_SECONDS = 30.0
 """A killed sandbox that is not gone by then is stuck in the kernel; the job does not wait for it any longer."""

@@ -7,15 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sandboxd.commands import (
-    PassedDescriptor,
-    Sink,
-    StepStop,
-    Stop,
-    note_stop,
-    open_streams,
-    run_command,
-)
 from sandboxd.errors import Refused, SandboxdError, SandboxFailed
 from sandboxd.files.content import StorageFailed
 from sandboxd.files.transfers import Transfers
@@ -27,8 +18,17 @@ from sandboxd.isolation.spec import Command, NotMade, Then
 from sandboxd.jobs import Component, Job, JobError, PassedOver, Reason, RunResult
 from sandboxd.networks import denied_of
 from sandboxd.quotas.cgroups import Cgroup
-from sandboxd.stepping import Ground, Steps
-from sandboxd.verdict import Outcome
+from sandboxd.running.commands import (
+    PassedDescriptor,
+    Sink,
+    StepStop,
+    Stop,
+    note_stop,
+    open_streams,
+    run_command,
+)
+from sandboxd.running.stepping import Ground, Steps
+from sandboxd.running.verdict import Outcome
 
 
 class Means(NamedTuple):
