@@ -1,6 +1,7 @@
 """Files into a sandbox and out of it, by init from inside the walls."""
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -22,11 +23,8 @@ async def place(
     reading, writing = os.pipe()
 
     def feed() -> None:
-        with os.fdopen(writing, "wb") as pipe:
-            try:
-                pipe.write(contents)
-            except BrokenPipeError:
-                pass
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:
+            pipe.write(contents)
 
     thread = threading.Thread(target=feed)
     thread.start()
