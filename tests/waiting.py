@@ -7,7 +7,7 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 
-TIME_FACTOR = float(os.environ.get("SANDBOXD_TEST_TIME_FACTOR", "1"))
+TIME_FACTOR = float(os.environ.get("TEST_TIME_FACTOR", "1"))
 """How much longer things may take here than on a usual machine: an emulated one is many times slower."""
 
 _LOOK_AGAIN_SECONDS = 0.01

@@ -138,7 +138,10 @@ def _make_dev(path: str) -> None:
         try:
             _check_device(tree, name, numbers)
             os.close(os.open(f"{path}/{name}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            syscalls.mount_setattr(tree, _NOSUID | _NOEXEC, recursive=False)
+            # Private: where the host's mounts are shared, as with systemd, what is mounted over it there would come here.
+            syscalls.mount_setattr(
+                tree, _NOSUID | _NOEXEC, recursive=False, propagation=syscalls.MS_PRIVATE
+            )
             syscalls.move_mount(tree, syscalls.AT_FDCWD, f"{path}/{name}")
         finally:
             os.close(tree)
@@ -166,7 +169,9 @@ def _make_null(path: str) -> None:
     tree = syscalls.open_tree(syscalls.AT_FDCWD, "/dev/null", syscalls.OPEN_TREE_CLONE)
     try:
         _check_device(tree, "null", DEVICES["null"])
-        syscalls.mount_setattr(tree, _RO | _NOSUID | _NOEXEC, recursive=False)
+        syscalls.mount_setattr(
+            tree, _RO | _NOSUID | _NOEXEC, recursive=False, propagation=syscalls.MS_PRIVATE
+        )
     except BaseException:
         os.close(tree)
         raise

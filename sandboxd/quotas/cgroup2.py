@@ -190,7 +190,8 @@ class Group2:
     def oom_kills(self) -> int | None:
         """How many processes the kernel killed because of the memory limit. Raises SandboxFailed.
 
-        With `memory.oom.group` all of the cgroup die at once, so it is more than one where more than one ran.
+        With `memory.oom.group` all of the cgroup die at once, init too, so it is more than one where more than one ran;
+        the one that the kernel chose first is usually counted once more, as one of the group (mm/oom_kill.c).
         """
         if "memory" not in self._driver.controllers:
             return None

@@ -11,7 +11,7 @@ import httpx2
 import psutil
 import pytest
 from running_service import RunningService, data_directory, running_service
-from waiting import wait_for
+from waiting import TIME_FACTOR, wait_for
 
 from sandboxd.client import Client, Job
 
@@ -83,7 +83,7 @@ def test_crashes_at_any_moment_lose_and_double_nothing(prepared_host: None) -> N
     chance = random.Random(57)
 
     def submit_until_it_dies(service: RunningService) -> None:
-        with httpx2.Client(base_url=service.url, timeout=30) as http:
+        with httpx2.Client(base_url=service.url, timeout=30 * TIME_FACTOR) as http:
             request = {"image": "host", "command": ["sh", "-c", "echo begin; echo end"]}
             while True:
                 try:
@@ -147,7 +147,7 @@ def test_a_killed_launcher_ends_running_jobs_as_errors_and_is_replaced(
 
         launcher.kill()
         ended = client.wait(running.id)
-        gone, alive = psutil.wait_procs(everything, timeout=5)
+        gone, alive = psutil.wait_procs(everything, timeout=5 * TIME_FACTOR)
         following = client.run(["echo", "alive"])
 
         assert (ended.state, ended.reason) == ("error", "sandbox_failed")
@@ -208,7 +208,7 @@ def test_killed_parked_sandboxes_are_noticed_by_nobody(own_service: RunningServi
         parked = own_service.inits()
         for init in parked:
             init.kill()
-        psutil.wait_procs(parked, timeout=5)
+        psutil.wait_procs(parked, timeout=5 * TIME_FACTOR)
         ended = [client.run(["true"]) for _ in range(5)]
         own_service.assert_nothing_left(client)
 

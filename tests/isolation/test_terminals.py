@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sandbox_bench import Bench, run_in, start_in
 from test_protocol import Impostor, open_descriptors
+from waiting import TIME_FACTOR
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import protocol
@@ -43,7 +44,7 @@ class Screen:
             readable: asyncio.Future[None] = loop.create_future()
             loop.add_reader(self.master, readable.set_result, None)
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(20 * TIME_FACTOR):
                     await readable
             except TimeoutError:
                 raise AssertionError(f"no {pattern!r}; shown was {self.shown!r}") from None

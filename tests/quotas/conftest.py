@@ -59,7 +59,11 @@ def spawn() -> Iterator[Spawn]:
     started: list[subprocess.Popen[str]] = []
 
     def start(cgroup: Cgroup, code: str) -> "subprocess.Popen[str]":
-        words = [sys.executable, "-I", "-c", _JOIN, ":".join(cgroup.join_files()), code]
+        files = list(cgroup.join_files())
+        directory_fd = cgroup.directory_fd()
+        if directory_fd is not None:  # v2, which a sandbox is cloned into
+            files.append(f"/proc/{os.getpid()}/fd/{directory_fd}/cgroup.procs")
+        words = [sys.executable, "-I", "-c", _JOIN, ":".join(files), code]
         pipe = subprocess.PIPE
         process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
         started.append(process)
