@@ -168,13 +168,13 @@ class Transfers:
         """
         try:
             os.set_blocking(writing, False)
-            _write(writing, memoryview(job.spec.contents), deadline)
+            write_in_time(writing, memoryview(job.spec.contents), deadline)
             uploaded = [file for file in job.spec.files if file.offset is not None]
             if uploaded:
                 with contextlib.closing(self._uploads.open(job.id)) as upload:
                     for file in uploaded:
                         for piece in upload.pieces(file.offset or 0, file.size_bytes or 0):
-                            _write(writing, memoryview(piece), deadline)
+                            write_in_time(writing, memoryview(piece), deadline)
         except (BrokenPipeError, TimeoutError):
             return None  # init will say, or be made to.
         except OSError as error:
@@ -219,7 +219,7 @@ def _pipe() -> tuple[int, int]:
     return reading, writing
 
 
-def _write(pipe: int, content: memoryview, deadline: float) -> None:
+def write_in_time(pipe: int, content: memoryview, deadline: float) -> None:
     """Write all of it. Raises BrokenPipeError, and TimeoutError at the deadline (time.monotonic())."""
     poll = select.poll()
     poll.register(pipe, select.POLLOUT)

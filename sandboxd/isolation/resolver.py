@@ -32,6 +32,8 @@ _MOST_ADDRESSES = 8
 """Of one answer: it fits in a datagram of 512 bytes, so TCP is never needed."""
 _LONGEST_TTL_SECONDS = 60
 _LOOKUP_SECONDS = 5.0
+_MOST_PINNED = 4096
+"""Of one sandbox, as many as its firewall takes: each further one would only cost the host a process."""
 _MOST_REFUSED = 64
 _LONGEST_TOLD = 253
 
@@ -127,6 +129,8 @@ class Resolver(asyncio.DatagramProtocol):
         if not reachable:
             self._refuse(text)
             raise dns.resolver.NXDOMAIN
+        if len(self._pinned) + len(pins) > _MOST_PINNED:
+            raise OSError("the sandbox has reached too many addresses by name")
         if pins:
             await self._pin(pins)
             self._pinned.update(pins)

@@ -1,14 +1,20 @@
-"""Whether a command printed what was expected, and where it first did not. Pure."""
+"""Whether a command printed what was expected, and where it first did not. Pure.
 
+Lines and words are made one by one: what was printed may be a great many of them, and the first difference is near the start.
+"""
+
+import io
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from typing import NamedTuple, assert_never
 
 from sandboxd.jobs import Difference
 from sandboxd.steps import Checker, Comparison
 
 SHOWN_BYTES = 200
+_WORD = re.compile(rb"\S+")
 
 
 class _Piece(NamedTuple):
@@ -71,22 +77,21 @@ def _number(token: bytes) -> float | None:
         return None
 
 
-def _lines(content: bytes) -> Sequence[_Piece]:
+def _lines(content: bytes) -> Iterable[_Piece]:
     """With their ends, so that a missing last newline is a difference."""
-    parts = content.split(b"\n")
-    ended = [part + b"\n" for part in parts[:-1]] + parts[-1:] * bool(parts[-1])
-    return [_Piece(number, part) for number, part in enumerate(ended, 1)]
+    for number, line in enumerate(io.BytesIO(content), 1):
+        yield _Piece(number, line)
 
 
-def _trimmed(content: bytes) -> Sequence[_Piece]:
-    lines = content.rstrip().split(b"\n")
-    return [_Piece(number, line.rstrip()) for number, line in enumerate(lines, 1)]
+def _trimmed(content: bytes) -> Iterable[_Piece]:
+    for number, line in enumerate(io.BytesIO(content.rstrip()), 1):
+        yield _Piece(number, line.rstrip())
 
 
 def _tokens(content: bytes) -> Iterable[_Piece]:
-    for number, line in enumerate(content.split(b"\n"), 1):
-        for token in line.split():
-            yield _Piece(number, token)
+    for number, line in enumerate(io.BytesIO(content), 1):
+        for word in _WORD.finditer(line):
+            yield _Piece(number, word[0])
 
 
 def _shown(content: bytes) -> str:

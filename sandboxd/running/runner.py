@@ -233,8 +233,11 @@ class Runner:
     ) -> None:
         job, taken, outcome = attempt.job, attempt.taken, attempt.outcome
         connection: Connection | None = None
+        # Whether `run` goes on to say what becomes of a sandbox that may be kept.
+        looked_at_later = False
         try:
             if attempt.stop.reason is not None:
+                looked_at_later = True
                 return
             connection = await self._networks.connect(
                 job.spec.network, taken.sandbox, taken.place.adopt
@@ -246,12 +249,18 @@ class Runner:
             else:
                 await attempt.run_alone(stdin_fd)
             await attempt.collect_files()
+            looked_at_later = True
+        except (SandboxdError, OSError):
+            looked_at_later = True
+            raise
         finally:
-            await disconnect(taken, connection, outcome)
-            outcome.oom_kills = taken.place.oom_kills()
-            outcome.usage = taken.place.read()
-            if job.spec.keep_on_failure_seconds is None:
-                self._means.pool.discard(taken)
+            try:
+                await disconnect(taken, connection, outcome)
+                outcome.oom_kills = taken.place.oom_kills()
+                outcome.usage = taken.place.read()
+            finally:
+                if job.spec.keep_on_failure_seconds is None or not looked_at_later:
+                    self._means.pool.discard(taken)
 
     async def _keep_or_discard(self, attempt: Attempt, result: Result) -> Result:
         """Hand the sandbox of a job that failed over to who keeps it for a while."""

@@ -1,5 +1,6 @@
 """The steps of a job: one command after the other in one sandbox, each once or for every case."""
 
+import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -141,7 +142,10 @@ class Steps:
             return ended
         if case.checker.comparison is Comparison.PROGRAM:
             return await self._judged_by_program(ended, case, case.expected, bytes(output.kept))
-        difference = first_difference(case.expected, bytes(output.kept), case.checker)
+        # In a thread: there may be a great deal of it, and nobody else is to wait meanwhile.
+        difference = await asyncio.to_thread(
+            first_difference, case.expected, bytes(output.kept), case.checker
+        )
         return _judged(ended, difference)
 
     def _outcome(self, step: Step, case: Case) -> Outcome:

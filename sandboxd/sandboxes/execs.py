@@ -147,6 +147,8 @@ class Exec:
         note_stop(outcome, self.stop)
         self.ended_at = time.time()
         self.result = result_of(outcome)
+        # It is remembered for a while, and its input may be large.
+        self.spec = msgspec.structs.replace(self.spec, stdin=b"", env={})
         self.started.set()
         self.ended.set()
         return self.result

@@ -10,10 +10,12 @@ import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
 from sandboxd.errors import Conflict, NotFound, SandboxFailed
+from sandboxd.files.transfers import write_in_time
 from sandboxd.isolation.entries import BadEntries, Entries, Listed
 from sandboxd.isolation.protocol import Collect, Look, NotPlaced
 from sandboxd.isolation.sandbox import Sandbox
@@ -23,6 +25,9 @@ from sandboxd.isolation.streams import READ_BYTES
 MOST_LISTED = 10_000
 _SECONDS = 120.0
 """A transfer that takes longer ends the sandbox: its init does nothing else meanwhile."""
+
+_THREADS = ThreadPoolExecutor(64, thread_name_prefix="sandbox-file")
+"""Of their own: a sandbox that does not do its part holds one until the deadline, and up nobody else."""
 
 T = TypeVar("T")
 
@@ -47,7 +52,9 @@ async def write(
     """Make a file of a content from its beginning. Raises NotFound, Conflict, SandboxFailed."""
     content.seek(0)
     reading, writing = os.pipe()
-    feeding = asyncio.get_running_loop().run_in_executor(None, _feed, content, writing)
+    feeding = asyncio.get_running_loop().run_in_executor(
+        _THREADS, _feed, content, writing, time.monotonic() + _SECONDS
+    )
     try:
         files = (File(path, mode, size_bytes),)
         answer = await _in_time(sandbox, lambda: sandbox.place(files, reading))
@@ -83,18 +90,15 @@ async def read(sandbox: Sandbox, path: str, directory: Path, most_bytes: int) ->
 
 async def list_directory(sandbox: Sandbox, path: str) -> tuple[list[Listed], bool]:
     """What is in a directory, and whether there is more. Raises NotFound, Conflict, SandboxFailed."""
-    refused: list[int] = []
 
     async def ask(output: int) -> object:
         answer = await sandbox.look(Look(path, MOST_LISTED + 1), output)
         if isinstance(answer, NotPlaced):
-            refused.append(answer.errno)
-            os.write(output, bytes(4))
+            # Nothing is written into the pipe here: one that is full would hold up the whole service.
+            raise _refusal(path, answer.errno)
         return answer
 
     listed = await _through_pipe(sandbox, ask, _read_listed)
-    if refused:
-        raise _refusal(path, refused[0])
     return sorted(listed)[:MOST_LISTED], len(listed) > MOST_LISTED
 
 
@@ -110,7 +114,7 @@ async def _through_pipe(
 ) -> T:
     """Have init write into a pipe and read it in a thread. Raises SandboxFailed."""
     reading, writing = os.pipe()
-    taking = asyncio.get_running_loop().run_in_executor(None, _taken, read, reading)
+    taking = asyncio.get_running_loop().run_in_executor(_THREADS, _taken, read, reading)
     try:
         await _in_time(sandbox, lambda: ask(writing))
     finally:
@@ -134,15 +138,15 @@ async def _in_time(sandbox: Sandbox, ask: Callable[[], Awaitable[T]]) -> T:
 # In threads: each owns the descriptor that it is given
 
 
-def _feed(content: IO[bytes], writing: int) -> None:
-    with open(writing, "wb", buffering=0) as pipe:
-        try:
-            while piece := content.read(READ_BYTES):
-                rest = memoryview(piece)
-                while rest:
-                    rest = rest[pipe.write(rest) :]
-        except BrokenPipeError:
-            pass  # init will say why.
+def _feed(content: IO[bytes], writing: int, deadline: float) -> None:
+    try:
+        os.set_blocking(writing, False)
+        while piece := content.read(READ_BYTES):
+            write_in_time(writing, memoryview(piece), deadline)
+    except (BrokenPipeError, TimeoutError):
+        pass  # init will say why, or has said something else without having read it.
+    finally:
+        os.close(writing)
 
 
 def _taken(read: Callable[[int], T], reading: int) -> T | BadEntries | OSError:

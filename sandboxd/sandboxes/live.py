@@ -108,6 +108,9 @@ class LiveSandbox:
                     result = await made.run(self.taken, command, self._keep_leftover)
         finally:
             del self._running[made.id]
+            # Also where something failed that never should: nobody waits for ever.
+            made.started.set()
+            made.ended.set()
         self._metrics.exec_finished(result)
         if not connected:
             self._over[made.id] = made

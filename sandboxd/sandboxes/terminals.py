@@ -96,7 +96,12 @@ class Line:
             self._leave()
         if self._closed.is_set():
             return False
-        return ready.is_set() or bool(select.select([self._descriptor], [], [], 0)[0])
+        return ready.is_set() or self._has_more()
+
+    def _has_more(self) -> bool:
+        poll = select.poll()  # select(2) knows no descriptors above 1023.
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def _do(self, operation: Callable[[], T]) -> T:
         if self._threads is None:

@@ -3,13 +3,18 @@
 import asyncio
 import socket
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import dns.message
+import dns.name
 import dns.rcode
+import dns.rdatatype
+import dns.rrset
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxd.isolation import resolver as resolver_module
 from sandboxd.isolation.destinations import Allowed, Bounds, parse_destination
 from sandboxd.isolation.resolver import Pin, Resolver
 
@@ -92,3 +97,36 @@ def test_whatever_is_asked_the_next_question_is_answered(questions: list[bytes])
 
     assert dns.message.from_wire(answer).rcode() == dns.rcode.NXDOMAIN
     assert max(map(len, others), default=0) <= 600
+
+
+def test_no_more_addresses_are_opened_than_a_firewall_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolver_module, "_MOST_PINNED", 3)
+    pinned: list[Pin] = []
+
+    class Upstream:
+        """Two new addresses for each question."""
+
+        asked = 0
+
+        async def resolve(self, *_: object, **__: object) -> SimpleNamespace:
+            self.asked += 1
+            addresses = (f"8.8.4.{self.asked}", f"8.8.8.{self.asked}")
+            return SimpleNamespace(rrset=dns.rrset.from_text("x.", 9, "IN", "A", *addresses))
+
+    async def pin(pins: Sequence[Pin]) -> None:
+        pinned.extend(pins)
+
+    async def look_up() -> None:
+        allowed = Allowed(
+            (parse_destination("*.test"),), Bounds((parse_destination("public"),), (), 2**20), ()
+        )
+        resolver = Resolver(allowed, pin)
+        resolver._upstream = Upstream()  # type: ignore[assignment]
+        for name in ("a.test.", "b.test."):
+            await resolver._look_up(dns.name.from_text(name), dns.rdatatype.A)
+
+    with pytest.raises(OSError, match="too many"):
+        asyncio.run(look_up())
+    assert len(pinned) == 2

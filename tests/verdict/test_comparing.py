@@ -1,5 +1,7 @@
 """Whether what was printed is what was expected."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,3 +77,18 @@ def test_anything_is_itself_and_the_order_does_not_matter(
     assert (first_difference(one, other, checker) is None) == (
         first_difference(other, one, checker) is None
     )
+
+
+@pytest.mark.parametrize("checker", [EXACT, TRIMMED, TOKENS, FLOATS])
+def test_a_great_many_lines_take_no_more_memory_than_they_have_bytes(checker: Checker) -> None:
+    printed = b"1\n" * 1_000_000
+    tracemalloc.start()
+    try:
+        found = first_difference(b"1\n2\n", printed, checker)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert found is not None
+    assert found.line == 2
+    assert peak_bytes < 2 * len(printed)
