@@ -1,6 +1,8 @@
 """Files of a sandbox over HTTP: list a directory, read, write and remove one."""
 
 import asyncio
+import errno
+import os
 import re
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -91,7 +93,13 @@ async def write(call: Call) -> Response:
     path = _path_of(call)
     with live.in_use(), sandbox_files.spool(sandboxes.spool_directory) as content:
         try:
-            await spool(call.receive, lambda block: _write(content, block), most_bytes)
+            min_free_bytes = call.parts.files.min_free_bytes
+
+            def take(block: bytes) -> None:
+                _check_free(content, min_free_bytes + len(block))
+                content.write(block)
+
+            await spool(call.receive, take, most_bytes)
             content.flush()
         except OSError as error:
             detail = f"There is no place for this file now: {error.strerror}."
@@ -117,8 +125,11 @@ _LATEST = 253402300799.0
 """The end of the year 9999."""
 
 
-def _write(content: IO[bytes], block: bytes) -> None:
-    content.write(block)
+def _check_free(content: IO[bytes], least_bytes: int) -> None:
+    """Raises OSError where less of the disk is free: the rest is kept for the record."""
+    status = os.fstatvfs(content.fileno())
+    if status.f_bavail * status.f_frsize < least_bytes:
+        raise OSError(errno.ENOSPC, "the free space of the disk is kept for the record")
 
 
 def _path_of(call: Call) -> str:

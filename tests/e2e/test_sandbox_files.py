@@ -106,6 +106,18 @@ def test_a_file_that_is_too_large_is_refused_and_one_that_fits_is_not(prepared_h
         assert get(box, "work/a").json()["code"] == "no_file"
 
 
+def test_the_free_space_that_is_kept_for_the_record_is_not_filled(prepared_host: None) -> None:
+    with (
+        running_service(files_min_free_bytes=2**50) as service,
+        service.http() as http,
+        Box(http) as box,
+    ):
+        refused = put(box, "work/a", b"x")
+
+    assert refused.status_code == 503
+    assert refused.json()["code"] == "no_space"
+
+
 def test_no_room_in_the_sandbox_is_the_caller_s_to_know(real_service: RunningService) -> None:
     with real_service.http() as http, Box(http, limits={"disk": "1Mi"}) as box:
         refused = put(box, "work/a", b"x" * 2**21)
