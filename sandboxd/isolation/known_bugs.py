@@ -1,7 +1,7 @@
 """Bugs of kernels and runtimes that let programs out of sandboxes like ours, and the upstream versions that mend them.
 
-A short list: bugs that were exploited, and whose first mended release on each stable branch is on record (for the kernel its own
-CVE records, cvelistV5; CVE-2022-0185 and CVE-2022-0847 as announced on oss-security). Branches that were over by then have no
+A short list: bugs that were exploited, with the first mended release of each stable branch (those of 2026 by the kernel's own
+CVE records, cvelistV5; the older ones as they were announced). Branches that were over by then have no
 mended release. A distribution mends its older version without changing the number: what is said here is where to look.
 """
 
