@@ -28,6 +28,8 @@ _BUILD_SECONDS = 30.0
 """A sandbox that is not ready by then never will be: the host is stuck."""
 _END_SECONDS = 5.0
 _MFD_EXEC = 0x10
+_SEAL_TRIES = 20
+"""The kernel itself waits up to 150 ms each time."""
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _BARE = ("-I", "-S", "-B")
 """No environment, no site directories, no bytecode written: what it imports is in the path that it is given."""
@@ -271,7 +273,7 @@ def _sealed_copy(program: str) -> Iterator[int]:
         try:
             with open(writing, "wb", closefd=False) as copy:
                 copy.write(content)
-            fcntl.fcntl(writing, fcntl.F_ADD_SEALS, _SEALS)
+            _seal(writing)
             # A file that is open for writing cannot be executed.
             reading = os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
@@ -282,6 +284,23 @@ def _sealed_copy(program: str) -> Iterator[int]:
         yield reading
     finally:
         os.close(reading)
+
+
+def _seal(descriptor: int) -> None:
+    """Forbid every change from now on.
+
+    On a busy machine the kernel still holds pages that were just written, waits for a moment and gives up (EBUSY:
+    memfd_wait_for_pins() in mm/memfd.c). Raises OSError.
+    """
+    for _ in range(_SEAL_TRIES):
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        else:
+            return
+    raise OSError(errno.EBUSY, "its pages are in use")
 
 
 def _make_memory_file() -> int:

@@ -522,9 +522,11 @@ def test_more_than_a_job_may_leave_is_passed_over(prepared_host: None) -> None:
 
 def test_a_file_that_never_ends_is_cut_at_the_time_limit(prepared_host: None) -> None:
     """What init reads never ends where another process of the sandbox writes on; here a slow disk stands for it."""
-    with running_service(files_transfer_seconds=0.0) as service:
+    with running_service(files_transfer_seconds=0.01) as service:
         with service.http() as http:
-            job = shell(http, "echo x > out", outputs=["out"])
+            limits = {"disk": "256Mi", "memory": "512Mi"}
+            script = "head -c 200000000 /dev/zero > out"
+            job = shell(http, script, outputs=["out"], limits=limits)
 
         assert job["state"] == "succeeded"
         assert kept(job) == {}

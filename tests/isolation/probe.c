@@ -25,7 +25,7 @@ static void probe(long number, long argument, struct outcome *shared)
         _exit(0);
     }
     /* A call that waits for ever is one that was let through. */
-    for (int turn = 0; turn < 200 && !shared->returned; turn++) {
+    for (int turn = 0; turn < 1000 && !shared->returned; turn++) {
         int status;
         if (waitpid(child, &status, WNOHANG) == child) {
             if (shared->returned)
