@@ -42,6 +42,8 @@ from sandboxd.running.verdict import Outcome, result_of
 from sandboxd.steps import Case, Comparison, Step, StopPolicy
 
 CHECKER_SAYS_BYTES = 1000
+_MOST_COMPARED_BYTES = 16 * 2**20
+"""What is compared is in the service's memory meanwhile."""
 _CHECKER_FILES = ("/tmp/case/input", "/tmp/case/output", "/tmp/case/expected")  # noqa: S108 (inside)
 
 
@@ -119,6 +121,9 @@ class Steps:
         peak = cgroup.restart_memory_peak()
         before, kills_before = cgroup.read(), cgroup.oom_kills()
         outcome = self._outcome(step, case)
+        if case.expected is not None:
+            most = min(outcome.limits.output_bytes, _MOST_COMPARED_BYTES)
+            outcome.limits = msgspec.structs.replace(outcome.limits, output_bytes=most)
         stop = StepStop(self._stop)
         output = _Output(self, outcome.limits.output_bytes, keep=case.expected is not None)
         with open_streams(case.stdin, outcome, stop, output.receive) as streams:
@@ -213,6 +218,8 @@ class Steps:
             )
             return await self._checked(ended, case, taken)
         finally:
+            # Whoever stops the job from here on means its own sandbox again.
+            self._stop.attach(self._ground.taken, None)
             self._ground.pool.discard(taken)
 
     async def _checked(self, ended: RunResult, case: Case, taken: Taken[Cgroup]) -> RunResult:

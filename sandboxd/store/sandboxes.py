@@ -17,6 +17,9 @@ from sandboxd.sandbox_values import (
 from sandboxd.store.cursors import decode_cursor, encode_cursor
 from sandboxd.store.tables import sandbox
 
+MOST_ENDED = 1000
+"""So many records of sandboxes that have ended are kept of each tenant, without the environment."""
+
 _to_json = msgspec.json.Encoder().encode
 _to_plan = msgspec.json.Decoder(SandboxPlan).decode
 _to_usage = msgspec.json.Decoder(Usage).decode
@@ -28,8 +31,17 @@ def create(connection: Connection, record: SandboxRecord) -> None:
 
 
 def change(connection: Connection, record: SandboxRecord) -> None:
-    """Store one as it is now. Nothing happens if it was forgotten."""
+    """Store one as it is now. Nothing happens if it was forgotten. With an end, older ones of the tenant are forgotten."""
     connection.execute(update(sandbox).where(sandbox.c.id == record.id), _values(record))
+    if record.state is SandboxState.ENDED:
+        _forget_old(connection, record.tenant)
+
+
+def _forget_old(connection: Connection, tenant: str) -> None:
+    ended = (sandbox.c.tenant == tenant) & (sandbox.c.state == SandboxState.ENDED.value)
+    newest = select(sandbox.c.id).where(ended).order_by(sandbox.c.id.desc())
+    oldest_kept = newest.offset(MOST_ENDED).limit(1).scalar_subquery()
+    connection.execute(delete(sandbox).where(ended, sandbox.c.id <= oldest_kept))
 
 
 def get(connection: Connection, tenant: str, sandbox_id: str) -> SandboxRecord:
@@ -82,6 +94,8 @@ def end_all(connection: Connection, now: float) -> int:
 
 def _values(record: SandboxRecord) -> dict[str, Any]:
     values = msgspec.structs.asdict(record)
+    if record.state is SandboxState.ENDED:
+        record = msgspec.structs.replace(record, plan=msgspec.structs.replace(record.plan, env={}))
     return values | {
         "state": record.state.value,
         "reason": record.reason.value,

@@ -192,6 +192,14 @@ def test_a_run_that_writes_too_much_ends_alone(client: Client) -> None:
     assert job.steps[1].text == "on\n"
 
 
+def test_what_is_compared_is_bounded_whatever_the_job_may_write(client: Client) -> None:
+    step = shell("head -c 20000000 /dev/zero", inputs=[{"expected": ""}])
+    job = client.run(steps=[step], limits={"output_bytes": "64Mi"})
+
+    assert (job.state, job.steps[0].inputs[0].state) == ("output_limit", "output_limit")
+    assert len(client.read_log(job.id)) == 16 * 2**20
+
+
 def test_all_runs_share_the_job_s_output(client: Client) -> None:
     step = shell("head -c 600 /dev/zero", inputs=[{}, {}, {}], stop="never")
     job = client.run(steps=[step], limits={"output_bytes": 1000})
