@@ -6,10 +6,10 @@ SECONDS ?= 60
 # $(value ARGS) below: as it was typed, so that a $ in it is for the job's shell, not for make.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test attack fuzz lint lock setup
+.PHONY: help demo run test test-cgroup2 attack fuzz lint lock setup
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: ## Set up, start the service as an ordinary user, run one job over HTTP, show what came back
 	@.ci/prepare run .ci/demo
@@ -20,6 +20,9 @@ run: ## Set up, then run the sandboxd command as the service's user: make run AR
 test: ## Set up with the development tools, then lint and run every test
 	@.ci/prepare dev .ci/test
 	@if [ "$$(id -u)" = 0 ]; then .ci/prepare root python -m pytest -q -p no:cacheprovider -m as_root; fi
+
+test-cgroup2: ## Tests of limits and walls, and an installation, on cgroup v2 in a small virtual machine
+	@.ci/prepare machine .ci/cgroup2-machine $(filter-out --help,$(value ARGS))
 
 attack: ## Set up, then try every attack of docs/attacks.md and show which wall held
 	@.ci/prepare dev .ci/attack

@@ -4,6 +4,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from waiting import TIME_FACTOR
 
 from sandboxd.client import Client, Job
 
@@ -97,7 +98,7 @@ def test_a_farm_of_zombies_goes_with_the_job(client: Client) -> None:
         print("planted", flush=True)
         import time; time.sleep(600)
     """
-    job = client.run(python(code), limits={"wall_seconds": 0.5})
+    job = client.run(python(code), limits={"wall_seconds": 0.5 * TIME_FACTOR})
 
     assert job.state == "timed_out"
     assert job.text == "planted\n"

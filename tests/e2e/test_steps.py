@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from running_service import RunningService
+from waiting import TIME_FACTOR
 
 from sandboxd.client import Client, InvalidRequest, Job
 
@@ -175,11 +176,11 @@ def test_a_run_over_its_time_is_stopped_and_the_next_one_goes_on(client: Client)
 
 def test_all_runs_share_the_job_s_wall_time(client: Client) -> None:
     began = time.monotonic()
-    sleeping = shell("sleep 0.4", inputs=[{}] * 10, stop="never")
-    job = client.run(steps=[sleeping], limits={"wall_seconds": 1})
+    sleeping = shell(f"sleep {0.4 * TIME_FACTOR}", inputs=[{}] * 10, stop="never")
+    job = client.run(steps=[sleeping], limits={"wall_seconds": TIME_FACTOR})
 
     assert (job.state, job.reason) == ("timed_out", "wall_seconds")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 3 * TIME_FACTOR
     assert [run.state for run in job.steps[0].inputs[:3]] == ["succeeded", "succeeded", "timed_out"]
 
 
