@@ -1,5 +1,6 @@
 """The real service as a process of its own, started as an operator does, with what it leaves behind in plain sight."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -179,7 +180,12 @@ class RunningService:
 
     def processes_of_jobs(self) -> list[psutil.Process]:
         inits = {init.pid for init in self.inits()}
-        return [each for each in self.processes() if each.ppid() in inits]
+        found = []
+        for each in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # Others come and go meanwhile.
+                if each.ppid() in inits:
+                    found.append(each)
+        return found
 
     def instance_cgroups(self) -> list[Path]:
         """The directories of this instance, one for each hierarchy, as far as they exist."""

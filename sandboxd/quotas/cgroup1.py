@@ -35,6 +35,8 @@ CPU_PERIOD_USEC = 100_000
 
 _FREEZE_TRIES = 200
 _FREEZE_PAUSE_SECONDS = 0.005
+_FREEZE_ANEW = 20
+"""After so many looks it is begun again."""
 
 PIDS_PEAK_SINCE = (6, 1)
 
@@ -211,9 +213,14 @@ class Group1:
 
     def _await_frozen(self, freezer_fd: int) -> None:
         """The kernel tells nobody when it is done; what runs or sleeps is stopped at once (freezer-subsystem.rst)."""
-        for _ in range(_FREEZE_TRIES):
-            if read_file(freezer_fd, f"{self._name}/freezer.state") == "FROZEN\n":
+        state = f"{self._name}/freezer.state"
+        for tried in range(_FREEZE_TRIES):
+            if read_file(freezer_fd, state) == "FROZEN\n":
                 return
+            if tried % _FREEZE_ANEW == _FREEZE_ANEW - 1:
+                # One that was just being made or was between two waits may be passed over: then it is to be tried anew.
+                write_file(freezer_fd, state, "THAWED")
+                write_file(freezer_fd, state, "FROZEN")
             time.sleep(_FREEZE_PAUSE_SECONDS)
         self.thaw()
         raise SandboxFailed("cgroup freezer.state", "a process does not stop")

@@ -138,7 +138,7 @@ def test_what_is_left_running_cannot_keep_the_service_busy(
     box: Box, real_service: RunningService
 ) -> None:
     """It writes on after its command's end: so much is thrown away, then nobody reads it."""
-    box.shell("yes & echo $! > /tmp/pid; sleep 0.05", limits={"output_bytes": 64 * MIB})
+    box.shell("(sleep 0.1; exec yes) & echo $! > /tmp/pid", limits={"output_bytes": 64 * MIB})
 
     gone = "while kill -0 $(cat /tmp/pid) 2>&-; do sleep 0.01; done; echo gone"
     assert box.shell(gone) == "gone\n"
