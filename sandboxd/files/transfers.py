@@ -11,8 +11,9 @@ import fcntl
 import os
 import select
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import TypeVar
 
 from sandboxd.errors import SandboxFailed
@@ -30,6 +31,8 @@ MOST_ENTRIES = 10_000
 _MOST_THREADS = 64
 _PIPE_BYTES = 2**20
 _CHUNK_BYTES = 2**20
+
+_NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 T = TypeVar("T")
 
@@ -62,8 +65,10 @@ class Transfers:
         """Nothing more will be asked for."""
         self._threads.shutdown(wait=False)
 
-    async def place(self, sandbox: Sandbox, job: Job, workdir: str) -> NotMade | None:
-        """Make a job's files in its sandbox. Returns the one that could not be made.
+    async def place(
+        self, sandbox: Sandbox, job: Job, workdir: str, more: Mapping[str, bytes] = _NO_FILES
+    ) -> NotMade | None:
+        """Make a job's files in a sandbox, and `more` (absolute path to content). Returns the one that could not be made.
 
         Raises SandboxFailed, and StorageFailed if what was uploaded cannot be read.
         """
@@ -71,9 +76,10 @@ class Transfers:
             File(os.path.join(workdir, file.path), file.mode, file.size_bytes)
             for file in job.spec.files
         ]
+        wanted += [File(path, 0o644, len(content)) for path, content in more.items()]
         reading, writing = _pipe()
         deadline = time.monotonic() + self._seconds
-        feeding = self._begin(lambda: self._feed(job, writing, deadline))
+        feeding = self._begin(lambda: self._feed(job, more, writing, deadline))
         try:
             async with self._time_limit("make files"):
                 answer = await sandbox.place(wanted, reading)
@@ -161,8 +167,10 @@ class Transfers:
 
     # In threads: each owns the descriptor that it is given
 
-    def _feed(self, job: Job, writing: int, deadline: float) -> OSError | None:
-        """Write a job's contents into the pipe. Returns what went wrong on the disk.
+    def _feed(
+        self, job: Job, more: Mapping[str, bytes], writing: int, deadline: float
+    ) -> OSError | None:
+        """Write a job's contents into the pipe, then those of `more`. Returns what went wrong on the disk.
 
         They are copied: pages of a file of the host's have no place in a pipe that a sandbox holds.
         """
@@ -175,6 +183,8 @@ class Transfers:
                     for file in uploaded:
                         for piece in upload.pieces(file.offset or 0, file.size_bytes or 0):
                             write_in_time(writing, memoryview(piece), deadline)
+            for content in more.values():
+                write_in_time(writing, memoryview(content), deadline)
         except (BrokenPipeError, TimeoutError):
             return None  # init will say, or be made to.
         except OSError as error:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,8 +97,8 @@ class Attempt:
             outcome.started_at = started_at
             self.on_start(started_at)
 
-        async def make_files(sandbox: Sandbox) -> NotMade | None:
-            return await self.means.transfers.place(sandbox, job, self.workdir)
+        async def make_files(sandbox: Sandbox, more: Mapping[str, bytes]) -> NotMade | None:
+            return await self.means.transfers.place(sandbox, job, self.workdir, more)
 
         ground = Ground(
             taken=self.taken,

@@ -3,17 +3,15 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.pool import Pool, Taken
-from sandboxd.isolation.protocol import NotPlaced
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import Command, File, NetworkMode, NotMade, Then
-from sandboxd.isolation.streams import Feed
+from sandboxd.isolation.spec import Command, NetworkMode, NotMade, Then
 from sandboxd.jobs import (
     Difference,
     JobError,
@@ -55,8 +53,8 @@ class Ground(NamedTuple):
     spec: JobSpec
     base: Command
     """What every command of the job has: the image's and the job's environment, directory and limits."""
-    make_files: Callable[[Sandbox], Awaitable[NotMade | None]]
-    """Put the job's files into another sandbox, too."""
+    make_files: Callable[[Sandbox, Mapping[str, bytes]], Awaitable[NotMade | None]]
+    """Put the job's files, and these, into another sandbox."""
     cpu_count: int
     cpu_by_rlimit: bool
 
@@ -90,7 +88,7 @@ class Steps:
         """Run until all is done or a failure ends it. Raises SandboxFailed."""
         for number, step in enumerate(self._spec.steps):
             good = await self._run_step(number, step)
-            if not self._may_go_on() or not (good or step.continue_on_failure):
+            if not self._may_go_on or not (good or step.continue_on_failure):
                 return
 
     async def _run_step(self, number: int, step: Step) -> bool:
@@ -98,15 +96,24 @@ class Steps:
         for case_number, case in _cases_of(step):
             ended = await self._run_once(number, step, case_number, case)
             self._on_run(ended)
+            self._stop_if_used_up(ended)
             good = good and ended.good
-            if not self._may_go_on() or not (ended.good or step.stop is StopPolicy.NEVER):
+            if not self._may_go_on or not (ended.good or step.stop is StopPolicy.NEVER):
                 break
         return good
 
+    def _stop_if_used_up(self, ended: RunResult) -> None:
+        """What the job has used up ends it, whatever its steps say of failures."""
+        if self._stop.reason is not None:
+            return
+        if self._left_seconds() <= 0:
+            self._stop(Reason.WALL_SECONDS)
+        elif not ended.good and self._left_cpu_seconds() <= 0:
+            self._stop(Reason.CPU_SECONDS)
+
+    @property
     def _may_go_on(self) -> bool:
         """A job that was stopped, or whose sandbox died, has no next run."""
-        if self._stop.reason is None and self._left_seconds() <= 0:
-            self._stop(Reason.WALL_SECONDS)
         return self._stop.reason is None and self._ground.taken.sandbox.alive
 
     def _left_seconds(self) -> float:
@@ -209,13 +216,11 @@ class Steps:
         )
         try:
             taken.place.apply(self._spec.limits)
-            not_made = await self._ground.make_files(taken.sandbox)
+            given = dict(zip(_CHECKER_FILES, (case.stdin, printed, expected), strict=True))
+            not_made = await self._ground.make_files(taken.sandbox, given)
             if not_made is not None:
-                raise SandboxFailed("make files", f"{not_made.path} for the checker")
-            await place_contents(
-                taken.sandbox,
-                dict(zip(_CHECKER_FILES, (case.stdin, printed, expected), strict=True)),
-            )
+                why = f"{not_made.path}, for the checker: {os.strerror(not_made.errno)}"
+                raise SandboxFailed("make files", why)
             return await self._checked(ended, case, taken)
         finally:
             # Whoever stops the job from here on means its own sandbox again.
@@ -281,20 +286,6 @@ class _Output:
             stream: Span(offset=before, size_bytes=self._steps.sizes[stream] - before)
             for stream, before in self._before.items()
         }
-
-
-async def place_contents(sandbox: Sandbox, contents: dict[str, bytes]) -> None:
-    """Make files of these contents, absolute path to content. Raises SandboxFailed."""
-    reading, writing = os.pipe()
-    feed = Feed(writing, b"".join(contents.values()))
-    try:
-        files = [File(path, 0o644, len(content)) for path, content in contents.items()]
-        answer = await sandbox.place(files, reading)
-    finally:
-        os.close(reading)
-        feed.close()
-    if isinstance(answer, NotPlaced):
-        raise SandboxFailed("place", f"{files[answer.number].path}: {os.strerror(answer.errno)}")
 
 
 def _cases_of(step: Step) -> Iterator[tuple[int | None, Case]]:

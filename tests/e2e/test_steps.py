@@ -184,6 +184,15 @@ def test_all_runs_share_the_job_s_wall_time(client: Client) -> None:
     assert [run.state for run in job.steps[0].inputs[:3]] == ["succeeded", "succeeded", "timed_out"]
 
 
+def test_all_runs_share_the_job_s_processor_time(client: Client) -> None:
+    """Also where each may fail: what is used up ends the job."""
+    spin = shell("while :; do :; done", continue_on_failure=True)
+    job = client.run(steps=[spin, spin, shell("echo on")], limits={"cpu_seconds": 0.5})
+
+    assert (job.state, job.reason) == ("timed_out", "cpu_seconds")
+    assert [step.state for step in job.steps] == ["timed_out", None, None]
+
+
 def test_a_run_that_writes_too_much_ends_alone(client: Client) -> None:
     flood = shell("yes", limits={"output_bytes": 1000}, continue_on_failure=True)
     job = client.run(steps=[flood, shell("echo on")])
