@@ -185,15 +185,10 @@ class Embedded:
             stop(Reason.CANCELLED_BY_CLIENT, grace_seconds=2.0, message="interrupted")
         result = await attempt
         await stop.gone()
-        return Job(
-            id=job.id,
-            tenant=job.tenant,
-            spec=spec,
+        return msgspec.structs.replace(
+            job,
             state=result.state,
             reason=result.reason,
-            attempt=1,
-            created_at=now,
-            queued_at=now,
             started_at=result.started_at,
             finished_at=time.time(),
             result=result,

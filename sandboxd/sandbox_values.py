@@ -48,7 +48,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str | None = None
     user: tuple[int, int] | None = None
     limits: Limits
-    """`wall_seconds`, `cpu_seconds` and `output_bytes` are those of a command that asks for nothing else."""
+    """`wall_seconds` and `output_bytes` are those of a command that asks for nothing else. Nothing limits `cpu_seconds` here."""
     labels: dict[str, str] = {}
     idle_seconds: float
     ttl_seconds: float

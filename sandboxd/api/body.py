@@ -45,12 +45,17 @@ async def read_body(
         async with asyncio.timeout(timeout_seconds):
             return await _receive_all(receive, max_bytes)
     except TimeoutError as error:
-        raise HttpRefused(
-            HTTPStatus.REQUEST_TIMEOUT,
-            f"The body did not arrive within {timeout_seconds:g} s.",
-            code="body_timeout",
-            headers={"Connection": "close"},
-        ) from error
+        raise too_slow(f"The body did not arrive within {timeout_seconds:g} s.") from error
+
+
+def too_slow(detail: str) -> HttpRefused:
+    """The refusal (408) of a body that does not come in time. Its connection is of no use any more."""
+    return HttpRefused(
+        HTTPStatus.REQUEST_TIMEOUT,
+        detail,
+        code="body_timeout",
+        headers={"Connection": "close"},
+    )
 
 
 def declared_size(scope: Scope) -> int | None:

@@ -31,13 +31,25 @@ MOST_TOLD = 64
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 
 
-class _CutsOff:
-    """Cuts a client off that reads nothing of what is there for it."""
+class _CutsOff(asyncio.Protocol):
+    """Cuts a client off that reads nothing of what is there for it. Comes before the protocol of a kind of connection."""
 
     stall_seconds = STALL_SECONDS
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     _stall_timer: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reading(self._unread_bytes())
+
+    def resume_writing(self) -> None:
+        self._end_stall()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_stall()
+        super().connection_lost(exc)
 
     def _await_reading(self, unread: int) -> None:
         self._end_stall()
@@ -67,18 +79,6 @@ class _CutsOff:
 
 class SocketConnection(_CutsOff, WebSocketsSansIOProtocol):
     """Give this class to uvicorn as `ws`. It takes over a transport whose every unread byte pauses writing."""
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._await_reading(self._unread_bytes())
-
-    def resume_writing(self) -> None:
-        self._end_stall()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end_stall()
-        super().connection_lost(exc)
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
@@ -112,7 +112,6 @@ class Connection(_CutsOff, HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
-        self._end_stall()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -134,14 +133,6 @@ class Connection(_CutsOff, HttpToolsProtocol):
         if absolute is not None:
             self.scope["state"][AUTHORITY] = absolute[1]
         super().on_headers_complete()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._await_reading(self._unread_bytes())
-
-    def resume_writing(self) -> None:
-        self._end_stall()
-        super().resume_writing()
 
     def _await_head(self) -> None:
         if self._head_timer is None:

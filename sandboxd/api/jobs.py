@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import time
 from http import HTTPStatus
-from urllib.parse import urlencode
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -161,17 +160,7 @@ async def list_(call: Call) -> Response:
         next_cursor=page.next_cursor,
         has_more=page.next_cursor is not None,
     )
-    headers = {}
-    if page.next_cursor is not None:
-        parameters = [
-            (name, value)
-            for name, values in call.query.known.items()
-            for value in values
-            if name != "cursor"
-        ]
-        parameters.append(("cursor", page.next_cursor))
-        headers["Link"] = f'</v1/jobs?{urlencode(parameters)}>; rel="next"'
-    return json_answer(answer, headers=headers)
+    return json_answer(answer, headers=call.query.next_page("/v1/jobs", page.next_cursor))
 
 
 async def cancel(call: Call) -> Response:

@@ -48,13 +48,17 @@ class Envelope:
         self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await self._socket(scope, receive, send)
-            return
-        if scope["type"] != "http":
+        exchange: _Exchange
+        if scope["type"] == "http":
+            exchange = _Exchange(scope, send)
+        elif scope["type"] == "websocket":
+            scope["method"] = (
+                "GET"  # Refused like any other request, with a problem in place of the upgrade.
+            )
+            exchange = _SocketExchange(scope, send)
+        else:
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send)
         try:
             if exchange.state.get(OVER_LIMIT):
                 raise TooManyConnections
@@ -66,25 +70,6 @@ class Envelope:
         except ClientDisconnect:
             exchange.status = exchange.status or 499  # nobody is left to be answered
         except Exception as error:  # noqa: BLE001 the last line of defence: whatever it is becomes a problem
-            await exchange.fail(error, receive)
-        finally:
-            self._record(exchange)
-
-    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A socket is refused like any other request, with a problem in place of the upgrade."""
-        scope["method"] = "GET"
-        exchange = _SocketExchange(scope, send)
-        try:
-            if exchange.state.get(OVER_LIMIT):
-                raise TooManyConnections
-            _check_origin(scope)
-            _check_path(scope)
-            if self._guard is not None:
-                self._guard.check(scope)
-            await self._app(scope, receive, exchange.send)
-        except ClientDisconnect:
-            exchange.status = exchange.status or 499
-        except Exception as error:  # noqa: BLE001 as above
             await exchange.fail(error, receive)
         finally:
             self._record(exchange)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from sandboxd.api.problems import BadParameters
 from sandboxd.errors import Invalid, Malformed
@@ -32,6 +32,14 @@ class Query(NamedTuple):
     def reader(self) -> "QueryReader":
         """To read the values with; its `done()` tells the unknown names together with what else is wrong."""
         return QueryReader(self)
+
+    def next_page(self, path: str, cursor: str | None) -> dict[str, str]:
+        """The header that leads to the next page of a list (RFC 8288): the same question from there on. None: it is the last."""
+        if cursor is None:
+            return {}
+        asked = {name: values for name, values in self.known.items() if name != "cursor"}
+        target = urlencode({**asked, "cursor": cursor}, doseq=True)
+        return {"Link": f'<{path}?{target}>; rel="next"'}
 
 
 def parse_query(query_string: bytes, known: Collection[str]) -> Query:

@@ -5,7 +5,6 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 from http import HTTPStatus
-from urllib.parse import urlencode
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
@@ -67,17 +66,7 @@ async def list_(call: Call) -> Response:
         next_cursor=page.next_cursor,
         has_more=page.next_cursor is not None,
     )
-    headers = {}
-    if page.next_cursor is not None:
-        known = [
-            (name, value)
-            for name, values in call.query.known.items()
-            for value in values
-            if name != "cursor"
-        ]
-        target = urlencode([*known, ("cursor", page.next_cursor)])
-        headers["Link"] = f'</v1/sandboxes?{target}>; rel="next"'
-    return json_answer(answer, headers=headers)
+    return json_answer(answer, headers=call.query.next_page("/v1/sandboxes", page.next_cursor))
 
 
 async def show(call: Call) -> Response:

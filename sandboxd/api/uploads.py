@@ -9,17 +9,22 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
-from http import HTTPStatus
 from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from sandboxd.api.body import declared_size, media_type_of, parse_json, refuse_coding, too_large
+from sandboxd.api.body import (
+    declared_size,
+    media_type_of,
+    parse_json,
+    refuse_coding,
+    too_large,
+    too_slow,
+)
 from sandboxd.api.files import MAX_FILES
 from sandboxd.api.forms import FormReader, boundary_of
 from sandboxd.api.parts import Call
-from sandboxd.api.problems import HttpRefused
 from sandboxd.errors import Malformed, Unavailable
 from sandboxd.files.archive import BadArchive, files_in
 from sandboxd.files.content import Contents, Writer
@@ -157,12 +162,9 @@ async def spool(receive: Receive, take: Callable[[bytes], None], most_bytes: int
             async with asyncio.timeout(deadline - time.monotonic()):
                 message = await receive()
         except TimeoutError:
-            raise HttpRefused(
-                HTTPStatus.REQUEST_TIMEOUT,
-                f"The body comes too slowly: {size_bytes} bytes in {time.monotonic() - began:.0f} s.",
-                code="body_timeout",
-                headers={"Connection": "close"},
-            ) from None
+            seconds = time.monotonic() - began
+            detail = f"The body comes too slowly: {size_bytes} bytes in {seconds:.0f} s."
+            raise too_slow(detail) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece = message.get("body", b"")

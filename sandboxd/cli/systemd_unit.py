@@ -9,6 +9,19 @@ The unit for a person's own systemd has none of it: there each of these needs a 
 Source: systemd.exec(5).
 """
 
+_ALIKE = """\
+# The cgroup v2 subtree is ours: limits of jobs are set in it.
+Delegate=yes
+TasksMax=infinity
+LimitNOFILE=65536
+# The service ends its own jobs; what is left after the time-out is killed.
+KillMode=mixed
+TimeoutStopSec=60
+Restart=on-failure
+RestartSec=1
+UMask=0077
+"""
+
 _TEMPLATE = """\
 # Written by `sandboxd setup`; changes go into a drop-in (systemctl edit sandboxd).
 [Unit]
@@ -23,17 +36,7 @@ ExecStartPre=+{program} setup --user {user}
 ExecStart={program} serve
 StateDirectory={user}
 StateDirectoryMode=0700
-# The cgroup v2 subtree is ours: limits of jobs are set in it.
-Delegate=yes
-TasksMax=infinity
-LimitNOFILE=65536
-# The service ends its own jobs; what is left after the time-out is killed.
-KillMode=mixed
-TimeoutStopSec=60
-Restart=on-failure
-RestartSec=1
-UMask=0077
-
+{alike}
 # What newuidmap, set-uid root, needs to write an id map; the service has none, and sandboxes have their namespace's.
 CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_DAC_OVERRIDE CAP_SYS_ADMIN
 AmbientCapabilities=
@@ -53,17 +56,7 @@ Description=sandboxd: runs untrusted commands in rootless sandboxes
 [Service]
 Type=exec
 ExecStart={program} serve
-# The cgroup v2 subtree is ours: limits of jobs are set in it.
-Delegate=yes
-TasksMax=infinity
-LimitNOFILE=65536
-# The service ends its own jobs; what is left after the time-out is killed.
-KillMode=mixed
-TimeoutStopSec=60
-Restart=on-failure
-RestartSec=1
-UMask=0077
-
+{alike}
 [Install]
 WantedBy=default.target
 """
@@ -71,9 +64,9 @@ WantedBy=default.target
 
 def unit_text(user: str, program: str) -> str:
     """`sandboxd.service` for this user and this path of the `sandboxd` command."""
-    return _TEMPLATE.format(user=user, program=program)
+    return _TEMPLATE.format(user=user, program=program, alike=_ALIKE)
 
 
 def user_unit_text(program: str) -> str:
     """`sandboxd.service` for the systemd of whichever person starts it."""
-    return _USER_TEMPLATE.format(program=program)
+    return _USER_TEMPLATE.format(program=program, alike=_ALIKE)

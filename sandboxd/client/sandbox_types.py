@@ -4,8 +4,8 @@ from datetime import datetime
 
 import msgspec
 
-from sandboxd.client.types import Bytes, StreamInfo, bytes_of
-from sandboxd.jobs import ExitStatus, JobError, Reason, State, Stream, Usage
+from sandboxd.client.types import Ended
+from sandboxd.jobs import Reason, State, Usage
 
 
 class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,38 +38,12 @@ class SandboxPage(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
-class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
+class ExecResult(Ended, frozen=True, kw_only=True):
     """How a command in a sandbox ended."""
 
     id: str
     state: State
     reason: Reason
-    exit: ExitStatus | None = None
-    usage: Usage | None = None
-    streams: dict[Stream, StreamInfo] = {}
-    error: JobError | None = None
-    stdout_field: str | Bytes = msgspec.field(name="stdout", default="")
-    stderr_field: str | Bytes = msgspec.field(name="stderr", default="")
-
-    @property
-    def stdout(self) -> bytes:
-        """Standard output: the first `streams["stdout"].inline_bytes` of it."""
-        return bytes_of(self.stdout_field)
-
-    @property
-    def stderr(self) -> bytes:
-        """Standard error, like `stdout`."""
-        return bytes_of(self.stderr_field)
-
-    @property
-    def text(self) -> str:
-        """Standard output as text; what is not UTF-8 is shown as U+FFFD."""
-        return self.stdout.decode("utf-8", "replace")
-
-    @property
-    def exit_code(self) -> int | None:
-        """The command's exit code; None if it did not exit by itself."""
-        return self.exit.code if self.exit is not None else None
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -51,25 +51,19 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     printed: str
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """How a command ended: a step's, or one of its inputs'. Without a state it has not run."""
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command ended and what it wrote: of a job, a step, an input, or one in a sandbox."""
 
-    name: str | None = None
-    state: State | None = None
-    reason: Reason | None = None
-    verdict: Verdict | None = None
-    difference: Difference | None = None
     exit: ExitStatus | None = None
     usage: Usage | None = None
     error: JobError | None = None
     streams: dict[Stream, StreamInfo] = {}
-    started_at: datetime | None = None
     stdout_field: str | Bytes = msgspec.field(name="stdout", default="")
     stderr_field: str | Bytes = msgspec.field(name="stderr", default="")
 
     @property
     def stdout(self) -> bytes:
-        """Standard output: the first `streams["stdout"].inline_bytes` of it."""
+        """Standard output, unharmed: the first `streams["stdout"].inline_bytes` of it."""
         return bytes_of(self.stdout_field)
 
     @property
@@ -81,6 +75,22 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """Standard output as text; what is not UTF-8 is shown as U+FFFD."""
         return self.stdout.decode("utf-8", "replace")
+
+    @property
+    def exit_code(self) -> int | None:
+        """The command's exit code; None if it did not exit by itself, or has not yet."""
+        return self.exit.code if self.exit is not None else None
+
+
+class Run(Ended, frozen=True, kw_only=True):
+    """How a command ended: a step's, or one of its inputs'. Without a state it has not run."""
+
+    name: str | None = None
+    state: State | None = None
+    reason: Reason | None = None
+    verdict: Verdict | None = None
+    difference: Difference | None = None
+    started_at: datetime | None = None
 
 
 class Step(Run, frozen=True, kw_only=True):
@@ -110,10 +120,10 @@ class PassedOver(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(Ended, frozen=True, kw_only=True):
     """One job as the service tells it. What is not known (yet) is None or empty.
 
-    Fields that a newer service adds are ignored.
+    Fields that a newer service adds are ignored. `read_log` has all output, `stdout` its first part.
     """
 
     id: str
@@ -134,14 +144,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime | None = None
     expires_at: datetime | None = None
     image_digest: str | None = None
-    exit: ExitStatus | None = None
-    usage: Usage | None = None
-    streams: dict[Stream, StreamInfo] = {}
     artifacts: tuple[Artifact, ...] = ()
     artifacts_passed_over: tuple[PassedOver, ...] = ()
     changes: Changes | None = None
     enforcement: dict[str, Any] = {}
-    error: JobError | None = None
     denied: tuple[Denied, ...] = ()
     kept_sandbox: str | None = None
     """Id of the sandbox of a job that failed, paused and kept for a while."""
@@ -149,33 +155,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool = False
     retried_from: str | None = None
     request_id: str | None = None
-    stdout_field: str | Bytes = msgspec.field(name="stdout", default="")
-    stderr_field: str | Bytes = msgspec.field(name="stderr", default="")
 
     @property
     def is_terminal(self) -> bool:
         """Whether it has ended; nothing about it changes any more."""
         return self.state in TERMINAL
-
-    @property
-    def stdout(self) -> bytes:
-        """Standard output, unharmed: the first `streams["stdout"].inline_bytes` of it; `read_log` has all."""
-        return bytes_of(self.stdout_field)
-
-    @property
-    def stderr(self) -> bytes:
-        """Standard error, like `stdout`."""
-        return bytes_of(self.stderr_field)
-
-    @property
-    def text(self) -> str:
-        """Standard output as text; what is not UTF-8 is shown as U+FFFD."""
-        return self.stdout.decode("utf-8", "replace")
-
-    @property
-    def exit_code(self) -> int | None:
-        """The command's exit code; None if it did not exit by itself, or has not yet."""
-        return self.exit.code if self.exit is not None else None
 
 
 class JobPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -69,6 +69,10 @@ class Process:
         """Send a signal to the command's process group. Nothing happens if it is gone."""
         self._sandbox.signal(self._number, number)
 
+    def kill(self) -> None:
+        """SIGKILL to its process group, which the command, as the leader of its session, cannot leave."""
+        self.signal(signal.SIGKILL)
+
     async def start(self) -> "Process | Unusable":
         """For the sandbox: itself once it runs, or what is wrong with it. Raises SandboxFailed."""
         started = await self._start

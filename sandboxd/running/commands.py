@@ -117,9 +117,8 @@ class StepStop(PartStop):
     """Leaves the sandbox alive: only the command's processes die, and what it left running when it is over."""
 
     def _kill(self, taken: Taken[Cgroup]) -> None:
-        # The command is the leader of its session and cannot leave its process group.
         if self._process is not None:
-            self._process.signal(signal.SIGKILL)
+            self._process.kill()
 
     def _give_up(self, taken: Taken[Cgroup]) -> None:
         """init has not said that it is over: the whole sandbox goes."""

@@ -200,44 +200,46 @@ class Runner:
             on_run(run)
 
         attempt: Attempt | None = None
-        with failures_noted(outcome):
-            image = await self._images.resolve(job.spec.image)
-            outcome.image_digest = image.digest
-            taken = await self._means.pool.take(sandbox_spec(image, job.spec, self._runtimes))
-            outcome.warm = taken.warm
-            attempt = Attempt(
-                means=self._means,
-                job=job,
-                image=image,
-                command=self._command(job, image),
-                taken=taken,
-                outcome=outcome,
-                stop=stop,
-                sink=sink,
-                accepted=accepted,
-                on_start=on_start,
-            )
-            await self._carry_out(attempt, note_run, stdin_fd)
-        note_stop(outcome, stop)
-        outcome.enforcement = self._record(job.spec)
-        if job.spec.steps:
-            result = result_of_steps(outcome, job.spec.steps, tuple(runs))
-        else:
-            result = result_of(outcome)
-        if attempt is not None and job.spec.keep_on_failure_seconds is not None:
-            return await self._keep_or_discard(attempt, result)
-        return result
+        kept = None
+        try:
+            with failures_noted(outcome):
+                image = await self._images.resolve(job.spec.image)
+                outcome.image_digest = image.digest
+                taken = await self._means.pool.take(sandbox_spec(image, job.spec, self._runtimes))
+                outcome.warm = taken.warm
+                attempt = Attempt(
+                    means=self._means,
+                    job=job,
+                    image=image,
+                    command=self._command(job, image),
+                    taken=taken,
+                    outcome=outcome,
+                    stop=stop,
+                    sink=sink,
+                    accepted=accepted,
+                    on_start=on_start,
+                )
+                await self._carry_out(attempt, note_run, stdin_fd)
+            note_stop(outcome, stop)
+            outcome.enforcement = self._record(job.spec)
+            if job.spec.steps:
+                result = result_of_steps(outcome, job.spec.steps, tuple(runs))
+            else:
+                result = result_of(outcome)
+            if attempt is not None:
+                kept = await self._keep(attempt, result)
+        finally:
+            if attempt is not None and kept is None:
+                self._means.pool.discard(attempt.taken)
+        return result if kept is None else msgspec.structs.replace(result, kept_sandbox=kept)
 
     async def _carry_out(
         self, attempt: Attempt, on_run: Callable[[RunResult], None], stdin_fd: int | None
     ) -> None:
         job, taken, outcome = attempt.job, attempt.taken, attempt.outcome
         connection: Connection | None = None
-        # Whether `run` goes on to say what becomes of a sandbox that may be kept.
-        looked_at_later = False
         try:
             if attempt.stop.reason is not None:
-                looked_at_later = True
                 return
             connection = await self._networks.connect(
                 job.spec.network, taken.sandbox, taken.place.adopt
@@ -249,34 +251,24 @@ class Runner:
             else:
                 await attempt.run_alone(stdin_fd)
             await attempt.collect_files()
-            looked_at_later = True
-        except (SandboxdError, OSError):
-            looked_at_later = True
-            raise
         finally:
-            try:
-                await disconnect(taken, connection, outcome)
-                outcome.oom_kills = taken.place.oom_kills()
-                outcome.usage = taken.place.read()
-            finally:
-                if job.spec.keep_on_failure_seconds is None or not looked_at_later:
-                    self._means.pool.discard(taken)
+            await disconnect(taken, connection, outcome)
+            outcome.oom_kills = taken.place.oom_kills()
+            outcome.usage = taken.place.read()
 
-    async def _keep_or_discard(self, attempt: Attempt, result: Result) -> Result:
-        """Hand the sandbox of a job that failed over to who keeps it for a while."""
+    async def _keep(self, attempt: Attempt, result: Result) -> str | None:
+        """Hand the sandbox of a job that failed over to who keeps it for a while, if the job says so. Its id from then on."""
         job, taken = attempt.job, attempt.taken
-        kept = None
+        wanted = job.spec.keep_on_failure_seconds is not None and result.state in _KEPT
+        if self.keeper is None or not wanted or not taken.sandbox.alive:
+            return None
         try:
-            if self.keeper is not None and result.state in _KEPT and taken.sandbox.alive:
-                kept = await self.keeper.keep(job, attempt.image, taken, result.reason)
+            kept = await self.keeper.keep(job, attempt.image, taken, result.reason)
         except SandboxdError as error:
             logger.warning("sandbox not kept", job_id=job.id, error=str(error))
-        finally:
-            if kept is None:
-                self._means.pool.discard(taken)
-            else:
-                attempt.stop.detach()
-        return msgspec.structs.replace(result, kept_sandbox=kept)
+            return None
+        attempt.stop.detach()
+        return kept
 
     def _command(self, job: Job, image: ResolvedImage) -> Command:
         """The command, with the image's defaults under what the job says, and the caller's trace."""

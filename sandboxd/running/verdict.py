@@ -103,31 +103,19 @@ def result_of_steps(
     """
     deciding = next((run for run in runs if _decides(run, steps)), None)
     whole = outcome.stopped_by or outcome.failure or outcome.not_made
-    if whole is not None or not runs:
-        result = result_of(outcome)
-    else:
-        result = Result(
+    result = result_of(outcome)
+    if whole is None and runs:
+        result = msgspec.structs.replace(
+            result,
             state=State.SUCCEEDED,
             reason=Reason.EXITED,
             exit=runs[-1].exit,
-            usage=_usage(outcome),
-            enforcement=outcome.enforcement,
-            image_digest=outcome.image_digest,
-            started_at=outcome.started_at,
-            denied=_denied(outcome),
+            error=None,
         )
         if deciding is not None:
             result = _as_run_ended(result, deciding, steps)
     usage = msgspec.structs.replace(result.usage, memory_peak_bytes=_peak_of_all(result, runs))
-    return msgspec.structs.replace(
-        result,
-        usage=usage,
-        runs=runs,
-        artifacts=outcome.artifacts,
-        artifact_count=len(outcome.artifacts),
-        artifacts_passed_over=outcome.passed_over,
-        changes=outcome.changes,
-    )
+    return msgspec.structs.replace(result, usage=usage, runs=runs)
 
 
 def _peak_of_all(result: Result, runs: tuple[RunResult, ...]) -> int | None:

@@ -47,9 +47,8 @@ class ExecStop(Stop):
     """Stops the command and leaves the sandbox alone."""
 
     def _kill(self, taken: Taken[Cgroup]) -> None:
-        # The command is the leader of its session and cannot leave its process group.
         if self._process is not None:
-            self._process.signal(signal.SIGKILL)
+            self._process.kill()
 
     def _give_up(self, taken: Taken[Cgroup]) -> None:
         """What does not die is stuck in the kernel, or paused."""

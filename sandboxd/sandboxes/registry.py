@@ -19,7 +19,6 @@ from sandboxd.ids import new_id
 from sandboxd.images.catalogue import Images
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Pool, Taken
-from sandboxd.isolation.spec import SandboxSpec
 from sandboxd.jobs import Job
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
@@ -158,7 +157,7 @@ class Sandboxes:
 
     async def _make(self, record: SandboxRecord, image: ResolvedImage) -> SandboxRecord:
         plan = record.plan
-        taken = await self._pool.take(sandbox_shape(image, plan))
+        taken = await self._pool.take(shape_of(image, plan.user, plan.limits))
         try:
             taken.place.apply(plan.limits)
             record = msgspec.structs.replace(
@@ -345,8 +344,3 @@ class Sandboxes:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def sandbox_shape(image: ResolvedImage, plan: SandboxPlan) -> SandboxSpec:
-    """The shape of the sandbox that is needed: the same as a job's, so that one may be parked."""
-    return shape_of(image, plan.user, plan.limits)
