@@ -1,30 +1,6 @@
 """Sandboxes for attacks, as they are and with walls taken away; jobs of the real service, which leave nothing behind."""
 
-from collections.abc import Iterator
-
-import pytest
+from benches import bench, either, unfiltered
 from neighbour import neighbour, nothing_is_left
-from sandbox_bench import ALLOW_ALL_CALLS, Bench, a_bench, without
 
-__all__ = ["neighbour", "nothing_is_left"]
-
-
-@pytest.fixture(scope="session")
-def bench() -> Iterator[Bench]:
-    """Sandboxes as they are."""
-    with a_bench() as made:
-        yield made
-
-
-@pytest.fixture(scope="session", params=["range", "single"])
-def either(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """Sandboxes with subordinate ids, and with a single id."""
-    with a_bench(request.param) as made:
-        yield made
-
-
-@pytest.fixture(scope="session")
-def unfiltered() -> Iterator[Bench]:
-    """Sandboxes whose filter allows every call: what is refused is refused by another wall."""
-    with without(ALLOW_ALL_CALLS) as made:
-        yield made
+__all__ = ["bench", "either", "neighbour", "nothing_is_left", "unfiltered"]

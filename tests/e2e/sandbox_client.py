@@ -1,9 +1,12 @@
 """Sandboxes over plain HTTP, as any program would use them."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any, Self
 
 import httpx2
+from running_service import RunningService, data_directory
 
 
 class Box:
@@ -53,6 +56,23 @@ class Box:
         answer = self.http.get(f"{self.path}/execs/{execution['id']}?wait=30", timeout=60)
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+
+@contextlib.contextmanager
+def service_of_two_tenants() -> Iterator[tuple[RunningService, list[str]]]:
+    """A service of its own, and three keys: one tenant's, another's, and one of the first tenant's that may only read."""
+    with data_directory() as data_dir:
+        service = RunningService(data_dir, flags=(), isolation_single_id_many_tenants="true")
+        data_dir.mkdir(mode=0o700)
+        keys = [
+            service.command("keys", "create", "k", "--tenant", tenant, *scopes).stdout.split()[-1]
+            for tenant, scopes in (("a", ()), ("b", ()), ("a", ("--scope", "jobs:read")))
+        ]
+        service.start()
+        try:
+            yield service, keys
+        finally:
+            service.stop()
 
 
 def events(text: str) -> list[tuple[str, Any]]:

@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-from running_service import RunningService, data_directory, running_service
-from sandbox_client import Box, events
+from running_service import RunningService, running_service
+from sandbox_client import Box, events, service_of_two_tenants
 from waiting import wait_for
 
 MIB = 2**20
@@ -330,34 +330,24 @@ def test_there_are_only_so_many_sandboxes_and_jobs_keep_their_slots(
 
 
 def test_another_tenant_sees_nothing_of_a_sandbox(prepared_host: None) -> None:
-    with data_directory() as data_dir:
-        service = RunningService(data_dir, flags=(), isolation_single_id_many_tenants="true")
-        data_dir.mkdir(mode=0o700)
-        keys = [
-            service.command("keys", "create", "k", "--tenant", tenant, *scopes).stdout.split()[-1]
-            for tenant, scopes in (("a", ()), ("b", ()), ("a", ("--scope", "jobs:read")))
-        ]
-        service.start()
-        try:
-            with (
-                service.http(keys[0]) as mine,
-                service.http(keys[1]) as other,
-                service.http(keys[2]) as reading,
-                Box(mine) as box,
-            ):
-                begun = box.begin("sleep", "1000")
-                paths = (box.path, f"{box.path}/execs", f"{box.path}/execs/{begun['id']}")
-                assert [other.get(path).status_code for path in paths] == [404] * 3
-                assert other.post(f"{box.path}/exec", json={"command": ["id"]}).status_code == 404
-                assert other.post(f"{box.path}/pause").status_code == 404
-                assert other.delete(box.path).status_code == 404
-                assert other.get("/v1/sandboxes").json()["data"] == []
-                assert reading.get(box.path).status_code == 200
-                assert reading.post(f"{box.path}/exec", json={"command": ["id"]}).status_code == 403
-                assert reading.delete(box.path).status_code == 403
-                assert box.view()["state"] == "running"
-        finally:
-            service.stop()
+    with (
+        service_of_two_tenants() as (service, keys),
+        service.http(keys[0]) as mine,
+        service.http(keys[1]) as other,
+        service.http(keys[2]) as reading,
+        Box(mine) as box,
+    ):
+        begun = box.begin("sleep", "1000")
+        paths = (box.path, f"{box.path}/execs", f"{box.path}/execs/{begun['id']}")
+        assert [other.get(path).status_code for path in paths] == [404] * 3
+        assert other.post(f"{box.path}/exec", json={"command": ["id"]}).status_code == 404
+        assert other.post(f"{box.path}/pause").status_code == 404
+        assert other.delete(box.path).status_code == 404
+        assert other.get("/v1/sandboxes").json()["data"] == []
+        assert reading.get(box.path).status_code == 200
+        assert reading.post(f"{box.path}/exec", json={"command": ["id"]}).status_code == 403
+        assert reading.delete(box.path).status_code == 403
+        assert box.view()["state"] == "running"
 
 
 # Ends that nobody asked for

@@ -4,21 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benches import bench, either
 from image_bench import ImageBench, an_image_bench
-from sandbox_bench import Bench, a_bench
+from sandbox_bench import Bench
 
-
-@pytest.fixture(scope="session")
-def bench() -> Iterator[Bench]:
-    with a_bench() as made:
-        yield made
-
-
-@pytest.fixture(scope="session", params=["range", "single"])
-def either(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """Sandboxes with subordinate ids, and with a single id."""
-    with a_bench(request.param) as made:
-        yield made
+__all__ = ["bench", "either"]
 
 
 @pytest.fixture

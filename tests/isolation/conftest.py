@@ -1,27 +1,6 @@
 """One launcher for each way to map ids, shared by the tests of this directory."""
 
-from collections.abc import Iterator
+from benches import bench, either, unfiltered
+from compiled_probe import probe
 
-import pytest
-from sandbox_bench import ALLOW_ALL_CALLS, Bench, a_bench, without
-
-
-@pytest.fixture(scope="session")
-def bench() -> Iterator[Bench]:
-    """Sandboxes as they are."""
-    with a_bench() as made:
-        yield made
-
-
-@pytest.fixture(scope="session")
-def unfiltered() -> Iterator[Bench]:
-    """Sandboxes whose filter allows every call: what is refused is refused by another wall."""
-    with without(ALLOW_ALL_CALLS) as made:
-        yield made
-
-
-@pytest.fixture(scope="session", params=["range", "single"])
-def either(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """Sandboxes with subordinate ids, and with a single id."""
-    with a_bench(request.param) as made:
-        yield made
+__all__ = ["bench", "either", "probe", "unfiltered"]

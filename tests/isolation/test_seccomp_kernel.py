@@ -1,38 +1,18 @@
 """The filter as the kernel carries it out: every call is really made, from inside a sandbox (ATTACKS 27)."""
 
 import errno
-import platform
-import shutil
 import signal
-import subprocess
-from pathlib import Path
 
 import bpf
 import pytest
-from host_tests import host_required
+from compiled_probe import CHANGING, WRITE_AND_RUN
 from sandbox_bench import Bench
 
 from sandboxd.isolation import seccomp, syscall_numbers
 
-PROBE = Path(__file__).with_name("probe.c")
-WRITE_AND_RUN = "cat > /work/probe && chmod +x /work/probe && exec /work/probe $0"
-
-# Their outcome depends on the moment, or is lost with the process that would tell it.
-CHANGING = {"fork", "vfork", "rt_sigreturn", "getrandom", "alarm", "sync", "times", "time"}
 # uretprobe and uprobe: since 6.14 the kernel shows them to no filter. Only a probe's own trampoline may make them; anybody
 # else is answered ENXIO or ended by SIGILL.
 NEVER_FILTERED = {335: {"errno 1", "signal 4"}, 336: {"errno 1", "errno 6"}}
-
-
-@pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    if platform.machine() != "x86_64" or shutil.which("gcc") is None:
-        host_required("the probe is for x86_64 and is compiled by gcc")
-    program = tmp_path_factory.mktemp("probe") / "probe"
-    words = ["gcc", "-O1", "-static", "-Wall", "-Werror", "-o", str(program), str(PROBE)]
-    compiled = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert compiled.returncode == 0, compiled.stderr
-    return program.read_bytes()
 
 
 def outcomes(bench: Bench, probe: bytes, argument: int, uid: int) -> dict[str, str]:

@@ -75,7 +75,7 @@ def test_a_cpu_limit_of_a_fifth_gives_a_fifth(cgroup: Cgroup, spawn: Spawn) -> N
     assert usage.cpu_seconds is not None
     assert 0.15 <= usage.cpu_seconds <= 0.30
     assert usage.cpu_throttled_seconds is not None
-    assert usage.cpu_throttled_seconds > 0.1  # less than 0.8 where others want the processor too
+    assert usage.cpu_throttled_seconds > 0.4
 
 
 def test_a_process_over_the_memory_limit_is_killed_and_counted(

@@ -4,11 +4,15 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from benches import bench
+from compiled_probe import probe
 from host_tests import host_required
 from running_service import RunningService, running_service
 
 from sandboxd.client import Client
 from sandboxd.isolation.spec import OciRuntime
+
+__all__ = ["bench", "probe"]
 
 OCI_RUNTIMES = ("runc", "crun")
 

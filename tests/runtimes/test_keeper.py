@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,12 +17,6 @@ from sandboxd.isolation.oci.keeper import Keeper
 from sandboxd.isolation.protocol import Collect
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import Command, File, OciRuntime, Then, Unusable
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with a_bench() as made:
-        yield made
 
 
 def failure(bench: Bench, runtime: OciRuntime, *argv: str) -> SandboxFailed:

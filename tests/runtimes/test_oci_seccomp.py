@@ -1,45 +1,17 @@
 """The seccomp section as a runtime and the kernel carry it out: every call is really made."""
 
 import errno
-import platform
-import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-from host_tests import host_required
-from sandbox_bench import Bench, a_bench
+from compiled_probe import CHANGING
+from sandbox_bench import Bench
 
 from sandboxd.isolation import syscall_numbers
 from sandboxd.isolation.spec import OciRuntime
 
-PROBE = Path(__file__).parent.parent / "isolation" / "probe.c"
-
-# Their outcome depends on the moment, or is lost with the process that would tell it.
-CHANGING = {"fork", "vfork", "rt_sigreturn", "getrandom", "alarm", "sync", "times", "time"}
-
 LAST_OF_LIBSECCOMP = 450
 """set_mempolicy_home_node: every libseccomp in use knows the calls as far as this."""
 REFUSED = {f"errno {errno.EPERM}", f"errno {errno.ENOSYS}", f"signal {signal.SIGSYS:d}"}
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with a_bench() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    if platform.machine() != "x86_64" or shutil.which("gcc") is None:
-        host_required("the probe is for x86_64 and is compiled by gcc")
-    program = tmp_path_factory.mktemp("probe") / "probe"
-    words = ["gcc", "-O1", "-static", "-Wall", "-Werror", "-o", str(program), str(PROBE)]
-    compiled = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert compiled.returncode == 0, compiled.stderr
-    return program.read_bytes()
 
 
 def outcomes(bench: Bench, probe: bytes, runtime: OciRuntime | None) -> dict[int, str]:

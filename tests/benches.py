@@ -1,0 +1,27 @@
+"""Launchers of the tests' own, as fixtures: each directory that names one has it once for all its tests."""
+
+from collections.abc import Iterator
+
+import pytest
+from sandbox_bench import ALLOW_ALL_CALLS, Bench, a_bench, without
+
+
+@pytest.fixture(scope="session")
+def bench() -> Iterator[Bench]:
+    """Sandboxes as they are."""
+    with a_bench() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def unfiltered() -> Iterator[Bench]:
+    """Sandboxes whose filter allows every call: what is refused is refused by another wall."""
+    with without(ALLOW_ALL_CALLS) as made:
+        yield made
+
+
+@pytest.fixture(scope="session", params=["range", "single"])
+def either(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Sandboxes with subordinate ids, and with a single id."""
+    with a_bench(request.param) as made:
+        yield made
