@@ -1,7 +1,9 @@
 """Files into a sandbox and out of it. Runs in init, inside the walls and with no more rights than the command.
 
-Whatever a path leads to is in the sandbox's own tree: symbolic links need no care for the host's sake. What is never done
-is to wait for somebody: only regular files are opened, without blocking, and what is not one is told of and passed over.
+Whatever a path leads to is in the sandbox's own tree, so links are followed, but for one kind: the magic links of /proc lead to
+whatever a process has open, and `self` there is init, which holds the writable layer itself. Every path is therefore resolved
+by openat2(2) without them, and what is then done is done at the descriptor. What is never done is to wait for somebody: only
+regular files are opened, without blocking, and what is not one is told of and passed over.
 
 What is collected goes through a pipe as *entries*: a header, and for a file its content in chunks. Header and chunk are preceded by
 their length (four bytes, big endian); a chunk of length 0 ends a file, a header of length 0 ends it all. A header is a JSON
@@ -14,7 +16,9 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+from sandboxd.isolation import syscalls
 from sandboxd.isolation.protocol import (
     Collect,
     Done,
@@ -31,7 +35,10 @@ CHUNK_BYTES = 2**20
 DEEPEST = 64
 """Levels of directories below where a pattern starts."""
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
+_LISTED = os.O_RDONLY | os.O_DIRECTORY
+_PARENT = os.O_PATH | os.O_DIRECTORY
+_ITSELF = os.O_PATH | os.O_NOFOLLOW
 _MAGIC = frozenset("*?[")
 
 
@@ -49,10 +56,7 @@ def look_or_remove(request: Look | Remove, descriptors: list[int]) -> Message:
     try:
         if isinstance(request, Look):
             return Done(entries=_look(request, descriptors[0]), size_bytes=0)
-        if stat.S_ISDIR(os.lstat(request.path).st_mode):
-            os.rmdir(request.path)
-        else:
-            os.unlink(request.path)
+        _remove(request.path)
         return Done(entries=1, size_bytes=0)
     except OSError as error:
         return NotPlaced(0, error.errno or errno.EIO)
@@ -60,11 +64,11 @@ def look_or_remove(request: Look | Remove, descriptors: list[int]) -> Message:
 
 def _look(request: Look, output: int) -> int:
     """Write an array for each entry (name, kind, mode, size, time of change), preceded by its length as all here."""
-    if os.stat(request.path).st_dev == os.stat("/proc").st_dev:
-        raise PermissionError(errno.EACCES, "there `self` is init")
     entries = 0
-    with os.scandir(request.path) as found:
-        for entry in found:
+    with _opened(request.path, _LISTED) as directory:
+        if os.fstat(directory).st_dev == os.stat("/proc").st_dev:
+            raise PermissionError(errno.EACCES, "there `self` is init")
+        for entry in os.scandir(directory):
             if entries == request.most_entries:
                 break
             status = entry.stat(follow_symlinks=False)
@@ -77,6 +81,16 @@ def _look(request: Look, output: int) -> int:
             entries += 1
     _write_all(output, bytes(4))
     return entries
+
+
+def _remove(path: str) -> None:
+    parent, name = os.path.split(path)
+    with _opened(parent, _PARENT) as directory:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            os.rmdir(name, dir_fd=directory)
+        else:
+            os.unlink(name, dir_fd=directory)
 
 
 def _kind_of(mode: int) -> str:
@@ -101,17 +115,30 @@ def place(files: tuple[File, ...], contents: int) -> Done | NotPlaced:
 
 
 def _make_directory(file: File) -> None:
-    os.makedirs(file.path, exist_ok=True)
-    os.chmod(file.path, file.mode)
+    _make_directories(file.path)
+    with _opened(file.path, _PARENT) as directory:
+        os.chmod(f"/proc/self/fd/{directory}", file.mode)
+
+
+def _make_directories(path: str) -> None:
+    """A directory and those above it, as far as they are missing."""
+    try:
+        with _opened(path, _PARENT):
+            return
+    except FileNotFoundError:
+        parent, name = os.path.split(path)
+    _make_directories(parent)
+    with _opened(parent, _PARENT) as directory, suppress(FileExistsError):
+        os.mkdir(name, dir_fd=directory)
 
 
 def _make_file(file: File, size_bytes: int, contents: int) -> None:
-    os.makedirs(os.path.dirname(file.path), exist_ok=True)
-    try:
-        os.unlink(file.path)
-    except FileNotFoundError:
-        pass
-    made = os.open(file.path, _WRITE_NEW, 0o600)
+    parent, name = os.path.split(file.path)
+    _make_directories(parent)
+    with _opened(parent, _PARENT) as directory:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+        made = os.open(name, _WRITE_NEW, 0o600, dir_fd=directory)
     try:
         left = size_bytes
         while left:
@@ -167,12 +194,12 @@ class Collector:
             self.write_header(shown, PASSED_OVER, note="not_utf8")
             return True
         try:
-            status = os.lstat(path)
+            status = _status(path)
             if status.st_dev == self.proc:
                 self.write_header(path, PASSED_OVER, note="proc")
                 return True
             if stat.S_ISDIR(status.st_mode):
-                return self.take_directory(path, stat.S_IMODE(status.st_mode), levels)
+                return self.take_directory(path, levels)
             if stat.S_ISREG(status.st_mode):
                 self.take_file(path)
             else:
@@ -183,17 +210,21 @@ class Collector:
             self.write_header(path, PASSED_OVER, note=errno.errorcode.get(error.errno or 0, "EIO"))
         return True
 
-    def take_directory(self, path: str, mode: int, levels: int) -> bool:
+    def take_directory(self, path: str, levels: int) -> bool:
         if levels == 0:
             self.write_header(path, PASSED_OVER, note="too_deep")
             return True
-        names = sorted(os.listdir(path))
-        self.write_header(path, DIRECTORY, mode)
+        with _opened(path, _LISTED | os.O_NOFOLLOW) as directory:
+            status = os.fstat(directory)
+            if status.st_dev == self.proc:
+                self.write_header(path, PASSED_OVER, note="changed")
+                return True
+            names = sorted(os.listdir(directory))
+        self.write_header(path, DIRECTORY, stat.S_IMODE(status.st_mode))
         return all(self.take(f"{path}/{name}", levels - 1) for name in names)
 
     def take_file(self, path: str) -> None:
-        opened = os.open(path, _READ)
-        try:
+        with _opened(path, _READ) as opened:
             status = os.fstat(opened)
             if status.st_dev == self.proc or not stat.S_ISREG(status.st_mode):
                 self.write_header(path, PASSED_OVER, note="changed")
@@ -202,13 +233,10 @@ class Collector:
             if status.st_size > left:
                 self.write_header(path, PASSED_OVER, note="too_large")
                 return
-            first = os.read(
-                opened, min(CHUNK_BYTES, left)
-            )  # It may fail: before anything is said of it.
+            # It may fail: before anything is said of it.
+            first = os.read(opened, min(CHUNK_BYTES, left))
             self.write_header(path, FILE, stat.S_IMODE(status.st_mode))
             self.write_content(opened, first, left)
-        finally:
-            os.close(opened)
 
     def write_content(self, opened: int, first: bytes, left: int) -> None:
         piece = first
@@ -240,7 +268,7 @@ def _matching(directory: str, part: str) -> Iterator[str]:
     if part == "**":
         yield from _directories(directory, DEEPEST)
     elif not _MAGIC & set(part):
-        if os.path.lexists(f"{directory}/{part}"):
+        if _mode(f"{directory}/{part}"):
             yield f"{directory}/{part}"
     else:
         for name in _names(directory):
@@ -254,15 +282,39 @@ def _directories(directory: str, levels: int) -> Iterator[str]:
         return
     for name in _names(directory):
         path = f"{directory}/{name}"
-        if not os.path.islink(path) and os.path.isdir(path):
+        if stat.S_ISDIR(_mode(path)):
             yield from _directories(path, levels - 1)
 
 
 def _names(directory: str) -> list[str]:
     try:
-        return sorted(os.listdir(directory or "/"))
+        with _opened(directory or "/", _LISTED) as opened:
+            return sorted(os.listdir(opened))
     except OSError:
         return []
+
+
+def _mode(path: str) -> int:
+    """Kind and permissions of what is at a path, a link being a link; 0 if there is nothing."""
+    try:
+        return _status(path).st_mode
+    except OSError:
+        return 0
+
+
+def _status(path: str) -> os.stat_result:
+    with _opened(path, _ITSELF) as opened:
+        return os.fstat(opened)
+
+
+@contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    """A descriptor of what is at a path: the only way from a path to anything here. Raises OSError (ELOOP: a magic link)."""
+    opened = syscalls.openat2(syscalls.AT_FDCWD, path, flags, syscalls.RESOLVE_NO_MAGICLINKS)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
 
 
 def _read_or_end(opened: int, size: int) -> bytes:

@@ -205,7 +205,9 @@ def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool, propagatio
 
 
 def openat2(directory_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
-    """openat2(2)."""
+    """openat2(2). Raises ValueError for a path that holds NUL, at which the kernel would take it to end."""
+    if "\0" in path:
+        raise ValueError("embedded null byte")
     how = struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve)
     return _call(_NR_OPENAT2, directory_fd, os.fsencode(path), how, len(how))
 

@@ -62,6 +62,20 @@ async def collect(
     return contents, seen
 
 
+async def look(made: Sandbox, path: str) -> list[str] | protocol.NotPlaced:
+    """The names in a directory."""
+    reading, writing = os.pipe()
+    try:
+        answer = await made.look(protocol.Look(path, 100), writing)
+    finally:
+        os.close(writing)
+    with os.fdopen(reading, "rb"):
+        if isinstance(answer, protocol.NotPlaced):
+            return answer
+        listed = Entries(reading, most_bytes=0, most_entries=100).listed()
+        return [entry.name for entry in listed]
+
+
 def inside(bench: Bench, work: Callable[[Sandbox], Any]) -> Any:
     async def run() -> Any:
         async with bench.sandbox() as made:
@@ -314,3 +328,30 @@ def test_paths_that_turn_into_links_while_files_come_and_go_lead_nowhere(
     assert inside(bench, work) == {b"own\n", b"1"}
     assert [path.name for path in canary.iterdir()] == ["x"]
     assert (canary / "x").read_bytes() == b"canary"
+
+
+@pytest.mark.attack(31)
+def test_nothing_leads_through_what_init_has_open(bench: Bench) -> None:
+    """`self` is init there: its descriptors and its root would lead past the walls that the command sees."""
+
+    async def work(made: Sandbox) -> None:
+        await shell(made, "mkdir d; echo own > d/x; ln -s d link; ln -s /proc/self p")
+        through = ["p/root/work/d", "p/cwd/work/d", *(f"p/fd/{number}" for number in range(64))]
+
+        patterns = [f"{path}/{name}" for path in through for name in ("x", "*", "**/x")]
+        contents, entries = await collect(made, *patterns)
+        assert contents == {}
+        assert {entry.kind for entry in entries.values()} <= {"passed_over"}
+
+        for path in through:
+            for file in (File(f"/work/{path}/made", 0o644, 1), File(f"/work/{path}/d", 0o755, None)):
+                answer = await place(made, [file], b"1")
+                assert isinstance(answer, protocol.NotPlaced), path
+            assert isinstance(await made.remove(f"/work/{path}/x"), protocol.NotPlaced)
+            assert isinstance(await look(made, f"/work/{path}"), protocol.NotPlaced)
+
+        contents, _ = await collect(made, "link/x")
+        assert contents == {"/work/link/x": b"own\n"}
+        assert await look(made, "/work/link") == ["x"]
+
+    inside(bench, work)
