@@ -21,7 +21,7 @@ from sandboxd.files.changes import changes_of
 from sandboxd.files.content import Contents, StorageFailed
 from sandboxd.files.keeping import Keeper, Kept
 from sandboxd.isolation import protocol
-from sandboxd.isolation.entries import BadEntries, Entries
+from sandboxd.isolation.entries import BadEntries, Entries, TooLate
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import File, NotMade
 from sandboxd.jobs import Changes, Job
@@ -124,6 +124,8 @@ class Transfers:
             fault = await asyncio.shield(keeping)
         if isinstance(fault, StorageFailed):
             raise fault
+        if isinstance(fault, TooLate):  # The thread's clock may be first.
+            cut_short = cut_short or "time_limit"
         if fault is not None and not cut_short:
             raise SandboxFailed("collect files", str(fault))
         return keeper.kept(cut_short)

@@ -39,6 +39,10 @@ class BadEntries(Exception):
     """What came is not what init writes, or more than it was asked for."""
 
 
+class TooLate(BadEntries):
+    """Nothing came any more until the deadline."""
+
+
 class Entry(NamedTuple):
     """A file, a directory, or what was passed over and why."""
 
@@ -133,7 +137,7 @@ class Entries:
     def _await_more(self) -> None:
         left = self._deadline - time.monotonic()
         if not self._poll.poll(None if left == math.inf else max(0.0, left) * 1000):
-            raise BadEntries("nothing came any more")
+            raise TooLate("nothing came any more")
 
 
 def _entry(encoded: bytes) -> Entry:
