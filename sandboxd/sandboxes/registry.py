@@ -320,17 +320,17 @@ class Sandboxes:
     async def delete(self, tenant: str, sandbox_id: str) -> SandboxRecord | None:
         """End it, and return when it is gone. None: it had ended before, and its record is gone now. Raises NotFound."""
         live = self._live.get(sandbox_id)
-        if live is None or live.record.tenant != tenant:
-            record = await self._store.get_sandbox(tenant, sandbox_id)
-            if record.state is not SandboxState.ENDED:
-                raise Conflict("the sandbox is being made or ended", code="sandbox_creating")
-            await self._store.forget_sandbox(tenant, sandbox_id)
-            return None
-        live.end(SandboxReason.DELETED)
-        end = self._ends.get(sandbox_id)
-        if end is not None:
-            await asyncio.shield(end)
-        return live.record
+        if live is not None and live.record.tenant == tenant:
+            lived = live.record.state is not SandboxState.ENDED
+            live.end(SandboxReason.DELETED)
+            await asyncio.shield(self._ends[sandbox_id])  # Until its end is written.
+            if lived:
+                return live.record
+        record = await self._store.get_sandbox(tenant, sandbox_id)
+        if record.state is not SandboxState.ENDED:
+            raise Conflict("the sandbox is being made or ended", code="sandbox_creating")
+        await self._store.forget_sandbox(tenant, sandbox_id)
+        return None
 
     def _check_room(self, tenant: str) -> None:
         mine = sum(each == tenant for each in self._tenants.values())

@@ -344,7 +344,10 @@ def test_nothing_leads_through_what_init_has_open(bench: Bench) -> None:
         assert {entry.kind for entry in entries.values()} <= {"passed_over"}
 
         for path in through:
-            for file in (File(f"/work/{path}/made", 0o644, 1), File(f"/work/{path}/d", 0o755, None)):
+            for file in (
+                File(f"/work/{path}/made", 0o644, 1),
+                File(f"/work/{path}/d", 0o755, None),
+            ):
                 answer = await place(made, [file], b"1")
                 assert isinstance(answer, protocol.NotPlaced), path
             assert isinstance(await made.remove(f"/work/{path}/x"), protocol.NotPlaced)

@@ -165,7 +165,7 @@ def test_files_are_placed_and_collected_as_the_user_and_from_inside(
 
     denied, in_the_way, read_only, entries = bench.do(attempt())
     assert denied in (errno.EACCES, errno.EEXIST)
-    assert in_the_way == errno.EEXIST
+    assert in_the_way == errno.ENOTDIR
     assert read_only == errno.EROFS
     assert entries == 0
 
