@@ -48,7 +48,11 @@ def rules(allowed: Allowed) -> str:
     opened = allowed.opened()
     others = [entry for entry in allowed.destinations if not entry.name and entry not in opened]
     burst = max(allowed.bounds.rate_bytes, _LEAST_BURST_BYTES)
-    over = f"limit rate over {allowed.bounds.rate_bytes} bytes/second burst {burst} bytes drop"
+    over = f"limit rate over {allowed.bounds.rate_bytes} bytes/second burst {burst} bytes"
+    # pasta answers an acknowledgement of a byte that it had before by sending all of its window again. If packets went on coming in one
+    # by one, as the rate has room, it would never come to the one that is missing. So once the rate is used up, nothing comes
+    # in until there is room for many; and what carries no data passes, for pasta never sends the end of a connection again.
+    pause_ms = 250 * burst // allowed.bounds.rate_bytes
     return f"""\
 table {TABLE} {{
     counter received {{ }}
@@ -60,6 +64,11 @@ table {TABLE} {{
 {_pin_sets(6)}
 {_refused_set(4)}
 {_refused_set(6)}
+    set full {{
+        type inet_proto
+        flags dynamic, timeout
+        timeout {pause_ms}ms
+    }}
     chain output {{
         type filter hook output priority filter; policy drop;
         oifname "lo" goto loopback
@@ -77,7 +86,7 @@ table {TABLE} {{
         goto refuse
     }}
     chain pass {{
-        {over}
+        {over} drop
         counter name sent accept
     }}
     chain refuse {{
@@ -93,7 +102,9 @@ table {TABLE} {{
     chain input {{
         type filter hook input priority filter; policy drop;
         iifname "lo" accept
-        {over}
+        tcp flags & (fin | syn | rst) != 0 counter name received accept
+        meta l4proto @full drop
+        {over} add @full {{ meta l4proto }} drop
         counter name received accept
     }}
 }}

@@ -298,6 +298,24 @@ print(json.dumps([got, time.monotonic() - began]))
     assert 0.1 * RATE_BYTES < (got - RATE_BYTES) / seconds < 1.1 * RATE_BYTES
 
 
+def test_connections_end_while_the_rate_is_used_up(jobs: Jobs) -> None:
+    """pasta never sends the end of a connection a second time: if it were lost, both sides would wait."""
+    size = 3 * RATE_BYTES // 100
+    program = f"""
+from concurrent.futures import ThreadPoolExecutor
+def fetch(_):
+    with socket.create_connection(("203.0.113.7", {STREAM_PORT})) as made:
+        made.send(b"{size}")
+        got = 0
+        while piece := made.recv(65536):
+            got += len(piece)
+        return got
+with ThreadPoolExecutor(40) as threads:
+    print(json.dumps(list(threads.map(fetch, range(100)))))
+"""
+    assert jobs.tell(program) == [size] * 100
+
+
 @pytest.mark.attack(60)
 def test_a_flood_of_connections_is_bounded(jobs: Jobs) -> None:
     program = """
