@@ -32,6 +32,8 @@ from sandboxd.sandboxes.terminals import Line
 PATH = "/v1/sandboxes/{sandbox_id}/exec/ws"
 FIRST_SECONDS = 15.0
 """In which the client must say what to run."""
+KEY_SECONDS = 5.0
+"""So often the key is looked at again: a socket does not outlive it."""
 DONE, POLICY = 1000, 1008
 """Close codes (RFC 6455, 7.4.1): it is over; the client said what cannot be done."""
 _PREFIX = {Stream.STDOUT: b"\x01", Stream.STDERR: b"\x02"}
@@ -59,7 +61,7 @@ async def connect(call: Call, socket: WebSocket) -> None:
             await _refuse(call, socket, error)
             return
         try:
-            await _attend(socket, execution)
+            await _attend(call, socket, execution)
         except Refused as error:
             await _refuse(call, socket, error)
         finally:
@@ -82,8 +84,8 @@ async def _start(call: Call, socket: WebSocket, live: LiveSandbox) -> Exec:
     return execution
 
 
-async def _attend(socket: WebSocket, execution: Exec) -> None:
-    """Pass on what the command and the client say."""
+async def _attend(call: Call, socket: WebSocket, execution: Exec) -> None:
+    """Pass on what the command and the client say. Raises Refused, WebSocketDisconnect."""
     if execution.result is None:
         await _say(socket, {"type": "started", "id": execution.id})
     passing = [
@@ -92,19 +94,30 @@ async def _attend(socket: WebSocket, execution: Exec) -> None:
     ]
     listening = asyncio.ensure_future(_listen(socket, execution))
     ending = asyncio.ensure_future(_end(execution, passing))
+    watching = asyncio.ensure_future(_watch_key(call))
     try:
-        await asyncio.wait((listening, ending), return_when=asyncio.FIRST_COMPLETED)
-        if not ending.done():
-            listening.result()
+        waiting = (ending, listening, watching)
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if ending not in done:
+            for task in done:
+                task.result()  # Each of them ends by raising.
             return
         ending.result()
         view = await exec_view(execution, with_output=False)
         await _say(socket, {"type": "exit", "exec": view})
         await socket.close(DONE)
     finally:
-        for task in (listening, ending, *passing):
+        tasks = (ending, listening, watching, *passing)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(listening, ending, *passing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch_key(call: Call) -> None:
+    """Raises Refused when the key is no longer valid."""
+    while True:
+        await asyncio.sleep(KEY_SECONDS)
+        await call.authentication.principal(call.scope)
 
 
 async def _end(execution: Exec, passing: Sequence["asyncio.Future[None]"]) -> None:

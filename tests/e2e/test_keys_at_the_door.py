@@ -1,10 +1,14 @@
 """A service with keys: who has none sees nothing, and nobody sees another tenant's jobs."""
 
+import json
 from collections.abc import Iterator
 
 import httpx2
 import pytest
 from running_service import RunningService, data_directory
+from sandbox_client import Box
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from sandboxd.client import Client, KeyRefused, NotFound
 
@@ -92,6 +96,29 @@ def test_a_key_works_for_its_scopes_and_until_it_is_revoked(
         admin.revoke_key(full.id)
         with pytest.raises(KeyRefused):
             writing.get(job.id)
+
+
+def test_a_socket_does_not_outlive_its_key(
+    guarded: tuple[RunningService, str], admin: Client
+) -> None:
+    service, lasting_key = guarded
+    key = admin.create_key("socket", scopes=["jobs:read", "jobs:write"])
+    with service.http(lasting_key) as http, Box(http) as box:
+        headers = {"Authorization": f"Bearer {key.key}"}
+        with connect(
+            f"ws://127.0.0.1:{service.port}{box.path}/exec/ws", additional_headers=headers
+        ) as socket:
+            socket.send(json.dumps({"command": ["cat"]}))
+            assert json.loads(socket.recv(timeout=30))["type"] == "started"
+            admin.revoke_key(key.id)
+
+            problem = json.loads(socket.recv(timeout=30))
+            with pytest.raises(ConnectionClosed) as closed:
+                socket.recv(timeout=30)
+
+    assert problem["problem"]["code"] == "invalid_key"
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
 
 
 def test_a_tenant_sees_only_its_own_jobs(service: RunningService, admin: Client) -> None:
