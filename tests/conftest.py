@@ -19,9 +19,10 @@ MIB = 2**20
 
 
 def pytest_configure() -> None:
-    """A shell starts what runs in its background with Ctrl-C ignored, which every program that we test would inherit."""
+    """A shell starts what runs in its background with Ctrl-C ignored, and nohup all with SIGHUP: programs that we test would inherit it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
