@@ -1,12 +1,9 @@
 """Files of a sandbox over HTTP: list a directory, read, write and remove one."""
 
 import asyncio
-import errno
-import os
 import re
 from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import IO
 
 from starlette.responses import Response, StreamingResponse
 
@@ -18,7 +15,7 @@ from sandboxd.api.query import rfc3339
 from sandboxd.api.sandbox_schemas import FileList, FileView, FileWritten
 from sandboxd.api.sandboxes import live_of, sandboxes_of
 from sandboxd.api.uploads import spool
-from sandboxd.errors import Unavailable
+from sandboxd.files.content import check_free
 from sandboxd.sandboxes import files as sandbox_files
 from sandboxd.sandboxes.files import Opened
 
@@ -64,7 +61,8 @@ async def read(call: Call) -> Response:
                 live.taken.sandbox,
                 _path_of(call),
                 sandboxes.spool_directory,
-                sandboxes.settings.most_file_bytes,
+                most_bytes=sandboxes.settings.most_file_bytes,
+                min_free_bytes=call.parts.files.min_free_bytes,
             )
     headers = {
         "Content-Length": str(opened.size_bytes),
@@ -87,23 +85,22 @@ async def write(call: Call) -> Response:
     live, sandboxes = await live_of(call), sandboxes_of(call)
     live.check_running()
     most_bytes = sandboxes.settings.most_file_bytes
+    min_free_bytes = call.parts.files.min_free_bytes
     refuse_coding(call.scope)
     if (declared_size(call.scope) or 0) > most_bytes:
         raise too_large(most_bytes)
     path = _path_of(call)
     with live.in_use(), sandbox_files.spool(sandboxes.spool_directory) as content:
+
+        def take(block: bytes) -> None:
+            check_free(content.fileno(), min_free_bytes + len(block))
+            content.write(block)
+
         try:
-            min_free_bytes = call.parts.files.min_free_bytes
-
-            def take(block: bytes) -> None:
-                _check_free(content, min_free_bytes + len(block))
-                content.write(block)
-
             await spool(call.receive, take, most_bytes)
             content.flush()
         except OSError as error:
-            detail = f"There is no place for this file now: {error.strerror}."
-            raise Unavailable(detail, code="no_space", retry_after_seconds=60) from error
+            raise sandbox_files.no_space(error) from error
         size_bytes = content.tell()
         async with live.transferring:
             live.check_running()
@@ -123,13 +120,6 @@ async def remove(call: Call) -> Response:
 
 _LATEST = 253402300799.0
 """The end of the year 9999."""
-
-
-def _check_free(content: IO[bytes], least_bytes: int) -> None:
-    """Raises OSError where less of the disk is free: the rest is kept for the record."""
-    status = os.fstatvfs(content.fileno())
-    if status.f_bavail * status.f_frsize < least_bytes:
-        raise OSError(errno.ENOSPC, "the free space of the disk is kept for the record")
 
 
 def _path_of(call: Call) -> str:

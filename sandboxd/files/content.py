@@ -72,6 +72,13 @@ class Contents:
         return self._directory / job_id
 
 
+def check_free(descriptor: int, least_bytes: int) -> None:
+    """Raises OSError (ENOSPC) where less is free on the file system of an open file."""
+    status = os.fstatvfs(descriptor)
+    if status.f_bavail * status.f_frsize < least_bytes:
+        raise OSError(errno.ENOSPC, "the free space of the disk is kept for the record")
+
+
 class Writer:
     """One file on its way to the disk."""
 
@@ -83,9 +90,7 @@ class Writer:
 
     def write(self, piece: bytes | memoryview) -> None:
         """Append. Raises OSError, with ENOSPC also where too little of the disk would be left."""
-        status = os.fstatvfs(self._descriptor)
-        if status.f_bavail * status.f_frsize < self._min_free_bytes + len(piece):
-            raise OSError(errno.ENOSPC, "the free space of the disk is kept for the record")
+        check_free(self._descriptor, self._min_free_bytes + len(piece))
         rest = memoryview(piece)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
-from sandboxd.errors import Conflict, NotFound, SandboxFailed
+from sandboxd.errors import Conflict, NotFound, SandboxFailed, Unavailable
+from sandboxd.files.content import check_free
 from sandboxd.files.transfers import write_in_time
 from sandboxd.isolation.entries import BadEntries, Entries, Listed
 from sandboxd.isolation.protocol import Collect, Look, NotPlaced
@@ -65,15 +66,20 @@ async def write(
         raise _refusal(path, answer.errno)
 
 
-async def read(sandbox: Sandbox, path: str, directory: Path, most_bytes: int) -> Opened:
-    """A copy of a file. Raises NotFound, Conflict (it is none, or too large), SandboxFailed."""
+async def read(
+    sandbox: Sandbox, path: str, directory: Path, *, most_bytes: int, min_free_bytes: int
+) -> Opened:
+    """A copy of a file, in a directory on whose disk `min_free_bytes` stay free.
+
+    Raises NotFound, Conflict (it is none, or too large), Unavailable (no space), SandboxFailed.
+    """
     request = Collect("/", (glob.escape(path),), most_bytes, 1)
     copy = spool(directory)
     try:
         found = await _through_pipe(
             sandbox,
             lambda output: sandbox.collect(request, output),
-            lambda reading: _read_first(reading, copy, most_bytes),
+            lambda reading: _read_first(reading, copy, most_bytes, min_free_bytes),
         )
         if found is None:
             raise _refusal(path, errno.ENOENT)
@@ -112,7 +118,7 @@ async def remove(sandbox: Sandbox, path: str) -> None:
 async def _through_pipe(
     sandbox: Sandbox, ask: Callable[[int], Awaitable[object]], read: Callable[[int], T]
 ) -> T:
-    """Have init write into a pipe and read it in a thread. Raises SandboxFailed."""
+    """Have init write into a pipe and read it in a thread. Raises Unavailable (no space), SandboxFailed."""
     reading, writing = os.pipe()
     taking = asyncio.get_running_loop().run_in_executor(_THREADS, _taken, read, reading)
     try:
@@ -120,7 +126,9 @@ async def _through_pipe(
     finally:
         os.close(writing)
         taken = await asyncio.shield(taking)
-    if isinstance(taken, BadEntries | OSError):
+    if isinstance(taken, OSError):
+        raise no_space(taken)
+    if isinstance(taken, BadEntries):
         sandbox.kill()  # init does not speak like this.
         raise SandboxFailed("read files", str(taken))
     return taken
@@ -158,14 +166,18 @@ def _taken(read: Callable[[int], T], reading: int) -> T | BadEntries | OSError:
         os.close(reading)
 
 
-def _read_first(reading: int, copy: IO[bytes], most_bytes: int) -> tuple[str, int, str] | None:
+def _read_first(
+    reading: int, copy: IO[bytes], most_bytes: int, min_free_bytes: int
+) -> tuple[str, int, str] | None:
     """Kind, mode and note of the first entry, with its content in `copy`; None: there is none."""
     entries = Entries(
         reading, most_bytes=most_bytes, most_entries=1, deadline=time.monotonic() + _SECONDS
     )
     for entry in entries:
         for piece in entries.content():
+            check_free(copy.fileno(), min_free_bytes + len(piece))
             copy.write(piece)
+        copy.flush()
         return entry.kind, entry.mode, entry.note
     return None
 
@@ -178,6 +190,12 @@ def _read_listed(reading: int) -> list[Listed]:
         deadline=time.monotonic() + _SECONDS,
     )
     return list(entries.listed())
+
+
+def no_space(error: OSError) -> Unavailable:
+    """What a client is told where its file cannot be kept meanwhile."""
+    detail = f"There is no place for this file now: {error.strerror}."
+    return Unavailable(detail, code="no_space", retry_after_seconds=60)
 
 
 def _refusal(path: str, number: int) -> Conflict | NotFound:

@@ -113,9 +113,12 @@ def test_the_free_space_that_is_kept_for_the_record_is_not_filled(prepared_host:
         Box(http) as box,
     ):
         refused = put(box, "work/a", b"x")
+        box.shell("head -c 10000000 /dev/zero > b")
+        kept_in = get(box, "work/b")
+        box.shell("true")  # It lives.
 
-    assert refused.status_code == 503
-    assert refused.json()["code"] == "no_space"
+    for answer in (refused, kept_in):
+        assert (answer.status_code, answer.json()["code"]) == (503, "no_space")
 
 
 def test_no_room_in_the_sandbox_is_the_caller_s_to_know(real_service: RunningService) -> None:
