@@ -279,4 +279,5 @@ def ceilings_of(ceilings: Limits, host: Host) -> Limits:
         cpu_seconds=ceilings.cpu_seconds,
         output_bytes=ceilings.output_bytes,
         open_files=min(ceilings.open_files, host.rlimits["nofile"][1]),
+        idle_seconds=ceilings.idle_seconds,
     )

@@ -49,6 +49,7 @@ class Reason(enum.StrEnum):
     FILE_UNUSABLE = "file_unusable"
     WALL_SECONDS = "wall_seconds"
     CPU_SECONDS = "cpu_seconds"
+    IDLE_SECONDS = "idle_seconds"
     MEMORY = "memory"
     OUTPUT_BYTES = "output_bytes"
     QUEUE_SECONDS = "queue_seconds"

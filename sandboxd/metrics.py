@@ -49,7 +49,7 @@ ENDS: dict[State, tuple[Reason, ...]] = {
         Reason.WRONG_ANSWER,
         Reason.CHECKER_FAILED,
     ),
-    State.TIMED_OUT: (Reason.WALL_SECONDS, Reason.CPU_SECONDS),
+    State.TIMED_OUT: (Reason.WALL_SECONDS, Reason.CPU_SECONDS, Reason.IDLE_SECONDS),
     State.OUT_OF_MEMORY: (Reason.MEMORY,),
     State.OUTPUT_LIMIT: (Reason.OUTPUT_BYTES,),
     State.CANCELLED: (Reason.CANCELLED_BY_CLIENT, Reason.CLIENT_GONE),

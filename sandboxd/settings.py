@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.limits import LONGEST_SECONDS, Limits
 
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -135,16 +135,18 @@ DEFAULT_LIMITS = Limits(
     cpu_seconds=60.0,
     output_bytes=16 * 2**20,
     open_files=1024,
+    idle_seconds=LONGEST_SECONDS,
 )
 CEILINGS = Limits(
     cpus=64.0,
     memory_bytes=64 * 2**30,
     pids=32_768,
     disk_bytes=64 * 2**30,
-    wall_seconds=86_400.0,
-    cpu_seconds=86_400.0,
+    wall_seconds=LONGEST_SECONDS,
+    cpu_seconds=LONGEST_SECONDS,
     output_bytes=2**30,
     open_files=65_536,
+    idle_seconds=LONGEST_SECONDS,
 )
 
 

@@ -58,6 +58,9 @@ class LimitsRequest(Request, frozen=True, kw_only=True):
     ] = None
     output_bytes: Quantity = None
     open_files: Annotated[int | None, Meta(description="Descriptors per process.")] = None
+    idle_seconds: Annotated[
+        float | None, Meta(description="How long the command may write nothing.")
+    ] = None
     queue_seconds: Annotated[
         float | None, Meta(description="How long the job may wait before it is `expired`.")
     ] = None
@@ -373,6 +376,7 @@ class LimitsView(Answer, frozen=True, kw_only=True):
     cpu_seconds: float
     output_bytes: int
     open_files: int
+    idle_seconds: float
     queue_seconds: float | None
 
 

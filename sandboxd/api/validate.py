@@ -173,6 +173,7 @@ def _settle_limits(
             cpu_seconds=asked.cpu_seconds,
             output_bytes=size_of("output_bytes"),
             open_files=asked.open_files,
+            idle_seconds=asked.idle_seconds,
         ),
         defaults,
         ceilings,

@@ -221,6 +221,7 @@ def _limits_view(spec: JobSpec) -> LimitsView:
         cpu_seconds=limits.cpu_seconds,
         output_bytes=limits.output_bytes,
         open_files=limits.open_files,
+        idle_seconds=limits.idle_seconds,
         queue_seconds=spec.queue_seconds,
     )
 

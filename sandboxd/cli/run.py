@@ -36,7 +36,7 @@ Examples:
 
 \b
 Exit code: the command's own, and
-  124      it ran out of wall or CPU time      126, 127  it cannot be run, is not there
+  124      its wall, idle or CPU time was up   126, 127  it cannot be run, is not there
   125      sandboxd failed, not the command    128 + N   signal N ended it (137: a limit, too)
 """
 
@@ -55,6 +55,7 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
 @limit_option("pids", "N", "Processes and threads at once.")
 @limit_option("disk", "SIZE", "Scratch space for files it writes.")
 @limit_option("wall-seconds", "S", "How long it may run.")
+@limit_option("idle-seconds", "S", "How long it may write nothing.")
 @limit_option("cpu-seconds", "S", "CPU time of all its processes together.")
 @limit_option("output-bytes", "SIZE", "Output and error output together.")
 @limit_option("open-files", "N", "Open files per process.")

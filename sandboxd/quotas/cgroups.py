@@ -20,6 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 _NO_CGROUP = {
     "wall_seconds": "timer",
+    "idle_seconds": "timer",
     "disk": "tmpfs",
     "open_files": "rlimit",
     "output_bytes": "stream",

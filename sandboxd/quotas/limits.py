@@ -5,6 +5,9 @@ import msgspec
 from sandboxd.errors import Fault
 from sandboxd.quantities import format_quantity, parse_bytes
 
+LONGEST_SECONDS = 86_400.0
+"""A day: the highest ceiling that comes with the program."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one job may use. Every job has a value for each: a default where it asked for nothing."""
@@ -25,6 +28,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Standard output and standard error together."""
     open_files: int
     """Descriptors per process (RLIMIT_NOFILE)."""
+    idle_seconds: float = LONGEST_SECONDS
+    """How long the command may write nothing."""
 
 
 LEAST = Limits(
@@ -36,6 +41,7 @@ LEAST = Limits(
     cpu_seconds=0.001,
     output_bytes=0,
     open_files=8,
+    idle_seconds=0.001,
 )
 """Below these no command can start."""
 
@@ -51,6 +57,7 @@ class LimitsAsked(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float | None = None
     output_bytes: int | None = None
     open_files: int | None = None
+    idle_seconds: float | None = None
 
 
 WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk"}

@@ -159,7 +159,7 @@ async def run_command(
     outcome.started_at = time.time() - (time.monotonic() - process.started_at)
     on_start(outcome.started_at)
     stop.attach(taken, process)
-    with _time_limits(taken.place, outcome.limits, stop, cpu_count, cpu_before):
+    with _time_limits(taken.place, outcome, stop, cpu_count, cpu_before):
         outcome.exit = await process.exited()
     stop.over = True
     outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
@@ -170,18 +170,22 @@ async def run_command(
 
 @contextlib.contextmanager
 def _time_limits(
-    cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int, cpu_before: float
+    cgroup: Cgroup, outcome: Outcome, stop: Stop, cpu_count: int, cpu_before: float
 ) -> Iterator[None]:
-    """Stop the job when its wall time or its CPU time is used up."""
-    loop = asyncio.get_running_loop()
+    """Stop the job when its wall time or its CPU time is used up, or when it writes nothing for too long."""
+    loop, limits = asyncio.get_running_loop(), outcome.limits
     wall = loop.call_later(limits.wall_seconds, stop, Reason.WALL_SECONDS)
-    watch = _watch_cpu(cgroup, limits, stop, cpu_count, cpu_before)
+    watches = (
+        _watch_cpu(cgroup, limits, stop, cpu_count, cpu_before),
+        _watch_output(outcome, stop),
+    )
     try:
         yield
     finally:
         wall.cancel()
-        if watch is not None:
-            watch.cancel()
+        for watch in watches:
+            if watch is not None:
+                watch.cancel()
 
 
 def _watch_cpu(
@@ -200,6 +204,24 @@ def _watch_cpu(
                 return
             # The earliest moment at which it can be used up: there is nothing to see before.
             await asyncio.sleep(max(left / rate, 0.005))
+
+    return asyncio.get_running_loop().create_task(watch())
+
+
+def _watch_output(outcome: Outcome, stop: Stop) -> "asyncio.Task[None] | None":
+    """A task that ends the job when it writes nothing for too long; None where its wall time ends it before."""
+    most_seconds = outcome.limits.idle_seconds
+    if most_seconds >= outcome.limits.wall_seconds:
+        return None
+    began = time.monotonic()
+
+    async def watch() -> None:
+        while True:
+            left = max(outcome.last_output, began) + most_seconds - time.monotonic()
+            if left <= 0:
+                stop(Reason.IDLE_SECONDS)
+                return
+            await asyncio.sleep(left)  # The earliest moment at which it can be so.
 
     return asyncio.get_running_loop().create_task(watch())
 
@@ -242,6 +264,7 @@ def open_streams(
 
     def receive(stream: Stream, piece: bytes) -> None:
         outcome.output_bytes += len(piece)
+        outcome.last_output = time.monotonic()
         if not sink(stream, piece):
             outcome.output_bytes = outcome.limits.output_bytes
             stop(Reason.OUTPUT_BYTES)

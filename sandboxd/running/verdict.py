@@ -69,6 +69,8 @@ class Outcome:
     denied: tuple[Denied, ...] = ()
     output_bytes: int = 0
     """What was kept of both streams."""
+    last_output: float = 0.0
+    """When something was read of them last."""
     artifacts: tuple[Artifact, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
     changes: Changes | None = None
@@ -200,7 +202,7 @@ def _used_up_cpu(outcome: Outcome) -> bool:
 
 def _state_of_stop(reason: Reason) -> State:
     match reason:
-        case Reason.WALL_SECONDS | Reason.CPU_SECONDS:
+        case Reason.WALL_SECONDS | Reason.CPU_SECONDS | Reason.IDLE_SECONDS:
             return State.TIMED_OUT
         case Reason.OUTPUT_BYTES:
             return State.OUTPUT_LIMIT
@@ -328,6 +330,8 @@ def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa:
             return _join(f"still running after {limits.wall_seconds:g} s of wall time", cpu, kept)
         case Reason.CPU_SECONDS:
             return _join(f"used up its {limits.cpu_seconds:g} s of CPU time", cpu, kept)
+        case Reason.IDLE_SECONDS:
+            return _join(f"wrote nothing for {limits.idle_seconds:g} s", cpu, kept)
         case Reason.MEMORY:
             peak = used.memory_peak_bytes
             asked = f"reached {format_bytes(peak)} of " if peak is not None else "used up "
@@ -390,6 +394,7 @@ _COMPONENTS = {Reason.LOG_FAILED: Component.STORAGE, Reason.SHUTDOWN: Component.
 _REMEDIES: dict[Reason, str] = {
     Reason.WALL_SECONDS: "ask for more limits.wall_seconds",
     Reason.CPU_SECONDS: "ask for more limits.cpu_seconds",
+    Reason.IDLE_SECONDS: "ask for more limits.idle_seconds, or write something now and then",
     Reason.MEMORY: "ask for more limits.memory",
     Reason.OUTPUT_BYTES: "ask for more limits.output_bytes, or write less",
     Reason.COMMAND_NOT_FOUND: "give a program that is in the image, by path or by a name in PATH",

@@ -217,6 +217,15 @@ def test_a_job_over_its_wall_time_keeps_what_it_wrote(client: Client) -> None:
     assert 0.5 <= job.usage.wall_seconds < 5
 
 
+def test_a_silent_command_is_told_what_to_do(client: Client) -> None:
+    job = client.run(["sleep", "60"], limits={"idle_seconds": 0.3})
+
+    assert (job.state, job.reason) == ("timed_out", "idle_seconds")
+    assert "wrote nothing for 0.3 s" in sentence(job)
+    assert job.error is not None
+    assert "limits.idle_seconds" in (job.error.remediation or "")
+
+
 def test_cpu_time_counts_that_of_all_children(client: Client) -> None:
     script = "for i in 1 2 3; do sh -c 'while :; do :; done' & done; wait"
 

@@ -28,6 +28,7 @@ _JOB: dict[str, Any] = {
         "cpu_seconds": 1,
         "output_bytes": 1000,
         "open_files": 64,
+        "idle_seconds": 1,
         "queue_seconds": 60,
     },
     "require": {"memory": "cgroup"},

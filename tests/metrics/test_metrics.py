@@ -50,7 +50,7 @@ def test_series_of_jobs_exist_before_the_first_job() -> None:
         assert fresh.value("sandboxd_log_bytes_total", stream=stream) == 0
     for mode in ("user", "system"):
         assert fresh.value("sandboxd_job_cpu_seconds_total", mode=mode) == 0
-    for kind in ("wall_seconds", "cpu_seconds"):
+    for kind in ("wall_seconds", "cpu_seconds", "idle_seconds"):
         assert fresh.value("sandboxd_job_timeouts_total", kind=kind) == 0
     assert fresh.value("sandboxd_jobs_submitted_total", trigger="api") == 0
     assert fresh.value("sandboxd_retries_total", reason="sandbox_failed") == 0

@@ -266,7 +266,8 @@ def test_every_limit_says_what_enforces_it(cgroups: Cgroups, host: Host) -> None
     words = {host.controllers[name].version for name in ("memory", "cpu", "pids")}
 
     assert set(cgroups.enforcement) == {
-        "cpus", "memory", "pids", "disk", "wall_seconds", "cpu_seconds", "output_bytes", "open_files",
+        "cpus", "memory", "pids", "disk", "wall_seconds", "cpu_seconds", "idle_seconds", "output_bytes",
+        "open_files",
     }  # fmt: skip
     assert {cgroups.enforcement[name] for name in ("cpus", "memory", "pids")} == words
     assert cgroups.enforcement["cpu_seconds"] == "sampled"

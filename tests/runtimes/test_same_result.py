@@ -286,6 +286,18 @@ def test_wall_time_ends_a_job(run: Run) -> None:
     assert 0.3 <= job.usage.wall_seconds < 5
 
 
+def test_silence_ends_a_job_and_output_holds_it_off(run: Run) -> None:
+    speak = "for i in 1 2 3 4 5 6; do sleep 0.2; echo $i >&2; done"
+    job = run(
+        "sh", "-c", f"{speak}; exec sleep 60", limits={"idle_seconds": 0.8, "wall_seconds": 30}
+    )
+
+    assert end_of(job) == ("timed_out", "idle_seconds", None, "SIGKILL")
+    assert job.stderr == b"1\n2\n3\n4\n5\n6\n"
+    assert job.usage is not None
+    assert 2.0 <= job.usage.wall_seconds < 7
+
+
 def test_cpu_time_ends_a_job(run: Run) -> None:
     job = run("sh", "-c", "while :; do :; done", limits={"cpu_seconds": 0.3, "wall_seconds": 30})
 

@@ -58,6 +58,7 @@ def outcome(**facts: Any) -> Outcome:
         ({"exit": ended(signal=11)}, "failed", "signalled", "SIGSEGV (signal 11)"),
         ({"stopped_by": Reason.WALL_SECONDS}, "timed_out", "wall_seconds", "10 s of wall time"),
         ({"stopped_by": Reason.CPU_SECONDS}, "timed_out", "cpu_seconds", "2 s of CPU time"),
+        ({"stopped_by": Reason.IDLE_SECONDS}, "timed_out", "idle_seconds", "nothing for 86400 s"),
         ({"stopped_by": Reason.OUTPUT_BYTES}, "output_limit", "output_bytes", "more than 16 MB"),
         ({"stopped_by": Reason.CANCELLED_BY_CLIENT}, "cancelled", "cancelled_by_client", "cancel"),
         ({"stopped_by": Reason.CLIENT_GONE}, "cancelled", "client_gone", "cancel"),
