@@ -64,6 +64,12 @@ class Screen:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
 
+@pytest.fixture(autouse=True)
+def in_use(bench: Bench) -> None:
+    """What a launcher and its event loop keep open is open before a test counts."""
+    bench.run("true")
+
+
 async def screen_of(made: Sandbox, *argv: str, **changes: Any) -> Screen:
     process = await start_in(made, *argv, descriptors=[], then=Then.KEEP, terminal=SIZE, **changes)
     assert isinstance(process, Process), process
