@@ -46,7 +46,9 @@ def test_after_a_crash_what_ran_is_lost_or_repeated_and_what_waited_runs(
 ) -> None:
     with own_service.client() as client:
         lost = start(client, ENDLESS)
-        repeated = start(client, ["sh", "-c", "echo once; sleep 1"], retry={"max_attempts": 2})
+        repeated = start(
+            client, ["sh", "-c", f"echo once; sleep {TIME_FACTOR}"], retry={"max_attempts": 2}
+        )
         waiting = [client.submit(["echo", str(number)]) for number in range(20)]
         # A job that runs longer than a second has its log on the disk.
         log_file = own_service.data_dir / "logs" / f"{lost.id}.log"
