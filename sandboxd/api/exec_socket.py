@@ -114,7 +114,7 @@ async def _attend(call: Call, socket: WebSocket, execution: Exec) -> None:
 
 
 async def _watch_key(call: Call) -> None:
-    """Raises Refused when the key is no longer valid."""
+    """Raises Refused when the key is no longer valid, or cannot be looked up."""
     while True:
         await asyncio.sleep(KEY_SECONDS)
         await call.authentication.principal(call.scope)

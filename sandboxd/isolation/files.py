@@ -68,17 +68,18 @@ def _look(request: Look, output: int) -> int:
     with _opened(request.path, _LISTED) as directory:
         if os.fstat(directory).st_dev == os.stat("/proc").st_dev:
             raise PermissionError(errno.EACCES, "there `self` is init")
-        for entry in os.scandir(directory):
-            if entries == request.most_entries:
-                break
-            status = entry.stat(follow_symlinks=False)
-            name = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
-            mode = stat.S_IMODE(status.st_mode)
-            seconds = max(0.0, status.st_mtime)
-            told = [name, _kind_of(status.st_mode), mode, status.st_size, seconds]
-            encoded = json.dumps(told).encode()
-            _write_all(output, len(encoded).to_bytes(4, "big") + encoded)
-            entries += 1
+        with os.scandir(directory) as found:
+            for entry in found:
+                if entries == request.most_entries:
+                    break
+                status = entry.stat(follow_symlinks=False)
+                name = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+                mode = stat.S_IMODE(status.st_mode)
+                seconds = max(0.0, status.st_mtime)
+                told = [name, _kind_of(status.st_mode), mode, status.st_size, seconds]
+                encoded = json.dumps(told).encode()
+                _write_all(output, len(encoded).to_bytes(4, "big") + encoded)
+                entries += 1
     _write_all(output, bytes(4))
     return entries
 

@@ -51,7 +51,7 @@ def rules(allowed: Allowed) -> str:
     over = f"limit rate over {allowed.bounds.rate_bytes} bytes/second burst {burst} bytes"
     # pasta answers an acknowledgement of a byte that it had before by sending all of its window again. If packets went on coming in one
     # by one, as the rate has room, it would never come to the one that is missing. So once the rate is used up, nothing comes
-    # in until there is room for many; and what carries no data passes, for pasta never sends the end of a connection again.
+    # in until there is room for many. The packets that begin or end a connection pass: pasta never sends an end again.
     pause_ms = 250 * burst // allowed.bounds.rate_bytes
     return f"""\
 table {TABLE} {{

@@ -155,7 +155,7 @@ async def run_command(
     if isinstance(process, Unusable):
         outcome.unusable = process
         return
-    outcome.command_started = process.started_at
+    outcome.command_started = outcome.last_output = process.started_at
     outcome.started_at = time.time() - (time.monotonic() - process.started_at)
     on_start(outcome.started_at)
     stop.attach(taken, process)
@@ -213,11 +213,10 @@ def _watch_output(outcome: Outcome, stop: Stop) -> "asyncio.Task[None] | None":
     most_seconds = outcome.limits.idle_seconds
     if most_seconds >= outcome.limits.wall_seconds:
         return None
-    began = time.monotonic()
 
     async def watch() -> None:
         while True:
-            left = max(outcome.last_output, began) + most_seconds - time.monotonic()
+            left = outcome.last_output + most_seconds - time.monotonic()
             if left <= 0:
                 stop(Reason.IDLE_SECONDS)
                 return

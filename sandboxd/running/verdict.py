@@ -70,7 +70,7 @@ class Outcome:
     output_bytes: int = 0
     """What was kept of both streams."""
     last_output: float = 0.0
-    """When something was read of them last."""
+    """When something was read of them last; before that, when the command started."""
     artifacts: tuple[Artifact, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
     changes: Changes | None = None

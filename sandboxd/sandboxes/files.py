@@ -118,7 +118,7 @@ async def remove(sandbox: Sandbox, path: str) -> None:
 async def _through_pipe(
     sandbox: Sandbox, ask: Callable[[int], Awaitable[object]], read: Callable[[int], T]
 ) -> T:
-    """Have init write into a pipe and read it in a thread. Raises Unavailable (no space), SandboxFailed."""
+    """Have init write into a pipe and read it in a thread. Raises SandboxFailed, and what `read` raises."""
     reading, writing = os.pipe()
     taking = asyncio.get_running_loop().run_in_executor(_THREADS, _taken, read, reading)
     try:
@@ -126,9 +126,7 @@ async def _through_pipe(
     finally:
         os.close(writing)
         taken = await asyncio.shield(taking)
-    if isinstance(taken, OSError):
-        raise no_space(taken)
-    if isinstance(taken, BadEntries):
+    if isinstance(taken, BadEntries | OSError):
         sandbox.kill()  # init does not speak like this.
         raise SandboxFailed("read files", str(taken))
     return taken
@@ -169,15 +167,21 @@ def _taken(read: Callable[[int], T], reading: int) -> T | BadEntries | OSError:
 def _read_first(
     reading: int, copy: IO[bytes], most_bytes: int, min_free_bytes: int
 ) -> tuple[str, int, str] | None:
-    """Kind, mode and note of the first entry, with its content in `copy`; None: there is none."""
+    """Kind, mode and note of the first entry, with its content in `copy`; None: there is none.
+
+    Raises Unavailable (no space), BadEntries, OSError.
+    """
     entries = Entries(
         reading, most_bytes=most_bytes, most_entries=1, deadline=time.monotonic() + _SECONDS
     )
     for entry in entries:
         for piece in entries.content():
-            check_free(copy.fileno(), min_free_bytes + len(piece))
-            copy.write(piece)
-        copy.flush()
+            try:
+                check_free(copy.fileno(), min_free_bytes + len(piece))
+                copy.write(piece)
+                copy.flush()
+            except OSError as error:
+                raise no_space(error) from error
         return entry.kind, entry.mode, entry.note
     return None
 

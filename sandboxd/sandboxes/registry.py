@@ -323,7 +323,8 @@ class Sandboxes:
         if live is not None and live.record.tenant == tenant:
             lived = live.record.state is not SandboxState.ENDED
             live.end(SandboxReason.DELETED)
-            await asyncio.shield(self._ends[sandbox_id])  # Until its end is written.
+            if end := self._ends.get(sandbox_id):
+                await asyncio.shield(end)  # Until its end is written.
             if lived:
                 return live.record
         record = await self._store.get_sandbox(tenant, sandbox_id)
