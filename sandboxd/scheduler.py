@@ -8,18 +8,20 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 import structlog
 
 from sandboxd.errors import NotFound, SandboxdError, Unavailable
 from sandboxd.files.content import Contents
+from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import (
     TERMINAL,
     Component,
     Job,
     JobError,
+    JobSpec,
     Reason,
     Result,
     RunResult,
@@ -31,7 +33,7 @@ from sandboxd.running.commands import Stop
 from sandboxd.running.runner import NotAccepted, Runner
 from sandboxd.settlement import Settlement, may_retry
 from sandboxd.store.logs import JobLog, StoredLog, remove_log
-from sandboxd.store.records import Deleted, Idempotency, Submitted
+from sandboxd.store.records import Deleted, Idempotency, Submitted, claimed_at_once, taken_in
 from sandboxd.store.sqlite import SqliteStore
 from sandboxd.watchers import Watchers
 
@@ -41,6 +43,8 @@ _SHOW_RUNNING_SECONDS = 0.1
 """A job that runs longer is shown as running in the record; a shorter one goes from starting to its end."""
 _SPILL_SECONDS = 1.0
 """The log of a job that runs longer goes to a file, so that a crash keeps what there was."""
+_PATIENCE_SECONDS = 0.01
+"""A job that runs before it is on the disk is there after so long, or with its end."""
 _RECENT_LOGS = 64
 _MAINTENANCE_SECONDS = 5.0
 _EXPIRE_BATCH = 1000
@@ -156,10 +160,14 @@ class Scheduler:
 
     # What the API asks
 
-    async def submit(self, job: Job, *, idempotency: Idempotency | None = None) -> Submitted:
+    async def submit(
+        self, job: Job, *, idempotency: Idempotency | None = None, client_waits: bool = False
+    ) -> Submitted:
         """Accept a job; it is on the disk when this returns.
 
-        Where a slot is free and nobody waits, it is claimed in the same commit. Raises Unavailable, Invalid.
+        Where a slot is free and nobody waits, it is claimed in the same commit. Where its client waits for its end anyway
+        (`client_waits`), one commit may do for its acceptance and its end: then it has ended when this returns.
+        Raises Unavailable, Invalid.
         """
         if self._draining:
             raise Unavailable(
@@ -171,11 +179,12 @@ class Scheduler:
                 f"{self._queued} jobs wait already", code="queue_full", retry_after_seconds=1
             )
         # Shielded: a client that goes away while its job is stored must not leave one that is claimed and never run.
+        if at_once and idempotency is None:
+            early = client_waits and _shows_only_in_its_answer(job.spec)
+            return await asyncio.shield(self._accept_and_begin(job, early))
         return await asyncio.shield(self._accept(job, idempotency, at_once))
 
     async def _accept(self, job: Job, idempotency: Idempotency | None, at_once: bool) -> Submitted:
-        if at_once and idempotency is None:
-            return await self._accept_and_prepare(job)
         self._claiming += at_once
         self._queued += not at_once
         waits = False
@@ -198,20 +207,34 @@ class Scheduler:
                 self._look_again.set()
         return submitted
 
-    async def _accept_and_prepare(self, job: Job) -> Submitted:
-        """Write the job down while its sandbox is made ready. Its command starts when it is on the disk."""
+    async def _accept_and_begin(self, job: Job, early: bool) -> Submitted:
+        """Write the job down while its sandbox is made ready. Its command starts when it is on the disk, unless `early`.
+
+        Early: nobody can tell whether it runs before that, for nobody hears of it. If the host dies meanwhile, it never was.
+        """
         accepted = asyncio.get_running_loop().create_future()
-        active = self._begin(job, accepted)
-        try:
-            submitted = await self._store.submit(job, claim_owner=self._owner)
-        except BaseException:
-            accepted.set_exception(NotAccepted)
-            accepted.exception()  # Nobody may be waiting for it any more.
-            raise
-        active.job = submitted.job
-        accepted.set_result(None)
-        self._metrics.submitted(job.spec)
-        return submitted
+        active = self._begin(claimed_at_once(taken_in(job)), accepted, early=early)
+        with self._ends.watching(job.id) as ended:
+            if early:
+                await asyncio.sleep(
+                    0
+                )  # The command is on its way before the writer's thread takes processor time.
+            try:
+                submitted = await self._store.submit(
+                    job,
+                    claim_owner=self._owner,
+                    patience_seconds=_PATIENCE_SECONDS if early else 0.0,
+                )
+            except BaseException:
+                accepted.set_exception(NotAccepted)
+                accepted.exception()  # Nobody may be waiting for it any more.
+                active.stop(Reason.SHUTDOWN)
+                raise
+            accepted.set_result(None)
+            self._metrics.submitted(job.spec)
+            if early:
+                await asyncio.sleep(0)  # An end that shared its commit is told in this turn.
+            return Submitted(ended.result(), replayed=False) if ended.done() else submitted
 
     async def cancel(
         self,
@@ -379,7 +402,9 @@ class Scheduler:
             for job in jobs:
                 self._begin(job)
 
-    def _begin(self, job: Job, accepted: "asyncio.Future[None] | None" = None) -> _Active:
+    def _begin(
+        self, job: Job, accepted: "asyncio.Future[None] | None" = None, *, early: bool = False
+    ) -> _Active:
         log = JobLog(
             self._log_directory,
             job.id,
@@ -389,18 +414,19 @@ class Scheduler:
         active = self._active[job.id] = _Active(job, log)
         if job.cancel_requested:
             active.stop(Reason.CANCELLED_BY_CLIENT, message="cancelled by the client")
-        active.task = asyncio.get_running_loop().create_task(self._work(active, accepted))
+        active.task = asyncio.get_running_loop().create_task(self._work(active, accepted, early))
         self._starts.tell(job.id, None)
         return active
 
-    async def _work(self, active: _Active, accepted: "asyncio.Future[None] | None") -> None:
+    async def _work(
+        self, active: _Active, accepted: "asyncio.Future[None] | None", early: bool
+    ) -> None:
         """One attempt, from claim to settlement. Whatever goes wrong, the slot is freed."""
         try:
-            result = await self._attempt(active, accepted)
-            if accepted is not None:
-                # Also where the sandbox failed before that: only then is there a job to settle.
-                await accepted
-            await self._settle(active, result)
+            result = await self._attempt(active, None if early else accepted)
+            # Also while the acceptance is being written: the store keeps the order, and one commit may do for both.
+            check = _anyway if accepted is None else accepted.result
+            await self._settle(active, result, check)
         except NotAccepted:
             active.log.discard()  # Who sent it is told by its own call.
         except Exception:
@@ -450,18 +476,21 @@ class Scheduler:
             for timer in timers:
                 timer.cancel()
 
-    async def _settle(self, active: _Active, result: Result) -> None:
-        """Write down the end, or that there will be another attempt; tell who waits."""
+    async def _settle(self, active: _Active, result: Result, check: Callable[[], None]) -> None:
+        """Write down the end, or that there will be another attempt; tell who waits.
+
+        `check` raises NotAccepted where there is no job to settle; asked where the store does not take the end.
+        """
         job = active.job
         if may_retry(job, result):
             active.log.discard()
             await self._remove(self._artifacts, job, of=result.artifact_count > 0)
-            if await self._settlement.retry(job, result):
+            if await self._settlement.retry(job, result, check):
                 self._queued += 1
                 self._look_again.set()
             return
         log = active.log.close()
-        ended = await self._settlement.end(job, result, log)
+        ended = await self._settlement.end(job, result, log, check)
         if ended is None:
             return
         await self._remove(self._uploads, job, of=job.spec.has_upload)
@@ -534,6 +563,15 @@ class Scheduler:
         task.add_done_callback(self._tasks.discard)
 
 
+def _shows_only_in_its_answer(spec: JobSpec) -> bool:
+    """Whether nothing of what the job does is seen outside its sandbox before its record says that there is a job."""
+    return (
+        spec.network.mode is NetworkMode.NONE
+        and not spec.outputs
+        and spec.keep_on_failure_seconds is None
+    )
+
+
 @contextlib.contextmanager
 def _told(event: str, **facts: str) -> Iterator[None]:
     """What the disk does not do now is told; the next start sweeps it up."""
@@ -541,6 +579,10 @@ def _told(event: str, **facts: str) -> Iterator[None]:
         yield
     except OSError as error:
         logger.warning(event, error=str(error), **facts)
+
+
+def _anyway() -> None:
+    """The job was accepted long ago."""
 
 
 def _internal_error() -> Result:

@@ -39,14 +39,20 @@ class Settlement:
         """The service ends: what cannot be written now is settled by its successor, as lost."""
         self._giving_up.set()
 
-    async def end(self, job: Job, result: Result, log: StoredLog) -> Job | None:
-        """Write the end. None: the lease was lost, and nothing was written. Raises Unavailable (given up)."""
+    async def end(
+        self, job: Job, result: Result, log: StoredLog, check: Callable[[], None] = lambda: None
+    ) -> Job | None:
+        """Write the end. None: the lease was lost, and nothing was written. Raises Unavailable (given up).
+
+        What `check` raises where it could not be written is raised here.
+        """
 
         async def finish() -> Job | None:
             return await self._store.finish(job.id, job.lease_token, result, log, time.time())
 
-        ended = await self._persist(job, finish)
+        ended = await self._persist(job, finish, check)
         if ended is None:
+            check()
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
             return None
@@ -59,8 +65,10 @@ class Settlement:
         for stream in Stream:
             self._metrics.logged(stream, log.size(stream), truncated=log.truncated(stream))
 
-    async def retry(self, job: Job, result: Result) -> bool:
-        """Write that the job waits for another attempt. False: the lease was lost. Raises Unavailable (given up)."""
+    async def retry(
+        self, job: Job, result: Result, check: Callable[[], None] = lambda: None
+    ) -> bool:
+        """Write that the job waits for another attempt. False: the lease was lost. Raises as `end`."""
         pause = min(_RETRY_SECONDS * 2 ** (job.attempt - 1), _LONGEST_RETRY_SECONDS)
         message = result.error.message if result.error else None
 
@@ -68,7 +76,8 @@ class Settlement:
             run_at = time.time() + pause
             return await self._store.retry(job.id, job.lease_token, result.reason, message, run_at)
 
-        if not await self._persist(job, wait_again):
+        if not await self._persist(job, wait_again, check):
+            check()
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
             return False
@@ -98,12 +107,15 @@ class Settlement:
     def _empty_log(self, job: Job) -> StoredLog:
         return JobLog(self._log_directory, job.id, limit_bytes=0, inline_bytes=0).close()
 
-    async def _persist(self, job: Job, write: Callable[[], Awaitable[T]]) -> T:
+    async def _persist(
+        self, job: Job, write: Callable[[], Awaitable[T]], check: Callable[[], None]
+    ) -> T:
         pause = _RETRY_SECONDS
         while True:
             try:
                 return await write()
             except Unavailable as error:
+                check()
                 if self._giving_up.is_set():
                     raise
                 logger.warning("end of job not written yet", job_id=job.id, error=str(error))

@@ -221,7 +221,11 @@ async def _accept(
         traceparent=call.traceparent,
         retried_from=retried_from,
     )
-    submitted = await call.parts.scheduler.submit(job, idempotency=idempotency)
+    preference = parse_prefer(call.header(b"prefer"))
+    patience = 0.0 if preference.respond_async else preference.wait_seconds or 0.0
+    submitted = await call.parts.scheduler.submit(
+        job, idempotency=idempotency, client_waits=patience > 0
+    )
     if uploaded and not submitted.replayed:
         uploaded[1].accepted = spec.has_upload
     job = submitted.job
@@ -229,9 +233,8 @@ async def _accept(
     headers = {"Location": f"/v1/jobs/{job.id}"}
     if submitted.replayed:
         headers["Idempotency-Replayed"] = "true"
-    preference = parse_prefer(call.header(b"prefer"))
-    if preference.wait_seconds and not preference.respond_async:
-        timeout_seconds = min(preference.wait_seconds, call.parts.settings.max_wait_seconds)
+    if patience and job.state not in TERMINAL:
+        timeout_seconds = min(patience, call.parts.settings.max_wait_seconds)
         job = await _wait_or_cancel(call, job, timeout_seconds, own=not submitted.replayed)
     return await _submitted_answer(call, job, preference, headers)
 

@@ -25,7 +25,9 @@ from sandboxd.store.records import Idempotency, Page, Submitted
 class Scheduler(Protocol):
     """Takes jobs in and knows those that are under way."""
 
-    async def submit(self, job: Job, *, idempotency: Idempotency | None) -> Submitted: ...
+    async def submit(
+        self, job: Job, *, idempotency: Idempotency | None, client_waits: bool
+    ) -> Submitted: ...
 
     async def cancel(
         self,

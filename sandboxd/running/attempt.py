@@ -53,7 +53,7 @@ class Attempt:
     stop: Stop
     sink: Sink
     accepted: "asyncio.Future[None] | None"
-    """Done when the job is on the disk: nothing of it runs before."""
+    """Done when the job is on the disk: nothing of it runs before. None: it runs at once."""
     on_start: Callable[[float], None]
 
     @property

@@ -76,6 +76,29 @@ class Conservation(NamedTuple):
         return self.accepted_total - self.waiting - self.active - self.terminal_total
 
 
+def taken_in(job: Job) -> Job:
+    """A new job once it is stored: it waits."""
+    return _changed(job, State.QUEUED, Reason.SUBMITTED)
+
+
+def claimed_at_once(job: Job) -> Job:
+    """A job that was `taken_in` and claimed in one step: attempt 1, lease token 1."""
+    return _changed(job, State.STARTING, Reason.CLAIMED, attempt=1, lease_token=1)
+
+
+def _changed(
+    job: Job, state: State, reason: Reason, *, attempt: int = 0, lease_token: int = 0
+) -> Job:
+    return msgspec.structs.replace(
+        job,
+        state=state,
+        reason=reason,
+        attempt=attempt,
+        lease_token=lease_token,
+        sequence=job.sequence + 1,
+    )
+
+
 def job_values(job: Job) -> dict[str, Any]:
     """The row of a job that was not there before. Its input is stored apart."""
     spec = job.spec

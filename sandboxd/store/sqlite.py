@@ -90,15 +90,19 @@ class SqliteStore:
         *,
         idempotency: Idempotency | None = None,
         claim_owner: str | None = None,
+        patience_seconds: float = 0.0,
     ) -> Submitted:
-        """Accept a job; it is on the disk when this returns.
+        """Accept a job; it is on the disk when this returns, which may be so much later that its end is, too.
 
         With `claim_owner` it is claimed in the same commit: `starting`, attempt 1, lease token 1. A request that was
         sent before, in the last 24 hours and with the same idempotency key, answers with the job that it made then.
         Raises Invalid (`idempotency_key_reused`) for another request with that key, and Conflict
         (`idempotency_job_deleted`) if that job's record is gone.
         """
-        return await self._write(lambda c: writes.submit(c, job, idempotency, claim_owner))
+        return await self._write(
+            lambda c: writes.submit(c, job, idempotency, claim_owner),
+            patience_seconds=patience_seconds,
+        )
 
     async def claim(self, owner: str, limit: int, now: float) -> list[Job]:
         """Take up to `limit` jobs that may run, highest priority and then oldest first, with their input."""
@@ -311,9 +315,11 @@ class SqliteStore:
         """After a restart: none lives any more. How many had."""
         return await self._write(lambda c: sandboxes.end_all(c, now))
 
-    async def _write(self, operation: Callable[[Connection], T]) -> T:
+    async def _write(
+        self, operation: Callable[[Connection], T], *, patience_seconds: float = 0.0
+    ) -> T:
         with _as_unavailable():
-            return await self._writer.run(operation)
+            return await self._writer.run(operation, patience_seconds=patience_seconds)
 
     async def _read(self, question: Callable[[Connection], T]) -> T:
         if self._closed:

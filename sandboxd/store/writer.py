@@ -1,10 +1,15 @@
-"""One thread that writes: operations that wait together share one commit, and so one wait for the disk."""
+"""One thread that writes: operations that wait together share one commit, and so one wait for the disk.
+
+An operation may be patient: it is carried out at once, but its commit waits a little for one that is not (as with
+PostgreSQL's `commit_delay`). So what belongs together and follows closely costs one wait for the disk, too.
+"""
 
 import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -22,6 +27,8 @@ MAX_GROUP = 256
 class _Waiting(NamedTuple):
     operation: Operation
     future: asyncio.Future[Any]
+    until: float
+    """The monotonic time until which its commit may wait for others; long past where it may not."""
 
 
 class _Outcome(NamedTuple):
@@ -41,18 +48,24 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closing = False
+        self._ended = False
+        """For the thread: nothing comes any more."""
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
 
-    async def run(self, operation: Callable[[Connection], T]) -> T:
+    async def run(
+        self, operation: Callable[[Connection], T], *, patience_seconds: float = 0.0
+    ) -> T:
         """The value of `operation`, once it is committed. What it raises is raised here, and nothing is kept of it.
 
-        A caller that is cancelled does not take its operation back.
+        Its commit waits up to `patience_seconds` for an operation that does not wait. A caller that is cancelled does
+        not take its operation back.
         """
         if self._closing:
             raise Unavailable("the store is closed", code="store_closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.put(_Waiting(operation, future))
+        until = time.monotonic() + patience_seconds if patience_seconds else 0.0
+        self._waiting.put(_Waiting(operation, future, until))
         return await future
 
     async def close(self) -> None:
@@ -63,36 +76,47 @@ class Writer:
         await asyncio.to_thread(self._thread.join)
 
     def _work(self) -> None:
-        closing = False
-        while not closing:
-            group, closing = self._next_group()
-            if group:
-                self._deliver(self._commit(group))
+        while not self._ended:
+            first = self._waiting.get()
+            if first is not None:
+                self._deliver(self._commit(first))
+            else:
+                self._ended = True
 
-    def _next_group(self) -> tuple[list[_Waiting], bool]:
-        """Wait for an operation, then take those that wait with it. True: it is the last group."""
+    def _commit(self, first: _Waiting) -> list[_Outcome]:
+        """Try all that comes in one transaction; where that fails, one by one, so that only the guilty suffer."""
         group: list[_Waiting] = []
         try:
-            waiting = self._waiting.get()
-            while waiting is not None:
-                group.append(waiting)
-                if len(group) == MAX_GROUP:
-                    return group, False
-                waiting = self._waiting.get_nowait()
-        except queue.Empty:
-            return group, False
-        return group, True
-
-    def _commit(self, group: list[_Waiting]) -> list[_Outcome]:
-        """Try all in one transaction; where that fails, one by one, so that only the guilty suffer."""
-        try:
-            return self._commit_together(group)
+            return self._commit_together(self._arriving(first, group))
         except Exception as error:  # noqa: BLE001 whatever it is, it belongs to who waits
-            if len(group) == 1:
-                return [_Outcome(group[0].future, None, error)]
-        return [outcome for waiting in group for outcome in self._commit([waiting])]
+            if len(group) <= 1:
+                return [_Outcome(first.future, None, error)]
+        return [outcome for waiting in group for outcome in self._commit_alone(waiting)]
 
-    def _commit_together(self, group: list[_Waiting]) -> list[_Outcome]:
+    def _commit_alone(self, waiting: _Waiting) -> list[_Outcome]:
+        try:
+            return self._commit_together([waiting])
+        except Exception as error:  # noqa: BLE001 as above
+            return [_Outcome(waiting.future, None, error)]
+
+    def _arriving(self, first: _Waiting, group: list[_Waiting]) -> Iterator[_Waiting]:
+        """`first`, then those that wait now, and those that come while all are patient. Each is put into `group`, too."""
+        waiting: _Waiting | None = first
+        until = first.until
+        while waiting is not None:
+            group.append(waiting)
+            yield waiting
+            if len(group) == MAX_GROUP:
+                return
+            until = min(until, waiting.until)
+            patience = max(0.0, until - time.monotonic())
+            try:
+                waiting = self._waiting.get(patience > 0, patience)
+            except queue.Empty:
+                return
+        self._ended = True
+
+    def _commit_together(self, group: Iterable[_Waiting]) -> list[_Outcome]:
         """The outcomes, after the commit.
 
         Raises what the commit or an operation raised, but for a refusal before anything was changed: that is an
@@ -101,7 +125,7 @@ class Writer:
         self._check()
         outcomes = []
         with self._transaction():
-            for operation, future in group:
+            for operation, future, _ in group:
                 changes = self._driver.total_changes
                 try:
                     outcomes.append(_Outcome(future, operation(self._connection), None))

@@ -29,12 +29,14 @@ from sandboxd.store.records import (
     Idempotency,
     Submitted,
     artifact_values,
+    claimed_at_once,
     encode_result,
     has_contents,
     input_of,
     job_from,
     job_values,
     log_values,
+    taken_in,
     with_input,
 )
 
@@ -75,10 +77,10 @@ def submit(
         former = _remembered(connection, job, idempotency)
         if former is not None:
             return Submitted(former, replayed=True)
-    job = _changed(job, State.QUEUED, Reason.SUBMITTED)
+    job = taken_in(job)
     events = [_event_values(job, job.created_at)]
     if claim_owner is not None:
-        job = _changed(job, State.STARTING, Reason.CLAIMED, attempt=1, lease_token=1)
+        job = claimed_at_once(job)
         events.append(_event_values(job, job.queued_at))
     _INSERT_JOB.execute(connection, job_values(job) | {"lease_owner": claim_owner})
     _INSERT_EVENT.execute_each(connection, events)
@@ -368,19 +370,6 @@ def recover(connection: Connection, owner: str) -> list[Job]:
     """Take over every active job: whoever worked on it is gone, and its lease with it."""
     rows = connection.execute(_RECOVER, {"owner": owner}).all()
     return sorted((job_from(row) for row in rows), key=lambda job: job.id)
-
-
-def _changed(
-    job: Job, state: State, reason: Reason, *, attempt: int = 0, lease_token: int = 0
-) -> Job:
-    return msgspec.structs.replace(
-        job,
-        state=state,
-        reason=reason,
-        attempt=attempt,
-        lease_token=lease_token,
-        sequence=job.sequence + 1,
-    )
 
 
 def _end_values(result: Result, now: float) -> dict[str, object]:

@@ -47,7 +47,9 @@ class PlainScheduler:
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, job: Job, *, idempotency: Idempotency | None) -> Submitted:
+    async def submit(
+        self, job: Job, *, idempotency: Idempotency | None, client_waits: bool
+    ) -> Submitted:
         submitted = await self._store.submit(job, idempotency=idempotency)
         await self._fill_slots()
         return submitted
