@@ -6,6 +6,7 @@ settings ─ host ─ cgroups ─ launcher ─ pool ─ images ─ runner ─┐
 
 import asyncio
 import contextlib
+import gc
 import math
 import signal
 import sys
@@ -321,6 +322,8 @@ async def _serve(settings: Settings) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ending.begin)
         _announce(service)
+        gc.collect()
+        gc.freeze()  # What the service consists of is not looked at again with each full collection.
         try:
             await server.serve(sockets=[listener])
         finally:

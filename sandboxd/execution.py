@@ -25,7 +25,7 @@ from sandboxd.ids import new_id
 from sandboxd.images.catalogue import Images
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
-from sandboxd.isolation.pool import Pool
+from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.jobs import Artifact, InputFile, Job, Reason, State, Stream
 from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
@@ -70,7 +70,7 @@ class Execution:
             ids=ids if mode is idmap.IdMapMode.RANGE else None,
             show_cgroup=memory.version is CgroupVersion.V2,
         )
-        self.pool = self._make_pool(isolation, parked)
+        self.pool = self._make_pool(settings, parked)
         self.images = Images(images_directory, run / "host", self.launcher, self._make_image_cgroup)
         self.uploads = Contents(state / "uploads", min_free_bytes=settings.files.min_free_bytes)
         self.artifacts = Contents(state / "artifacts", min_free_bytes=settings.files.min_free_bytes)
@@ -95,10 +95,18 @@ class Execution:
             networks=self.networks,
         )
 
-    def _make_pool(self, isolation: IsolationSettings, parked: int) -> Pool[Cgroup]:
+    def _make_pool(self, settings: Settings, parked: int) -> Pool[Cgroup]:
+        isolation = settings.isolation
+
+        def set_usual_limits(taken: Taken[Cgroup]) -> None:
+            """Most jobs have them: then there is nothing left to write."""
+            if taken.sandbox.spec.runtime is None:
+                taken.place.apply(settings.limits)
+
         return Pool(
             self.launcher,
             self._make_cgroup,
+            make_ready=set_usual_limits,
             per_shape=parked,
             shapes=isolation.parked_shapes,
             idle_seconds=isolation.parked_idle_seconds,

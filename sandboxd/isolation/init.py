@@ -25,7 +25,7 @@ from sandboxd.isolation import (
     scratch,
     syscalls,
 )
-from sandboxd.isolation.spec import Exit, SandboxSpec, Then, Unusable
+from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Then, Unusable
 
 UNPACKING = frozenset({"chown", "dac_override", "fowner", "fsetid"})
 """What init keeps in a sandbox that is for unpacking an image and runs no command."""
@@ -44,6 +44,9 @@ SHARED_QUOTAS = {
 """Resource limits that a command has, soft and hard."""
 _CORE_BYTES = 1
 """No core fits in a byte; and at exactly 1 the kernel starts no helper for a piped core_pattern, at 0 it does (core(5))."""
+_SOON_MS = 30
+"""Where commands come sooner, the processors have more to do than to rehearse."""
+_STAY_MS = 20
 _REAPED_AT_ONCE = 256
 _COMMAND_OOM_SCORE = b"1000"
 _USER_NAMESPACE_SYSCTLS = {
@@ -112,6 +115,8 @@ class Init:
         self.clearing: list[protocol.Exited] = []
         """Commands that are over, to be told of when what they left behind is gone."""
         self.over = False
+        self.alone = False
+        """At the end: nothing but us is left."""
         self.unreaped = False
         """There may be dead children."""
 
@@ -258,6 +263,8 @@ class Init:
         poll = select.poll()
         poll.register(children, select.POLLIN)
         poll.register(self.channel, select.POLLIN)
+        if not poll.poll(_SOON_MS):
+            self.rehearse()
         while not self.over:
             for descriptor, _ in poll.poll(0 if self.unreaped else None):
                 if descriptor == children:
@@ -267,6 +274,31 @@ class Init:
                     self.obey()
             if self.unreaped and not self.over:
                 self.reap()
+        if self.alone:
+            self.stay()
+
+    def rehearse(self) -> None:
+        """Go through a command's start and end once, while this sandbox is parked and nobody waits.
+
+        The pages that this writes to are the launcher's until then, and copied one by one (fork(2)): a fifth of a millisecond.
+        """
+        if self.spec.writable_root or self.spec.runtime is not None:
+            return
+        channel = self.channel
+        ours, self.channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, self.channel:
+            wish = Command(argv=("/",), env={"PATH": "/bin"}, workdir="/", rlimits={})
+            protocol.send(ours, protocol.Run(0, wish, Then.CLEAR), range(3))
+            self.obey()
+            self.tell_exited(0, Then.CLEAR, exit_of(0, resource.getrusage(resource.RUSAGE_SELF)))
+        self.channel = channel
+        self.alone = False
+
+    def stay(self) -> None:
+        """Wait for the service to end us, or for a moment: nothing runs here, and taking the sandbox apart keeps a processor busy."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        poll.poll(_STAY_MS)
 
     def obey(self) -> None:
         request, descriptors = protocol.receive(self.channel, protocol.from_above)
@@ -366,6 +398,7 @@ class Init:
         else:
             protocol.send(self.channel, exited)
             self.over = then is Then.END
+            self.alone = exited.exit.alone
 
     def tell_cleared(self) -> None:
         """Nothing runs any more: tell of the commands that this was waited for."""

@@ -59,6 +59,10 @@ class _Shape(Generic[P]):
         self.drop_at: asyncio.TimerHandle | None = None
 
 
+_ANSWER_SECONDS = 0.005
+"""From a sandbox's end until its job is on the disk and its client has the answer, mostly."""
+
+
 class Pool(Generic[P]):
     """Parks sandboxes and hands them out."""
 
@@ -67,12 +71,15 @@ class Pool(Generic[P]):
         launcher: Launcher,
         make_place: Callable[[], P],
         *,
+        make_ready: Callable[[Taken[P]], None] = lambda _: None,
         per_shape: int,
         shapes: int,
         idle_seconds: float,
     ) -> None:
+        """`make_ready` does to a sandbox that is to be parked what its job would wait for otherwise. May raise SandboxFailed."""
         self._launcher = launcher
         self._make_place = make_place
+        self._make_ready = make_ready
         self._per_shape = per_shape
         self._most_shapes = shapes
         self._idle_seconds = idle_seconds
@@ -114,10 +121,16 @@ class Pool(Generic[P]):
         if shape is not None:
             self._refill(spec, shape)
 
-    def discard(self, taken: Taken[P]) -> None:
-        """End a sandbox that is not (or no longer) needed and remove its place once it is empty."""
-        taken.sandbox.kill()
-        self._spawn(self._remove(taken))
+    def discard(self, taken: Taken[P], *, quiet: bool = False) -> None:
+        """End a sandbox that is not (or no longer) needed and remove its place once it is empty.
+
+        `quiet`: nothing runs in it any more, so that it can wait until its job's client has its answer.
+        """
+        if quiet and self._per_shape and not self._closed:
+            self._spawn(self._replace_later(taken))
+        else:
+            taken.sandbox.kill()
+            self._spawn(self._replace(taken))
 
     async def settled(self) -> None:
         """Wait until everything that was begun in the background is done."""
@@ -186,12 +199,12 @@ class Pool(Generic[P]):
             async with self._one_at_a_time:
                 if self._shapes.get(spec) is not shape:
                     return
-                sandbox, place = await self._build(spec)
+                taken = Taken(*await self._build(spec), warm=True)
+                self._make_ready_or_end(taken)
         except SandboxdError:
             return  # The next job of this shape builds its own and is told what is wrong.
         finally:
             shape.building -= 1
-        taken = Taken(sandbox, place, warm=True)
         if self._shapes.get(spec) is shape:
             shape.parked.append(taken)
         else:
@@ -208,19 +221,44 @@ class Pool(Generic[P]):
             raise
         return sandbox, place
 
-    async def _remove(self, taken: Taken[P]) -> None:
-        if not await see_dead(taken.sandbox, taken.place):
-            await taken.sandbox.dead()
+    def _make_ready_or_end(self, taken: Taken[P]) -> None:
+        """Raises SandboxFailed. No other is built in its place: that would fail as well, again and again."""
+        try:
+            self._make_ready(taken)
+        except BaseException:
+            taken.sandbox.kill()
+            self._spawn(self._remove(taken))
+            raise
+
+    async def _replace_later(self, taken: Taken[P]) -> None:
+        try:
+            await asyncio.sleep(_ANSWER_SECONDS)
+        finally:
+            taken.sandbox.kill()
+        await self._replace(taken)
+
+    async def _replace(self, taken: Taken[P]) -> None:
+        await _see_gone(taken)
         # Only now another is built: until here the job, and the answer to who waits for it, had the processors.
         shape = self._shapes.get(taken.sandbox.spec)
         if shape is not None:
             self._refill(taken.sandbox.spec, shape)
         await remove_place(taken.place)
 
+    async def _remove(self, taken: Taken[P]) -> None:
+        await _see_gone(taken)
+        await remove_place(taken.place)
+
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _see_gone(taken: Taken[P]) -> None:
+    """Wait until a sandbox that was killed is gone, however long a process of it is stuck in the kernel."""
+    if not await see_dead(taken.sandbox, taken.place):
+        await taken.sandbox.dead()
 
 
 async def see_dead(sandbox: Sandbox, place: Place) -> bool:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from sandboxd.errors import HostNotReady, SandboxFailed
 from sandboxd.quotas.host import Controller, Host
 from sandboxd.quotas.kernel_files import (
+    Written,
     exists,
     make_directory,
     may_have_refused,
@@ -139,6 +140,9 @@ class Group1:
         self._cpuacct_fd = driver.fds.get("cpuacct")
         self._pids_fd = driver.fds.get("pids")
         self._freezer_fd = driver.fds.get("freezer")
+        self._limits = Written()
+        self._memory_limit = 0
+        """0: none yet."""
         self._own_memory_bytes = 0
         self._own_pids = 0
         self._most_pids = 0
@@ -177,24 +181,25 @@ class Group1:
         if self._memory_fd is not None:
             self._change_memory(self._memory_fd, limits.memory_bytes + self._own_memory_bytes)
         if self._pids_fd is not None:
-            write_file(self._pids_fd, f"{name}/pids.max", str(limits.pids + self._own_pids))
+            self._limits.write(self._pids_fd, f"{name}/pids.max", str(limits.pids + self._own_pids))
             self._most_pids = limits.pids
         if self._cpu_fd is not None:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
-            write_file(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
-            write_file(self._cpu_fd, f"{name}/cpu.cfs_quota_us", str(quota))
+            self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
+            self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_quota_us", str(quota))
 
     def _change_memory(self, memory_fd: int, size_bytes: int) -> None:
         files = ["memory.limit_in_bytes"]
         limit = round_to_pages(size_bytes)
         if self._driver.has_swap_limit:
-            # Never below limit_in_bytes, so it comes second when that falls, and first when it rises.
-            rises = limit > read_number(memory_fd, f"{self._name}/memory.memsw.limit_in_bytes")
+            # Never below limit_in_bytes, so it comes second when that falls (from none at first), and first when it rises.
+            rises = limit > self._memory_limit > 0
             files.insert(0 if rises else 1, "memory.memsw.limit_in_bytes")
         if self._driver.has_socket_limit:
             files.append("memory.kmem.tcp.limit_in_bytes")
         for file in files:
-            write_file(memory_fd, f"{self._name}/{file}", str(limit))
+            self._limits.write(memory_fd, f"{self._name}/{file}", str(limit))
+        self._memory_limit = limit
 
     @property
     def can_freeze(self) -> bool:

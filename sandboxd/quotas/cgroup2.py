@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from sandboxd.errors import HostNotReady, SandboxFailed
 from sandboxd.quotas.host import SUPERVISOR, Host
 from sandboxd.quotas.kernel_files import (
+    Written,
     exists,
     make_directory,
     may_have_refused,
@@ -119,6 +120,7 @@ class Group2:
         self._name = name
         self._fd = fd
         """-1 once removed."""
+        self._limits = Written()
         self._own_memory_bytes = 0
         self._own_pids = 0
         self._most_pids = 0
@@ -139,8 +141,8 @@ class Group2:
         if "memory" in controllers:
             self._own_memory_bytes = read_number(self._fd, "memory.current")
             if "memory.swap.max" in self._driver.offered:
-                write_file(self._fd, "memory.swap.max", "0")
-            write_file(self._fd, "memory.oom.group", "1")
+                self._limits.write(self._fd, "memory.swap.max", "0")
+            self._limits.write(self._fd, "memory.oom.group", "1")
         if "pids" in controllers:
             self._own_pids = read_number(self._fd, "pids.current") - started
         self.change(limits)
@@ -155,13 +157,15 @@ class Group2:
         """Set other limits, and go on counting. Raises SandboxFailed."""
         controllers = self._driver.controllers
         if "memory" in controllers:
-            write_file(self._fd, "memory.max", str(limits.memory_bytes + self._own_memory_bytes))
+            self._limits.write(
+                self._fd, "memory.max", str(limits.memory_bytes + self._own_memory_bytes)
+            )
         if "pids" in controllers:
-            write_file(self._fd, "pids.max", str(limits.pids + self._own_pids))
+            self._limits.write(self._fd, "pids.max", str(limits.pids + self._own_pids))
             self._most_pids = limits.pids
         if "cpu" in controllers:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
-            write_file(self._fd, "cpu.max", f"{quota} {CPU_PERIOD_USEC}")
+            self._limits.write(self._fd, "cpu.max", f"{quota} {CPU_PERIOD_USEC}")
 
     @property
     def can_freeze(self) -> bool:

@@ -24,6 +24,19 @@ def write_file(directory_fd: int, name: str, value: str) -> None:
         raise failed(name, error, f"writing {value.strip()!r}") from error
 
 
+class Written:
+    """Files that nobody but us writes: a value that is there already is not written again."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+
+    def write(self, directory_fd: int, name: str, value: str) -> None:
+        """As `write_file`."""
+        if self._values.get(name) != value:
+            write_file(directory_fd, name, value)
+            self._values[name] = value
+
+
 def read_file(directory_fd: int, name: str) -> str:
     """The text of a small file. Raises SandboxFailed (step `cgroup FILE`)."""
     try:

@@ -179,7 +179,7 @@ class Runner:
         """Run the command of a job to its end.
 
         With `accepted` the sandbox is made ready at once, but the command starts only when that is done; what it raises
-        (NotAccepted) is raised.
+        (NotAccepted) is raised. None: nothing has to be waited for.
 
         `sink` gets the output as it comes, `on_start` the Unix time at which the (first) command started, `on_run` how each
         run of a step ended. With `stdin_fd` that descriptor is passed through instead of the job's own input. The last of
@@ -230,7 +230,7 @@ class Runner:
                 kept = await self._keep(attempt, result)
         finally:
             if attempt is not None and kept is None:
-                self._means.pool.discard(attempt.taken)
+                self._means.pool.discard(attempt.taken, quiet=stop.alone)
         return result if kept is None else msgspec.structs.replace(result, kept_sandbox=kept)
 
     async def _carry_out(

@@ -85,6 +85,34 @@ def test_a_parked_sandbox_is_taken_and_replaced(bench: Bench) -> None:
     with_pool(bench, work)
 
 
+def test_a_sandbox_in_which_nothing_runs_any_more_ends_a_moment_later(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        await pool.settled()
+        taken = await pool.take(bench.spec())
+        pool.discard(taken, quiet=True)
+        assert taken.sandbox.alive
+        await pool.settled()
+        assert not taken.sandbox.alive
+
+    with_pool(bench, work)
+
+
+def test_a_sandbox_that_cannot_be_made_ready_is_not_parked(bench: Bench) -> None:
+    def fails(_: Taken[CountedPlace]) -> None:
+        raise SandboxFailed("cgroup memory.max", "no")
+
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        await pool.settled()
+        assert (pool.parked, len(places)) == (0, 0)
+        taken = await pool.take(bench.spec())
+        assert not taken.warm
+        pool.discard(taken)
+
+    with_pool(bench, work, make_ready=fails)
+
+
 def test_a_shape_that_is_not_parked_is_built_at_once_and_parked_when_it_is_used_again(
     bench: Bench,
 ) -> None:
