@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from sandboxd import __version__
 from sandboxd.addresses import parse_address
+from sandboxd.admission import Room
 from sandboxd.api.app import create_api
 from sandboxd.api.validate import job_spec_of
 from sandboxd.attack_gate import AttackGate
@@ -34,7 +35,9 @@ from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import JobSpec
 from sandboxd.log_format import configure_logging
 from sandboxd.metrics import Metrics, Snapshot
+from sandboxd.quotas.host import Host
 from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.pressure import Pressure
 from sandboxd.running.shapes import sandbox_spec
 from sandboxd.sandboxes.registry import Sandboxes
 from sandboxd.scheduler import Scheduler
@@ -80,7 +83,12 @@ class Service:
             execution.runner,
             self.metrics,
             owner=new_id("node"),
-            slots=settings.scheduler.slots or 2 * execution.host.cpus,
+            room=room_of(settings, execution.host),
+            pressure=Pressure(
+                Path(settings.store.data_dir),
+                min_free_memory_bytes=settings.scheduler.min_free_memory_bytes,
+                min_free_disk_bytes=settings.scheduler.min_free_disk_bytes,
+            ),
             max_queued=settings.scheduler.max_queued,
             uploads=execution.uploads,
             artifacts=execution.artifacts,
@@ -196,7 +204,7 @@ class Service:
         """What `GET /v1/system` answers."""
         host = self.execution.host
         walls = self.execution.launcher.walls(NetworkMode.NONE)
-        pool = self.execution.pool
+        pool, capacity = self.execution.pool, self.scheduler.capacity()
         return {
             "version": __version__,
             "host": {
@@ -217,7 +225,14 @@ class Service:
             "enforcement": self.execution.cgroups.enforcement,
             "limits": {"default": self.settings.limits, "most": self.execution.ceilings},
             "capacity": {
-                **self.scheduler.capacity(),
+                "slots": capacity.room.slots,
+                "busy": capacity.busy,
+                "held": capacity.held,
+                "queued": capacity.queued,
+                "memory_bytes": capacity.room.memory_bytes,
+                "memory_bytes_in_use": capacity.in_use.memory_bytes,
+                "cpus": capacity.room.millicpus / 1000,
+                "cpus_in_use": capacity.in_use.millicpus / 1000,
                 **self.sandboxes.capacity(),
                 "parked": pool.parked,
             },
@@ -266,8 +281,9 @@ class Service:
             jobs=counts,
             oldest_waiting_seconds=time.time() - waiting_since if waiting_since else 0.0,
             drift=conservation.drift,
-            slots=capacity["slots"],
-            slots_busy=capacity["busy"],
+            room=capacity.room,
+            in_use=capacity.in_use,
+            slots_busy=capacity.busy,
             parked=pool.parked,
             pool_hits=pool.hits,
             pool_misses=pool.misses,
@@ -284,6 +300,14 @@ async def _refuse_many_tenants(store: SqliteStore) -> None:
             "for one tenant, since all jobs have the same id: run `sandboxd setup` as root, revoke the keys of all tenants "
             "but one (`sandboxd keys revoke`), or accept it with isolation.single_id_many_tenants"
         )
+
+
+def room_of(settings: Settings, host: Host) -> Room:
+    """What all that runs at once may have, by the settings."""
+    chosen = settings.scheduler
+    slots = chosen.slots or 2 * host.cpus
+    cpus = chosen.cpu_ratio * host.cpus or max(host.cpus, slots * settings.limits.cpus)
+    return Room(slots, int(chosen.memory_ratio * host.memory_bytes), math.ceil(1000 * cpus))
 
 
 def default_spec(limits: Limits) -> JobSpec:
@@ -307,7 +331,7 @@ async def _serve(settings: Settings) -> None:
         close_metrics = _serve_metrics(service.metrics, settings.server.metrics_listen)
         most_connections = connection_limit(
             open_files,
-            slots=service.scheduler.capacity()["slots"],
+            slots=service.scheduler.capacity().room.slots,
             parked=settings.isolation.parked_sandboxes * settings.isolation.parked_shapes,
             egress=settings.network.egress == "on",
         )
@@ -395,5 +419,5 @@ def _announce(service: Service) -> None:
         metrics=settings.server.metrics_listen or None,
         data_dir=settings.store.data_dir,
         id_map=service.execution.launcher.walls(NetworkMode.NONE).id_map,
-        slots=service.scheduler.capacity()["slots"],
+        slots=service.scheduler.capacity().room.slots,
     )

@@ -1,7 +1,7 @@
 """The values passed around: what a client asked for, where it stands, and how it ended."""
 
 import enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -151,6 +151,17 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         return any(file.offset is not None for file in self.files)
 
 
+class Candidate(NamedTuple):
+    """A job that may run now, as far as it matters for whether it does."""
+
+    id: str
+    tenant: str
+    priority: int
+    memory_bytes: int
+    millicpus: int
+    wall_seconds: float
+
+
 class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How the command ended."""
 
@@ -294,6 +305,19 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         return self.state is State.SUCCEEDED and self.verdict is not Verdict.WRONG_ANSWER
 
 
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """What a job had at one moment. None: not counted on this host."""
+
+    at: float
+    """Unix time."""
+    cpu_seconds: float | None
+    """Used so far by all its processes together."""
+    memory_bytes: int | None
+    pids: int | None
+    io_read_bytes: int | None
+    io_write_bytes: int | None
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """How one attempt ended. Made in one place (`verdict.result_of`), stored once."""
 
@@ -311,6 +335,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Of a job of steps: every run, in order."""
     artifacts: tuple[Artifact, ...] = ()
     """Kept apart: lists do not have them."""
+    samples: tuple[Sample, ...] = ()
+    """Kept apart."""
     artifact_count: int = 0
     artifacts_passed_over: tuple[PassedOver, ...] = ()
     changes: Changes | None = None

@@ -24,6 +24,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from sandboxd import __version__, metrics_port
+from sandboxd.admission import Room
 from sandboxd.attack.verdict import Outcome
 from sandboxd.jobs import JobSpec, Reason, Result, State, Stream
 from sandboxd.sandbox_values import SandboxReason, SandboxState
@@ -117,7 +118,9 @@ class Snapshot(NamedTuple):
     oldest_waiting_seconds: float
     drift: int
     """Jobs accepted less those waiting, active or ended: not 0 means that one was lost or counted twice."""
-    slots: int
+    room: Room
+    """All that may be in use at once."""
+    in_use: Room
     slots_busy: int
     parked: int
     pool_hits: int
@@ -483,12 +486,24 @@ class _SnapshotCollector(Collector):
         )
         slots = GaugeMetricFamily("sandboxd_slots", "Places for jobs.", labels=["state"])
         for kind, value in (
-            ("total", now.slots),
+            ("total", now.room.slots),
             ("busy", now.slots_busy),
             ("warm", now.parked),
         ):
             slots.add_metric([kind], value)
         yield slots
+        for name, text, whole, used in (
+            ("memory_bytes", "Memory", now.room.memory_bytes, now.in_use.memory_bytes),
+            ("cpus", "CPU rates", now.room.millicpus / 1000, now.in_use.millicpus / 1000),
+        ):
+            figure = GaugeMetricFamily(
+                f"sandboxd_admission_{name}",
+                f"{text} that may be given to what runs at once, and that is given.",
+                labels=["state"],
+            )
+            figure.add_metric(["total"], whole)
+            figure.add_metric(["in_use"], used)
+            yield figure
         sandboxes = GaugeMetricFamily(
             "sandboxd_sandboxes", "Sandboxes that live until told to end.", labels=["state"]
         )

@@ -6,18 +6,24 @@ awaited, and its command stopped.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import structlog
 
+from sandboxd import admission
+from sandboxd.admission import NOTHING, Blocked, Choice, Occupant, Room, need_of, room_for
 from sandboxd.errors import NotFound, SandboxdError, Unavailable
 from sandboxd.files.content import Contents
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import (
     TERMINAL,
+    Candidate,
     Component,
     Job,
     JobError,
@@ -25,12 +31,16 @@ from sandboxd.jobs import (
     Reason,
     Result,
     RunResult,
+    Sample,
     State,
     Stream,
 )
 from sandboxd.metrics import Metrics
+from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.pressure import FREE_DISK, Pressure
 from sandboxd.running.commands import Stop
 from sandboxd.running.runner import NotAccepted, Runner
+from sandboxd.running.sampling import Samples
 from sandboxd.settlement import Settlement, may_retry
 from sandboxd.store.logs import JobLog, StoredLog, remove_log
 from sandboxd.store.records import Deleted, Idempotency, Submitted, claimed_at_once, taken_in
@@ -47,20 +57,63 @@ _PATIENCE_SECONDS = 0.01
 """A job that runs before it is on the disk is there after so long, or with its end."""
 _RECENT_LOGS = 64
 _MAINTENANCE_SECONDS = 5.0
+_PRESSURE_SECONDS = 1.0
+"""Until a host that had too little of something is looked at again."""
+_NEW_PART = 0.1
+"""Of the mean duration."""
 _EXPIRE_BATCH = 1000
 
 
 class _Active:
     """A job that this process works on."""
 
-    def __init__(self, job: Job, log: JobLog) -> None:
+    def __init__(self, job: Job, log: JobLog, need: Room) -> None:
         self.job = job
         self.log = log
+        self.need = need
+        self.until = time.time() + job.spec.limits.wall_seconds
         self.stop = Stop()
         self.task: asyncio.Task[None] | None = None
         self.started_at: float | None = None
+        self.samples = Samples()
         self.runs: list[RunResult] = []
         """Of a job of steps: those that have ended."""
+
+
+class Held:
+    """Room that is held for something that is no job. Each is another, whatever it holds."""
+
+    def __init__(self, tenant: str, need: Room, until: float) -> None:
+        self.tenant = tenant
+        self.need = need
+        self.until = until
+
+
+class Capacity(NamedTuple):
+    """What may be in use at once and what is."""
+
+    room: Room
+    in_use: Room
+    busy: int
+    """Slots of jobs."""
+    held: int
+    """Slots of live sandboxes."""
+    queued: int
+
+
+class Waits(NamedTuple):
+    """What a job waits for."""
+
+    reason: str
+    """One of WORDS, of `quotas.pressure`, or `retry`."""
+    position: int
+    """How many are before it."""
+    expected_at: float | None
+    """When it should start, as the last ones went (Unix time); None where nothing is known."""
+
+
+WORDS = {"slots": "slot", "memory_bytes": "memory", "millicpus": "cpus"}
+"""A field of `Room` in the words of the API."""
 
 
 class Scheduler:
@@ -73,7 +126,8 @@ class Scheduler:
         metrics: Metrics,
         *,
         owner: str,
-        slots: int,
+        room: Room,
+        pressure: Pressure,
         max_queued: int,
         uploads: Contents,
         artifacts: Contents,
@@ -84,15 +138,19 @@ class Scheduler:
         self._runner = runner
         self._metrics = metrics
         self._owner = owner
-        self._slots = slots
+        self._room = room
+        """All that may be in use at once."""
+        self._pressure = pressure
         self._max_queued = max_queued
         self._uploads = uploads
         self._artifacts = artifacts
         self._log_directory = log_directory
         self._inline_log_bytes = inline_log_bytes
         self._active: dict[str, _Active] = {}
-        self._claiming = 0
-        """Slots promised to jobs that are being stored or claimed."""
+        self._in_use = NOTHING
+        """By jobs that this process works on, and by who holds room."""
+        self._promised = NOTHING
+        """To jobs that are being stored or claimed."""
         self._queued = 0
         self._may_wait = True
         """Whether the store may hold jobs that wait: only then is it asked."""
@@ -105,10 +163,19 @@ class Scheduler:
         self._starts: Watchers[None] = Watchers()
         self._run_ends: Watchers[None] = Watchers()
         self._settlement = Settlement(store, metrics, log_directory)
-        self._holding = 0
-        """Slots that somebody else has."""
-        self._wanting: deque[asyncio.Future[None]] = deque()
-        """Who waits for a slot to hold: before jobs that wait."""
+        self._held: set[Held] = set()
+        """Room that somebody else has."""
+        self._wanting: deque[tuple[Held, asyncio.Future[None]]] = deque()
+        """Who waits for room to hold: before jobs that wait."""
+        self._lacking: str | None = None
+        """Why jobs wait although there may be room: what the host has too little of."""
+        self._blocked: Blocked | None = None
+        """The first of the jobs that wait, when it was last looked for."""
+        self._turns: dict[str, int] = {}
+        """Tenant to a number that is higher the later its last job began."""
+        self._turn = 0
+        self._mean_seconds: float | None = None
+        """Of a job, lately."""
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -173,7 +240,12 @@ class Scheduler:
             raise Unavailable(
                 "the service is shutting down", code="draining", retry_after_seconds=5
             )
-        at_once = self._free > 0 and not self._may_wait
+        need = need_of(job.spec).within(self._room)
+        lacking = self._pressure.lacking()
+        if lacking == FREE_DISK:
+            detail = "the host has too little free disk space for another record"
+            raise Unavailable(detail, code="disk_low", retry_after_seconds=10)
+        at_once = not self._may_wait and lacking is None and self._free.lacks(need) is None
         if not at_once and self._queued >= self._max_queued:
             raise Unavailable(
                 f"{self._queued} jobs wait already", code="queue_full", retry_after_seconds=1
@@ -182,10 +254,13 @@ class Scheduler:
         if at_once and idempotency is None:
             early = client_waits and _shows_only_in_its_answer(job.spec)
             return await asyncio.shield(self._accept_and_begin(job, early))
-        return await asyncio.shield(self._accept(job, idempotency, at_once))
+        promised = need if at_once else NOTHING
+        return await asyncio.shield(self._accept(job, idempotency, at_once, promised))
 
-    async def _accept(self, job: Job, idempotency: Idempotency | None, at_once: bool) -> Submitted:
-        self._claiming += at_once
+    async def _accept(
+        self, job: Job, idempotency: Idempotency | None, at_once: bool, promised: Room
+    ) -> Submitted:
+        self._promised = self._promised.plus(promised)
         self._queued += not at_once
         waits = False
         try:
@@ -194,7 +269,7 @@ class Scheduler:
             )
             waits = not at_once and not submitted.replayed
         finally:
-            self._claiming -= at_once
+            self._promised = self._promised.minus(promised)
             self._queued -= not at_once and not waits
         if submitted.replayed:
             return submitted
@@ -298,6 +373,13 @@ class Scheduler:
             raise NotFound("the job has no log yet", code="no_log")
         return log
 
+    async def samples(self, tenant: str, job_id: str) -> tuple[Sample, ...]:
+        """What a job used so far, or in all, moment by moment. Raises NotFound."""
+        active = self._active.get(job_id)
+        if active is not None and active.job.tenant == tenant:
+            return tuple(active.samples.taken)
+        return await self._store.samples(tenant, job_id)
+
     def runs(self, job: Job) -> tuple[RunResult, ...]:
         """The runs of a job of steps that have ended so far."""
         if job.result is not None:
@@ -316,62 +398,123 @@ class Scheduler:
                 job = await self._store.get(tenant, job_id)
         return job
 
-    def capacity(self) -> dict[str, int]:
-        """Slots in all, in use by jobs and held by sandboxes, and jobs that wait."""
-        return {
-            "slots": self._slots,
-            "busy": len(self._active),
-            "held": self._holding,
-            "queued": self._queued,
-        }
+    def capacity(self) -> Capacity:
+        """What may be in use at once and what is, and how many jobs wait."""
+        return Capacity(
+            room=self._room,
+            in_use=self._in_use,
+            busy=len(self._active),
+            held=len(self._held),
+            queued=self._queued,
+        )
 
-    async def hold_slot(self, timeout_seconds: float) -> None:
-        """Take a slot for what is no job, until `release_slot`. It goes before the jobs that wait. Raises Unavailable."""
+    async def hold(
+        self, tenant: str, limits: Limits, *, until: float, timeout_seconds: float
+    ) -> "Held":
+        """Take room for what is no job, until `release`. It goes before the jobs that wait. Raises Unavailable.
+
+        `until`: when it is given back at the latest (Unix time).
+        """
         if self._draining:
             raise Unavailable(
                 "the service is shutting down", code="draining", retry_after_seconds=5
             )
+        held = Held(tenant, room_for(limits).within(self._room), until)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._wanting.append(turn)
-        self._hand_out_slots()
+        self._wanting.append((held, turn))
+        self._hand_out()
         try:
             async with asyncio.timeout(timeout_seconds):
                 await turn
         except BaseException as error:
-            if turn in self._wanting:
-                self._wanting.remove(turn)
+            if (held, turn) in self._wanting:
+                self._wanting.remove((held, turn))
                 self._wake.set()
             elif turn.done() and not turn.cancelled():
-                self.release_slot()
+                self.release(held)
             if isinstance(error, TimeoutError):
-                detail = f"all {self._slots} slots are busy"
-                raise Unavailable(detail, code="no_slot", retry_after_seconds=1) from None
+                raise self._no_room(held) from None
             raise
+        return held
 
-    def keep_slot(self) -> None:
-        """Hold a slot until `release_slot`: that of a job which is about to give it back."""
-        self._holding += 1
+    def _no_room(self, held: "Held") -> Unavailable:
+        lacks = self._room.minus(self._in_use).lacks(held.need) or "slots"
+        if lacks == "slots":
+            detail, code = f"all {self._room.slots} slots are busy", "no_slot"
+        else:
+            detail, code = f"too much of the {WORDS[lacks]} is in use", "no_room"
+        return Unavailable(detail, code=code, retry_after_seconds=1)
 
-    def release_slot(self) -> None:
-        """Give back a slot that was held."""
-        self._holding -= 1
-        self._hand_out_slots()
+    def keep(self, job: Job, *, until: float) -> "Held":
+        """Hold the room of a job that is about to give it back."""
+        held = Held(job.tenant, need_of(job.spec).within(self._room), until)
+        self._add(held)
+        return held
+
+    def change(self, held: "Held", limits: Limits, *, in_any_case: bool = False) -> "Held":
+        """Hold other room in its place. Raises Unavailable, and nothing has changed."""
+        other = Held(held.tenant, room_for(limits).within(self._room), held.until)
+        if not in_any_case and self._free.plus(held.need).lacks(other.need) is not None:
+            raise self._no_room(other)
+        self.release(held)
+        self._add(other)
+        return other
+
+    def release(self, held: "Held") -> None:
+        """Give back room that was held."""
+        self._held.remove(held)
+        self._in_use = self._in_use.minus(held.need)
+        self._hand_out()
         self._wake.set()
 
-    def _hand_out_slots(self) -> None:
-        """Give free slots to who waits to hold one."""
-        while self._wanting and self._free + len(self._wanting) > 0:
-            turn = self._wanting.popleft()
+    def _add(self, held: "Held") -> None:
+        self._held.add(held)
+        self._in_use = self._in_use.plus(held.need)
+
+    def _hand_out(self) -> None:
+        """Give what is free to who waits to hold it, in their order."""
+        while self._wanting:
+            held, turn = self._wanting[0]
+            unused = self._room.minus(self._in_use).minus(self._promised)
             if not turn.done():
-                self._holding += 1
+                if unused.lacks(held.need) is not None:
+                    return
+                self._add(held)
                 turn.set_result(None)
+            self._wanting.popleft()
+
+    async def waits(self, job: Job) -> Waits:
+        """What a job that waits is waiting for, and when it should start."""
+        now = time.time()
+        position = await self._store.waiting_before(job, now)
+        if job.state is State.RETRYING:
+            return Waits("retry", position, None)
+        blocked = self._blocked
+        reason = self._lacking or WORDS[blocked.lacks if blocked else "slots"]
+        expected = None
+        if self._mean_seconds is not None:
+            expected = now + self._mean_seconds * (position + 1) / max(1, self._room.slots)
+        if blocked is not None and blocked.job_id == job.id and blocked.starts_by != math.inf:
+            latest = max(now, blocked.starts_by)
+            expected = latest if expected is None else min(expected, latest)
+        return Waits(reason, position, expected)
+
+    def _note_seconds(self, job: Job) -> None:
+        """A mean that forgets: the last ten or so count."""
+        if job.result is None or job.result.started_at is None:
+            return
+        seconds = max(0.0, time.time() - job.result.started_at)
+        mean = self._mean_seconds
+        self._mean_seconds = seconds if mean is None else mean + _NEW_PART * (seconds - mean)
 
     # Running
 
     @property
-    def _free(self) -> int:
-        taken = len(self._active) + self._claiming + self._holding + len(self._wanting)
-        return self._slots - taken
+    def _free(self) -> Room:
+        free = self._room.minus(self._in_use).minus(self._promised)
+        for held, _ in self._wanting:
+            free = free.minus(held.need)
+        return free
 
     def _notice_waiting(self) -> None:
         self._may_wait = True
@@ -382,25 +525,45 @@ class Scheduler:
             await self._wake.wait()
             self._wake.clear()
             free = self._free
-            if free <= 0 or not self._may_wait or self._draining:
+            if free.slots <= 0 or not self._may_wait or self._draining:
                 continue
-            self._claiming += free
-            self._may_wait = False
-            try:
-                jobs = await self._store.claim(self._owner, free, time.time())
-            except SandboxdError as error:
-                # The maintenance asks again: until then nothing is lost but time.
-                logger.warning("claim failed", error=str(error))
-                self._may_wait = True
+            self._lacking = self._pressure.lacking()
+            if self._lacking is not None:
+                asyncio.get_running_loop().call_later(_PRESSURE_SECONDS, self._wake.set)
                 continue
-            finally:
-                self._claiming -= free
-                self._hand_out_slots()
-            self._queued = max(0, self._queued - len(jobs))
-            if len(jobs) == free:
-                self._notice_waiting()
-            for job in jobs:
-                self._begin(job)
+            await self._claim(free)
+
+    async def _claim(self, free: Room) -> None:
+        now = time.time()
+        running = [Occupant(a.job.tenant, a.need, a.until) for a in self._active.values()]
+        running += [Occupant(held.tenant, held.need, held.until) for held in self._held]
+        choice, turns = Choice(), dict(self._turns)
+
+        def choose(waiting: Sequence[Candidate]) -> Sequence[str]:
+            nonlocal choice
+            choice = admission.choose(waiting, running, self._room, free, now, turns)
+            return choice.job_ids
+
+        self._promised = self._promised.plus(free)
+        self._may_wait = False
+        try:
+            jobs = await self._store.claim(self._owner, choose, now)
+        except SandboxdError as error:
+            # The maintenance asks again: until then nothing is lost but time.
+            logger.warning("claim failed", error=str(error))
+            self._may_wait = True
+            return
+        finally:
+            self._promised = self._promised.minus(free)
+            self._hand_out()
+        self._blocked = choice.blocked
+        self._queued = max(0, self._queued - len(jobs))
+        if choice.blocked is not None:
+            self._may_wait = True  # Until something ends there is nothing to do.
+        elif jobs:
+            self._notice_waiting()  # Not all that wait were looked at.
+        for job in jobs:
+            self._begin(job)
 
     def _begin(
         self, job: Job, accepted: "asyncio.Future[None] | None" = None, *, early: bool = False
@@ -411,7 +574,11 @@ class Scheduler:
             limit_bytes=job.spec.limits.output_bytes,
             inline_bytes=self._inline_log_bytes,
         )
-        active = self._active[job.id] = _Active(job, log)
+        need = need_of(job.spec).within(self._room)
+        active = self._active[job.id] = _Active(job, log, need)
+        self._in_use = self._in_use.plus(need)
+        self._turn += 1
+        self._turns[job.tenant] = self._turn
         if job.cancel_requested:
             active.stop(Reason.CANCELLED_BY_CLIENT, message="cancelled by the client")
         active.task = asyncio.get_running_loop().create_task(self._work(active, accepted, early))
@@ -433,7 +600,8 @@ class Scheduler:
             logger.exception("job not settled", job_id=active.job.id)
         finally:
             del self._active[active.job.id]
-            self._hand_out_slots()
+            self._in_use = self._in_use.minus(active.need)
+            self._hand_out()
             if self._may_wait:
                 self._wake.set()
 
@@ -464,6 +632,7 @@ class Scheduler:
                 active.stop,
                 receive,
                 accepted=accepted,
+                samples=active.samples,
                 on_start=on_start,
                 on_run=on_run,
             )
@@ -490,6 +659,8 @@ class Scheduler:
                 self._look_again.set()
             return
         log = active.log.close()
+        if active.samples.taken:
+            result = msgspec.structs.replace(result, samples=tuple(active.samples.taken))
         ended = await self._settlement.end(job, result, log, check)
         if ended is None:
             return
@@ -498,6 +669,7 @@ class Scheduler:
             self._recent[job.id] = (job.tenant, log)
             if len(self._recent) > _RECENT_LOGS:
                 self._recent.popitem(last=False)
+        self._note_seconds(ended)
         if not await active.stop.gone():
             logger.error("a process is stuck in the kernel", job_id=job.id)
         self._ends.tell(job.id, ended)

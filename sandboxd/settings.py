@@ -10,6 +10,7 @@ from sandboxd.quotas.limits import LONGEST_SECONDS, Limits
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Ratio = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +85,14 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs at once; 0: twice the CPUs that this process may use."""
     max_queued: Count = 10_000
     """Waiting jobs; more are refused with 503."""
+    memory_ratio: Ratio = 1.0
+    """The limits on memory of all that runs at once, together, as a part of the host's memory."""
+    cpu_ratio: Ratio = 0.0
+    """The same for CPU rates and the host's CPUs; 0: as much as all slots have with `limits.cpus`."""
+    min_free_memory_bytes: Bytes = 128 * 2**20
+    """With less available on the host no job starts: it waits."""
+    min_free_disk_bytes: Bytes = 64 * 2**20
+    """With less free on the file system of the data directory no job is taken or started."""
 
 
 class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,10 +32,11 @@ from sandboxd.api.schemas import (
 from sandboxd.api.step_views import step_views
 from sandboxd.api.uploads import FORM, TAR, Upload, brings_files, received
 from sandboxd.api.validate import invalid, job_spec_of
-from sandboxd.api.views import dry_run_view, event_view, job_view, listed_view
+from sandboxd.api.views import dry_run_view, event_view, job_view, listed_view, sample_view
 from sandboxd.errors import Conflict, Invalid, NotFound
 from sandboxd.ids import new_id
 from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobSpec, Reason, State
+from sandboxd.scheduler import Waits
 from sandboxd.store.logs import remove_log
 from sandboxd.store.records import Idempotency
 
@@ -124,16 +125,12 @@ async def show(call: Call) -> Response:
     else:
         job = await call.parts.store.get(call.tenant, job_id, with_stdin=False)
     log = await _log_of(call, job)
-    position = None
-    if job.state is State.QUEUED:
-        position = await call.parts.store.waiting_before(job, time.time())
-    etag = _etag(job, log, position)
+    waits = await call.parts.scheduler.waits(job) if job.state in WAITING else None
+    etag = _etag(job, log, waits)
     if etag_matches(call.header(b"if-none-match"), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    view = job_view(
-        job, await _output(job, log), steps=await _steps(call, job, log), position=position
-    )
+    view = job_view(job, await _output(job, log), steps=await _steps(call, job, log), waits=waits)
     return json_answer(view, headers=headers)
 
 
@@ -197,6 +194,12 @@ async def events(call: Call) -> Response:
     """GET /v1/jobs/{job_id}/events"""
     found = await call.parts.store.events(call.tenant, call.parameters["job_id"])
     return list_answer([event_view(event) for event in found])
+
+
+async def stats(call: Call) -> Response:
+    """GET /v1/jobs/{job_id}/stats"""
+    samples = await call.parts.scheduler.samples(call.tenant, call.parameters["job_id"])
+    return list_answer([sample_view(sample) for sample in samples])
 
 
 async def _accept(
@@ -315,9 +318,9 @@ async def _steps(call: Call, job: Job, log: ReadableLog | None) -> list[StepView
     return await step_views(job.spec.steps, call.parts.scheduler.runs(job), log)
 
 
-def _etag(job: Job, log: ReadableLog | None, position: int | None) -> str:
-    """The row's sequence; while the job waits, also its position; while it writes, also how much it wrote."""
-    waiting = "" if position is None else f"-{position}"
+def _etag(job: Job, log: ReadableLog | None, waits: Waits | None) -> str:
+    """The row's sequence; while the job waits, also its place and why; while it writes, also how much it wrote."""
+    waiting = "" if waits is None else f"-{waits.position}-{waits.reason}"
     written = f"-{log.size()}" if log is not None and job.state in ACTIVE else ""
     return f'"{job.sequence}{waiting}{written}"'
 

@@ -15,9 +15,10 @@ from sandboxd.api.log_reader import ReadableLog
 from sandboxd.api.query import Query
 from sandboxd.api.validate import Check
 from sandboxd.files.content import Contents
-from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, State
+from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, Sample, State
 from sandboxd.quotas.limits import Limits
 from sandboxd.sandboxes.registry import Sandboxes
+from sandboxd.scheduler import Waits
 from sandboxd.settings import FilesSettings, ServerSettings
 from sandboxd.store.records import Idempotency, Page, Submitted
 
@@ -53,6 +54,14 @@ class Scheduler(Protocol):
 
     def runs(self, job: Job) -> tuple[RunResult, ...]:
         """The runs of the job's steps that have ended so far."""
+        ...
+
+    async def samples(self, tenant: str, job_id: str) -> tuple[Sample, ...]:
+        """What the job used, moment by moment. Raises NotFound."""
+        ...
+
+    async def waits(self, job: Job) -> Waits:
+        """What a job that waits is waiting for."""
         ...
 
     async def log(self, tenant: str, job_id: str) -> ReadableLog:

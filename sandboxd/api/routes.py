@@ -22,6 +22,7 @@ from sandboxd.api.schemas import (
     KeyList,
     KeyRequest,
     NewKeyView,
+    SampleList,
     StepList,
 )
 from sandboxd.api.uploads import FORM, TAR
@@ -330,6 +331,19 @@ ROUTES: tuple[Route, ...] = (
         summary="What happened to a job",
         scope=JOBS_READ,
         replies=(Reply(status=HTTPStatus.OK, description="All changes of state.", body=EventList),),
+    ),
+    Route(
+        method="GET",
+        path="/v1/jobs/{job_id}/stats",
+        handler=jobs.stats,
+        group="Jobs",
+        summary="What a job used, moment by moment",
+        description=(
+            "CPU time, memory, processes, and disk where it is counted: from 50 ms on at growing distances up to a second; of "
+            "jobs that run for longer than four minutes, at most 240 samples. A shorter job has none: see its `usage`."
+        ),
+        scope=JOBS_READ,
+        replies=(Reply(status=HTTPStatus.OK, description="The samples.", body=SampleList),),
     ),
     *SANDBOX_ROUTES,
     Route(

@@ -427,9 +427,21 @@ class RetryView(Answer, frozen=True, kw_only=True):
 class WaitingView(Answer, frozen=True, kw_only=True):
     """What a queued job waits for."""
 
-    for_: str = msgspec.field(name="for")
-    position: int | UnsetType = UNSET
-    """How many jobs are to start before it; only where one queued job is asked for."""
+    for_: Annotated[
+        str,
+        Meta(
+            description="`slot`, `memory` or `cpus`: others have it; `free_memory`, `free_disk`: the host itself has too "
+            "little; `retry`: the pause before another attempt."
+        ),
+    ] = msgspec.field(name="for")
+    position: Annotated[
+        int | UnsetType,
+        Meta(description="How many are before it. Only where this one job is asked for."),
+    ] = UNSET
+    expected_start_at: Annotated[
+        str | UnsetType,
+        Meta(description="When it should start, as the last jobs went; a guess, not a promise."),
+    ] = UNSET
 
 
 class LinksView(Answer, frozen=True, kw_only=True):
@@ -591,6 +603,25 @@ class JobList(Answer, frozen=True, kw_only=True):
     data: list[JobView]
     next_cursor: str | None
     has_more: bool
+
+
+class SampleView(Answer, frozen=True, kw_only=True):
+    """What a job had at one moment. Null: not counted on this host."""
+
+    time: str
+    cpu_seconds: Annotated[
+        float | None, Meta(description="Used so far, by all processes together.")
+    ]
+    memory_bytes: int | None
+    pids: int | None
+    io_read_bytes: int | None
+    io_write_bytes: int | None
+
+
+class SampleList(Answer, frozen=True, kw_only=True):
+    """From the job's start on, oldest first; while it runs, so far."""
+
+    data: list[SampleView]
 
 
 class EventView(Answer, frozen=True, kw_only=True):

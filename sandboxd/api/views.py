@@ -24,6 +24,7 @@ from sandboxd.api.schemas import (
     NetworkView,
     PassedOverView,
     RetryView,
+    SampleView,
     StepView,
     UsageView,
     WaitingView,
@@ -43,9 +44,11 @@ from sandboxd.jobs import (
     JobSpec,
     Network,
     Result,
+    Sample,
     State,
     Usage,
 )
+from sandboxd.scheduler import Waits
 
 
 def job_view(
@@ -53,7 +56,7 @@ def job_view(
     output: Output | None = None,
     *,
     steps: list[StepView] | None = None,
-    position: int | None = None,
+    waits: Waits | None = None,
 ) -> JobView:
     """A job, with its output and its steps if they are known."""
     spec, result = job.spec, job.result
@@ -80,7 +83,7 @@ def job_view(
         changes=_changes_view(result),
         steps=steps or UNSET,
         denied=tuple(map(_denied_view, result.denied)) if result and result.denied else UNSET,
-        waiting=_waiting_view(job.state, position),
+        waiting=_waiting_view(job.state, waits),
         cancel_requested=True if job.cancel_requested and job.state not in TERMINAL else UNSET,
         kept_sandbox=_known(result.kept_sandbox if result else None),
         retried_from=_known(job.retried_from),
@@ -176,6 +179,17 @@ def event_view(event: JobEvent) -> EventView:
     )
 
 
+def sample_view(sample: Sample) -> SampleView:
+    return SampleView(
+        time=rfc3339(sample.at),
+        cpu_seconds=sample.cpu_seconds,
+        memory_bytes=sample.memory_bytes,
+        pids=sample.pids,
+        io_read_bytes=sample.io_read_bytes,
+        io_write_bytes=sample.io_write_bytes,
+    )
+
+
 def image_view(image: Image) -> ImageView:
     return ImageView(
         name=image.name,
@@ -258,12 +272,16 @@ def error_view(error: JobError) -> ErrorView:
     )
 
 
-def _waiting_view(state: State, position: int | None) -> WaitingView | UnsetType:
+def _waiting_view(state: State, waits: Waits | None) -> WaitingView | UnsetType:
     if state not in WAITING:
         return UNSET
+    if waits is None:
+        return WaitingView(for_="slot" if state is State.QUEUED else "retry")
+    expected = waits.expected_at
     return WaitingView(
-        for_="slot" if state is State.QUEUED else "retry",
-        position=UNSET if position is None else position,
+        for_=waits.reason,
+        position=waits.position,
+        expected_start_at=_time(expected) or UNSET,
     )
 
 

@@ -16,7 +16,7 @@ from sandboxd.jobs import State, Stream
 from sandboxd.quantities import format_bytes
 
 if TYPE_CHECKING:
-    from sandboxd.client import Job
+    from sandboxd.client import Job, Sample
 
 EXAMPLES = """\b
 Examples:
@@ -180,6 +180,42 @@ def events(job_id: str, url: str | None, config_file: str | None, as_json: bool)
 
 @jobs.command()
 @click.argument("job_id", metavar="JOB")
+@url_option
+@config_option
+@json_option
+def stats(job_id: str, url: str | None, config_file: str | None, as_json: bool) -> None:
+    """Show what a job used, moment by moment; while it runs, so far."""
+    with connect(url, config_file) as client:
+        samples = client.stats(job_id)
+    if as_json:
+        output.print_json(samples)
+        return
+    output.print_table(
+        ("time", "CPU", "CPU time", "memory", "processes"),
+        (
+            (
+                _moment(now.time),
+                _rate(before, now),
+                "" if now.cpu_seconds is None else f"{now.cpu_seconds:.2f} s",
+                "" if now.memory_bytes is None else format_bytes(now.memory_bytes),
+                "" if now.pids is None else str(now.pids),
+            )
+            for before, now in zip((None, *samples), samples, strict=False)
+        ),
+        empty="no samples: the job has not started, or was over at once",
+    )
+
+
+def _rate(before: "Sample | None", now: "Sample") -> str:
+    """CPU time over the time since the sample before, in percent of one CPU."""
+    if before is None or before.cpu_seconds is None or now.cpu_seconds is None:
+        return ""
+    seconds = (now.time - before.time).total_seconds()
+    return f"{100 * (now.cpu_seconds - before.cpu_seconds) / seconds:.0f} %" if seconds else ""
+
+
+@jobs.command()
+@click.argument("job_id", metavar="JOB")
 @click.argument("path", required=False)
 @url_option
 @config_option
@@ -255,6 +291,8 @@ def _fields(job: "Job") -> Iterator[tuple[str, str]]:
         before = job.waiting.position
         position = "" if before is None else f", {before} before it"
         yield "waits for", f"{job.waiting.for_}{position}"
+        if job.waiting.expected_start_at is not None:
+            yield "should start", _moment(job.waiting.expected_start_at)
     yield "image", job.image
     yield "command", " ".join(job.command)
     for key, value in job.labels.items():

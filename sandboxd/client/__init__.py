@@ -38,6 +38,7 @@ from sandboxd.client.types import NotTheService as NotTheService
 from sandboxd.client.types import Problem as Problem
 from sandboxd.client.types import RequestRefused as RequestRefused
 from sandboxd.client.types import Run as Run
+from sandboxd.client.types import Sample as Sample
 from sandboxd.client.types import ServiceFault as ServiceFault
 from sandboxd.client.types import Step as Step
 from sandboxd.client.types import Unavailable as Unavailable

@@ -35,6 +35,7 @@ from sandboxd.client.types import (
     Key,
     LogChunk,
     NewKey,
+    Sample,
 )
 from sandboxd.jobs import Stream
 
@@ -172,6 +173,10 @@ class Client:
     def events(self, job_id: str) -> Sequence[Event]:
         """Every change of the job's state, oldest first."""
         return self._hold(protocol.events(job_id))
+
+    def stats(self, job_id: str) -> Sequence[Sample]:
+        """What a job used, moment by moment, oldest first; while it runs, so far. A very short one has nothing."""
+        return self._hold(protocol.stats(job_id))
 
     def sandbox(self, **options: Unpack[SandboxOptions]) -> Sandbox:
         """Make a sandbox that lives until it is closed."""
@@ -361,6 +366,10 @@ class AsyncClient:
     async def events(self, job_id: str) -> Sequence[Event]:
         """Every change of the job's state, oldest first."""
         return await self._hold(protocol.events(job_id))
+
+    async def stats(self, job_id: str) -> Sequence[Sample]:
+        """What a job used, moment by moment, oldest first; while it runs, so far. A very short one has nothing."""
+        return await self._hold(protocol.stats(job_id))
 
     async def sandbox(self, **options: Unpack[SandboxOptions]) -> AsyncSandbox:
         """Make a sandbox that lives until it is closed."""

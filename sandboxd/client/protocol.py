@@ -34,6 +34,7 @@ from sandboxd.client.types import (
     NotTheService,
     Problem,
     RequestRefused,
+    Sample,
     ServiceFault,
     Unavailable,
     WaitTimedOut,
@@ -241,6 +242,12 @@ def list_jobs(**options: Unpack[ListOptions]) -> Conversation[JobPage]:
 def events(job_id: str) -> Conversation[list[Event]]:
     """Every change of the job's state, oldest first."""
     page = yield from ask(get_request(_job_path(job_id, "/events")), _EventList)
+    return page.data
+
+
+def stats(job_id: str) -> Conversation[list[Sample]]:
+    """What the job used, moment by moment, oldest first."""
+    page = yield from ask(get_request(_job_path(job_id, "/stats")), _SampleList)
     return page.data
 
 
@@ -465,6 +472,10 @@ class _ArtifactList(msgspec.Struct):
 
 class _EventList(msgspec.Struct):
     data: list[Event]
+
+
+class _SampleList(msgspec.Struct):
+    data: list[Sample]
 
 
 class _ImageList(msgspec.Struct):

@@ -41,6 +41,8 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
     for_: str = msgspec.field(name="for")
     position: int | None = None
+    expected_start_at: datetime | None = None
+    """As the last jobs went; a guess, not a promise."""
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +170,18 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Job]
     next_cursor: str | None = None
     has_more: bool = False
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job had at one moment. None: not counted on that host."""
+
+    time: datetime
+    cpu_seconds: float | None = None
+    """Used so far, by all processes together."""
+    memory_bytes: int | None = None
+    pids: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ from sandboxd.quotas.kernel_files import (
 )
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import clean_instance, kill_processes
-from sandboxd.quotas.usage import CgroupUsage, peak_since, split_cpu
+from sandboxd.quotas.usage import CgroupNow, CgroupUsage, peak_since, split_cpu
 
 CPU_PERIOD_USEC = 100_000
 """Over which the CPU rate is enforced: the kernel's default, and its longest stall of a job that used up its share."""
@@ -281,6 +281,17 @@ class Group1:
             pids_peak=pids_peak,
             forks_refused=refused,
         )
+
+    def now(self) -> CgroupNow:
+        """What the job has at this moment. Raises SandboxFailed."""
+        memory = pids = None
+        if self._memory_fd is not None:
+            usage = read_number(self._memory_fd, f"{self._name}/memory.usage_in_bytes")
+            memory = max(0, usage - self._own_memory_bytes)
+        if self._pids_fd is not None:
+            current = read_number(self._pids_fd, f"{self._name}/pids.current")
+            pids = max(0, current - self._own_pids)
+        return CgroupNow(self.cpu_seconds(), memory, pids)
 
     def kill(self) -> None:
         """SIGKILL to every process in it, without waiting for their ends. Raises SandboxFailed."""

@@ -28,7 +28,7 @@ from sandboxd.quotas.kernel_files import (
 )
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import clean_instance, kill_processes, list_processes
-from sandboxd.quotas.usage import CgroupUsage, peak_since
+from sandboxd.quotas.usage import CgroupNow, CgroupUsage, peak_since
 
 CPU_PERIOD_USEC = 100_000
 """Over which the CPU rate is enforced: the kernel's default."""
@@ -222,6 +222,18 @@ class Group2:
             io_write_bytes=io_write,
             forks_refused=refused,
         )
+
+    def now(self) -> CgroupNow:
+        """What the job has at this moment. Raises SandboxFailed."""
+        controllers = self._driver.controllers
+        memory = pids = io_read = io_write = None
+        if "memory" in controllers:
+            memory = max(0, read_number(self._fd, "memory.current") - self._own_memory_bytes)
+        if "pids" in controllers:
+            pids = max(0, read_number(self._fd, "pids.current") - self._own_pids)
+        if "io" in controllers:
+            io_read, io_write = parse_io_stat(read_file(self._fd, "io.stat"))
+        return CgroupNow(self.cpu_seconds(), memory, pids, io_read, io_write)
 
     def _peak_since(self, name: str, own: int) -> int | None:
         return peak_since(self._peaks_before.get(name, 0), read_number(self._fd, name), own)

@@ -14,7 +14,7 @@ from sandboxd.quotas.cgroup2 import Driver2, Group2
 from sandboxd.quotas.host import CONTROLLERS, CgroupVersion, Controller, Host
 from sandboxd.quotas.kernel_files import write_file
 from sandboxd.quotas.limits import Limits
-from sandboxd.quotas.usage import CgroupUsage
+from sandboxd.quotas.usage import CgroupNow, CgroupUsage
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -167,6 +167,13 @@ class Cgroup:
         for group in self._groups:
             usage = usage.filled_from(group.read())
         return usage
+
+    def now(self) -> CgroupNow:
+        """What the job has at this moment. Raises SandboxFailed."""
+        now = CgroupNow()
+        for group in self._groups:
+            now = now.filled_from(group.now())
+        return now
 
     def kill(self) -> None:
         """SIGKILL to whatever is in it: a second line behind the death of the sandbox's init."""

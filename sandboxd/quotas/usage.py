@@ -33,6 +33,21 @@ class CgroupUsage(NamedTuple):
         return CgroupUsage(**counted, memory_peak_bytes=memory_peak)  # type: ignore[arg-type]
 
 
+class CgroupNow(NamedTuple):
+    """What the processes of one cgroup have at this moment, and have used since the limits were applied. None: not counted."""
+
+    cpu_seconds: float | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+
+    def filled_from(self, other: "CgroupNow") -> "CgroupNow":
+        """This, with what is unknown here taken from `other`."""
+        pairs = zip(self, other, strict=True)
+        return CgroupNow._make(theirs if mine is None else mine for mine, theirs in pairs)
+
+
 def _difference(now: float | None, before: float | None) -> float | None:
     return None if now is None or before is None else max(0, now - before)
 

@@ -42,6 +42,7 @@ from sandboxd.running.commands import (
     Stop,
     note_stop,
 )
+from sandboxd.running.sampling import Samples
 from sandboxd.running.shapes import sandbox_spec
 from sandboxd.running.verdict import Outcome, result_of, result_of_steps
 
@@ -172,6 +173,7 @@ class Runner:
         sink: Sink,
         *,
         accepted: "asyncio.Future[None] | None" = None,
+        samples: Samples | None = None,
         on_start: Callable[[float], None] = lambda _: None,
         on_run: Callable[[RunResult], None] = lambda _: None,
         stdin_fd: int | None = None,
@@ -181,7 +183,7 @@ class Runner:
         With `accepted` the sandbox is made ready at once, but the command starts only when that is done; what it raises
         (NotAccepted) is raised. None: nothing has to be waited for.
 
-        `sink` gets the output as it comes, `on_start` the Unix time at which the (first) command started, `on_run` how each
+        `samples` is filled while it runs. `sink` gets the output as it comes, `on_start` the Unix time at which the (first) command started, `on_run` how each
         run of a step ended. With `stdin_fd` that descriptor is passed through instead of the job's own input. The last of
         the sandbox may still be going when this returns: `stop.gone()` waits for it.
         """
@@ -219,7 +221,7 @@ class Runner:
                     accepted=accepted,
                     on_start=on_start,
                 )
-                await self._carry_out(attempt, note_run, stdin_fd)
+                await self._carry_out(attempt, note_run, stdin_fd, samples)
             note_stop(outcome, stop)
             outcome.enforcement = self._record(job.spec)
             if job.spec.steps:
@@ -234,7 +236,11 @@ class Runner:
         return result if kept is None else msgspec.structs.replace(result, kept_sandbox=kept)
 
     async def _carry_out(
-        self, attempt: Attempt, on_run: Callable[[RunResult], None], stdin_fd: int | None
+        self,
+        attempt: Attempt,
+        on_run: Callable[[RunResult], None],
+        stdin_fd: int | None,
+        samples: Samples | None,
     ) -> None:
         job, taken, outcome = attempt.job, attempt.taken, attempt.outcome
         connection: Connection | None = None
@@ -246,12 +252,16 @@ class Runner:
             )
             if taken.sandbox.spec.runtime is None:
                 taken.place.apply(job.spec.limits)
+            if samples is not None:
+                samples.start(taken.place.now)
             if job.spec.steps:
                 await attempt.run_steps(on_run)
             else:
                 await attempt.run_alone(stdin_fd)
             await attempt.collect_files()
         finally:
+            if samples is not None:
+                samples.stop()
             await disconnect(taken, connection, outcome)
             outcome.oom_kills = taken.place.oom_kills()
             outcome.usage = taken.place.read()

@@ -210,8 +210,7 @@ class LiveSandbox:
     ) -> None:
         """Other limits and times from now on. Raises Conflict if it uses more memory than it may then."""
         async with self.changing:
-            if self._end is not None:
-                raise Conflict("the sandbox has ended", code="sandbox_ended")
+            self.check_alive()
             plan = self.record.plan
             if limits != plan.limits:
                 await asyncio.to_thread(self._change_limits, limits, plan.limits)
@@ -224,6 +223,11 @@ class LiveSandbox:
             self.record = msgspec.structs.replace(self.record, plan=plan)
             self._arm_ttl()
             self._arm_idle()
+
+    def check_alive(self) -> None:
+        """Raises Conflict if it has ended."""
+        if self._end is not None:
+            raise Conflict("the sandbox has ended", code="sandbox_ended")
 
     def _change_limits(self, limits: Limits, former: Limits) -> None:
         try:

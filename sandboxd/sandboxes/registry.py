@@ -22,6 +22,7 @@ from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.jobs import Job
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
+from sandboxd.quotas.limits import Limits
 from sandboxd.running.shapes import shape_of
 from sandboxd.sandbox_values import (
     SandboxPage,
@@ -31,7 +32,7 @@ from sandboxd.sandbox_values import (
     SandboxState,
 )
 from sandboxd.sandboxes.live import LiveSandbox
-from sandboxd.scheduler import Scheduler
+from sandboxd.scheduler import Held, Scheduler
 from sandboxd.settings import SandboxSettings
 from sandboxd.store.sqlite import SqliteStore
 
@@ -69,11 +70,14 @@ class Sandboxes:
         self.spool_directory = log_directory.parent / "spool"
         """For files that are under way."""
         self._inline_log_bytes = inline_log_bytes
-        slots = scheduler.capacity()["slots"]
-        self._most = settings.most or max(1, slots // 2)
+        self._most = settings.most or max(1, scheduler.capacity().room.slots // 2)
         self._live: dict[str, LiveSandbox] = {}
         self._tenants: dict[str, str] = {}
         """Id to tenant of each that lives or is being made."""
+        self._held: dict[str, Held] = {}
+        """Id to the room that each has."""
+        self._changing = asyncio.Lock()
+        """While the limits of one are changed, and with them its room."""
         self._ends: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -134,7 +138,12 @@ class Sandboxes:
 
     async def _create(self, record: SandboxRecord, image: ResolvedImage) -> SandboxRecord:
         try:
-            await self._scheduler.hold_slot(_SLOT_SECONDS)
+            self._held[record.id] = await self._scheduler.hold(
+                record.tenant,
+                record.plan.limits,
+                until=time.time() + record.plan.ttl_seconds,
+                timeout_seconds=_SLOT_SECONDS,
+            )
         except BaseException:
             del self._tenants[record.id]
             raise
@@ -142,7 +151,7 @@ class Sandboxes:
             await self._store.create_sandbox(record)
             return await self._make(record, image)
         except BaseException as error:
-            self._scheduler.release_slot()
+            self._scheduler.release(self._held.pop(record.id))
             del self._tenants[record.id]
             failed = msgspec.structs.replace(
                 record,
@@ -205,7 +214,7 @@ class Sandboxes:
             logger.warning("end of sandbox not written", sandbox_id=record.id, error=str(error))
         del self._live[record.id]
         del self._tenants[record.id]
-        self._scheduler.release_slot()
+        self._scheduler.release(self._held.pop(record.id))
         self._metrics.sandbox_ended(record.reason)
         logger.info(
             "sandbox ended",
@@ -252,11 +261,11 @@ class Sandboxes:
             request_id=job.request_id,
         )
         self._tenants[record.id] = record.tenant
-        self._scheduler.keep_slot()
+        self._held[record.id] = self._scheduler.keep(job, until=now + seconds)
         try:
             await self._store.create_sandbox(record)
         except BaseException:
-            self._scheduler.release_slot()
+            self._scheduler.release(self._held.pop(record.id))
             del self._tenants[record.id]
             raise
         live = self._watch(record, image, taken)
@@ -305,12 +314,26 @@ class Sandboxes:
         self,
         tenant: str,
         sandbox_id: str,
-        **changes: Any,
+        limits: Limits,
+        **times: Any,
     ) -> SandboxRecord:
-        """Other limits and times, see LiveSandbox.change. Raises NotFound, Conflict."""
+        """Other limits and times, see LiveSandbox.change. Raises NotFound, Conflict, Unavailable (no room)."""
         live = await self.live(tenant, sandbox_id)
-        await live.change(**changes)
+        async with self._changing:
+            await self._change(live, limits, times)
         return await self._changed(live)
+
+    async def _change(self, live: LiveSandbox, limits: Limits, times: dict[str, Any]) -> None:
+        sandbox_id = live.record.id
+        live.check_alive()
+        self._held[sandbox_id] = self._scheduler.change(self._held[sandbox_id], limits)
+        try:
+            await live.change(limits, **times)
+        except BaseException:
+            if held := self._held.get(sandbox_id):
+                former = live.record.plan.limits
+                self._held[sandbox_id] = self._scheduler.change(held, former, in_any_case=True)
+            raise
 
     async def _changed(self, live: LiveSandbox) -> SandboxRecord:
         if live.record.id in self._live and live.record.state is not SandboxState.ENDED:

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, select, union_all
 
 from sandboxd.errors import NotFound
-from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobEvent, State
+from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobEvent, Sample, State
 from sandboxd.store import tables
 from sandboxd.store.cursors import decode_cursor, encode_cursor
 from sandboxd.store.log_index import LogIndex
@@ -28,6 +28,7 @@ from sandboxd.store.records import (
 )
 
 _job = tables.job
+_to_samples = msgspec.json.Decoder(tuple[Sample, ...]).decode
 
 
 def get(connection: Connection, tenant: str, job_id: str, with_stdin: bool) -> Job:
@@ -121,6 +122,20 @@ def _page(rows: Iterable[Row[Any]], limit: int) -> Page:
         if job.spec.command != whole.spec.command:
             shortened.add(job.id)
     return Page(jobs, None, frozenset(shortened))
+
+
+def samples(connection: Connection, tenant: str, job_id: str) -> tuple[Sample, ...]:
+    """What a job used, moment by moment. Raises NotFound."""
+    part = tables.job_stats
+    found = (
+        select(_job.c.id, part.c.samples)
+        .select_from(_job.outerjoin(part, part.c.job_id == _job.c.id))
+        .where(_mine(tenant, job_id))
+    )
+    row = connection.execute(found).one_or_none()
+    if row is None:
+        raise _not_found(job_id)
+    return () if row.samples is None else _to_samples(row.samples)
 
 
 def events(connection: Connection, tenant: str, job_id: str) -> list[JobEvent]:

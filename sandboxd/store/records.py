@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Row
 
+from sandboxd.admission import need_of
 from sandboxd.jobs import (
     ApiKey,
     Artifact,
@@ -103,12 +104,16 @@ def job_values(job: Job) -> dict[str, Any]:
     """The row of a job that was not there before. Its input is stored apart."""
     spec = job.spec
     queue_seconds = spec.queue_seconds
+    need = need_of(spec)
     return {
         "id": job.id,
         "tenant": job.tenant,
         "state": job.state.value,
         "reason": job.reason.value,
         "priority": spec.priority,
+        "memory_bytes": need.memory_bytes,
+        "millicpus": need.millicpus,
+        "wall_seconds": spec.limits.wall_seconds,
         "run_at": 0.0,  # at once, also for a clock that was set back since
         "queue_until": None if queue_seconds is None else job.queued_at + queue_seconds,
         "attempt": job.attempt,
@@ -204,9 +209,9 @@ def listed_bytes(job: Job) -> int:
 
 
 def encode_result(result: Result) -> str:
-    """A result as it is stored: artifacts have rows of their own."""
-    if result.artifacts:
-        result = msgspec.structs.replace(result, artifacts=())
+    """A result as it is stored: artifacts and samples have rows of their own."""
+    if result.artifacts or result.samples:
+        result = msgspec.structs.replace(result, artifacts=(), samples=())
     return _to_json(result).decode()
 
 

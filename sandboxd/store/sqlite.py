@@ -11,8 +11,9 @@ from typing import Self, TypeVar
 
 from sqlalchemy import Connection, Engine, exc
 
+from sandboxd.admission import Choose
 from sandboxd.errors import Unavailable
-from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, State
+from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, Sample, State
 from sandboxd.sandbox_values import SandboxPage, SandboxRecord, SandboxState
 from sandboxd.store import catalog, deletions, reads, sandboxes, writes
 from sandboxd.store.logs import StoredLog, remove_log
@@ -104,9 +105,12 @@ class SqliteStore:
             patience_seconds=patience_seconds,
         )
 
-    async def claim(self, owner: str, limit: int, now: float) -> list[Job]:
-        """Take up to `limit` jobs that may run, highest priority and then oldest first, with their input."""
-        return await self._write(lambda c: writes.claim(c, owner, limit, now))
+    async def claim(self, owner: str, choose: Choose, now: float) -> list[Job]:
+        """Take the jobs that `choose` picks of those that may run, with their input.
+
+        It sees the first of each tenant, and is called by the thread that writes.
+        """
+        return await self._write(lambda c: writes.claim(c, owner, choose, now))
 
     async def mark_running(self, job_id: str, lease_token: int, started_at: float) -> None:
         """Note that the command started; nothing if the lease is stale. `finish` notes it too: short jobs skip this."""
@@ -223,6 +227,10 @@ class SqliteStore:
         return await self._read(
             lambda c: reads.list_jobs(c, tenant, states, labels or {}, since, until, limit, cursor)
         )
+
+    async def samples(self, tenant: str, job_id: str) -> tuple[Sample, ...]:
+        """What a job used, moment by moment; empty while it runs. Raises NotFound."""
+        return await self._read(lambda c: reads.samples(c, tenant, job_id))
 
     async def events(self, tenant: str, job_id: str) -> list[JobEvent]:
         """What happened to a job, in order.

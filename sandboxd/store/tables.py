@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    FromClause,
     Index,
     Integer,
     LargeBinary,
@@ -25,7 +26,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from sandboxd.jobs import ACTIVE, WAITING, State
 
-REVISION = "0003"
+REVISION = "0004"
 """The migration that this release works with."""
 
 metadata = MetaData(
@@ -46,6 +47,9 @@ job = Table(
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("priority", Integer, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("millicpus", Integer, nullable=False),
+    Column("wall_seconds", Float, nullable=False),
     Column("run_at", Float, nullable=False),
     Column("queue_until", Float),
     Column("attempt", Integer, nullable=False),
@@ -67,16 +71,24 @@ job = Table(
 )
 
 
-def state_in(states: frozenset[State]) -> ColumnElement[bool]:
+def state_in(states: frozenset[State], of: FromClause = job) -> ColumnElement[bool]:
     """Whether a job is in one of these states, with the words written out.
 
     A partial index is used only where the planner sees its very condition, which bound parameters would hide.
     """
-    return or_(*(job.c.state == literal_column(f"'{state}'") for state in sorted(states)))
+    return or_(*(of.c.state == literal_column(f"'{state}'") for state in sorted(states)))
 
 
 Index(
     "ix_job_claim",
+    job.c.priority.desc(),
+    job.c.id,
+    sqlite_where=state_in(WAITING),
+    postgresql_where=state_in(WAITING),
+)
+Index(
+    "ix_job_line",
+    job.c.tenant,
     job.c.priority.desc(),
     job.c.id,
     sqlite_where=state_in(WAITING),
@@ -114,6 +126,9 @@ job_contents = Table(
     "job_contents", metadata, _job_id(), Column("contents", LargeBinary, nullable=False)
 )
 """Contents of the files that came with a request, one after the other."""
+
+job_stats = Table("job_stats", metadata, _job_id(), Column("samples", LargeBinary, nullable=False))
+"""Samples of the jobs that ran long enough for any, as JSON."""
 
 job_artifact = Table(
     "job_artifact",

@@ -9,11 +9,13 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, null, select, update
 
+from sandboxd.admission import Choose
 from sandboxd.errors import Conflict, Invalid, NotFound
 from sandboxd.jobs import (
     ACTIVE,
     TERMINAL,
     WAITING,
+    Candidate,
     Component,
     Job,
     JobError,
@@ -55,6 +57,7 @@ _HELD = and_(
 _INSERT_JOB = Prepared(insert(_job))
 _INSERT_STDIN = insert(tables.job_stdin)
 _INSERT_CONTENTS = insert(tables.job_contents)
+_INSERT_STATS = insert(tables.job_stats)
 _INSERT_ARTIFACT = insert(tables.job_artifact)
 _INSERT_LABEL = insert(tables.job_label)
 _INSERT_EVENT = Prepared(insert(_event))
@@ -126,15 +129,42 @@ def _remembered(connection: Connection, job: Job, idempotency: Idempotency) -> J
     return job_from(row)
 
 
-_NEXT = (
-    select(_job.c.id)
-    .where(tables.state_in(WAITING), _job.c.run_at <= bindparam("now"))
-    .order_by(_job.c.priority.desc(), _job.c.id)
-    .limit(bindparam("most"))
+_LINE = 32
+"""Of each tenant, so many jobs are looked at."""
+_WAITS = tables.state_in(WAITING)
+_tenants = select(func.min(_job.c.tenant).label("name")).where(_WAITS).cte("t", recursive=True)
+_next_tenant = (
+    select(func.min(_job.c.tenant))
+    .where(_WAITS, _job.c.tenant > _tenants.c.name)
+    .correlate(_tenants)
+    .scalar_subquery()
 )
+_tenants = _tenants.union_all(select(_next_tenant).where(_tenants.c.name.is_not(None)))
+"""Those with jobs that wait: a jump in the index for each, however many jobs it has."""
+_mine = _job.alias("mine")
+_in_line = (
+    select(_mine.c.id)
+    .where(
+        tables.state_in(WAITING, _mine),
+        _mine.c.tenant == _tenants.c.name,
+        _mine.c.run_at <= bindparam("now"),
+    )
+    .order_by(_mine.c.priority.desc(), _mine.c.id)
+    .limit(_LINE)
+    .correlate(_tenants)
+    .scalar_subquery()
+)
+_CANDIDATES = select(
+    _job.c.id,
+    _job.c.tenant,
+    _job.c.priority,
+    _job.c.memory_bytes,
+    _job.c.millicpus,
+    _job.c.wall_seconds,
+).select_from(_tenants.join(_job, _job.c.id.in_(_in_line)))
 _CLAIM = (
     update(_job)
-    .where(_job.c.id.in_(_NEXT))
+    .where(_job.c.id.in_(bindparam("job_ids", expanding=True)), _WAITS)
     .values(
         state=State.STARTING.value,
         reason=Reason.CLAIMED.value,
@@ -147,11 +177,13 @@ _CLAIM = (
 )
 
 
-def claim(connection: Connection, owner: str, limit: int, now: float) -> list[Job]:
-    """Take up to `limit` jobs that may run now, highest priority and then oldest first, with their input."""
-    rows = connection.execute(_CLAIM, {"owner": owner, "most": limit, "now": now}).all()
-    if not rows:
+def claim(connection: Connection, owner: str, choose: Choose, now: float) -> list[Job]:
+    """Take the jobs that `choose` picks of those that may run now, in its order, with their input."""
+    candidates = [Candidate(*row) for row in connection.execute(_CANDIDATES, {"now": now})]
+    job_ids = list(choose(candidates)) if candidates else []
+    if not job_ids:
         return []
+    rows = connection.execute(_CLAIM, {"owner": owner, "job_ids": job_ids}).all()
     wanted = tables.job_stdin.c.job_id.in_([row.id for row in rows])
     stdin = {
         row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
@@ -160,7 +192,7 @@ def claim(connection: Connection, owner: str, limit: int, now: float) -> list[Jo
     contents = _contents_of(connection, [job.id for job in jobs if has_contents(job)])
     jobs = [with_input(job, stdin.get(job.id), contents.get(job.id)) for job in jobs]
     _INSERT_EVENT.execute_each(connection, [_event_values(job, now) for job in jobs])
-    return sorted(jobs, key=lambda job: (-job.spec.priority, job.id))
+    return sorted(jobs, key=lambda job: job_ids.index(job.id))
 
 
 def _contents_of(connection: Connection, job_ids: list[str]) -> dict[str, bytes]:
@@ -248,6 +280,9 @@ def finish(
         _INSERT_LOG.execute(connection, log_values(job_id, log, log_base))
     if result.artifacts:
         connection.execute(_INSERT_ARTIFACT, artifact_values(job_id, result))
+    if result.samples:
+        samples = msgspec.json.encode(result.samples)
+        connection.execute(_INSERT_STATS, {"job_id": job_id, "samples": samples})
     job = msgspec.structs.replace(job_from(row), result=result)
     return _ended(connection, job, finished_at)
 

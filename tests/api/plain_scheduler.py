@@ -11,6 +11,7 @@ import signal
 import time
 from pathlib import Path
 
+from sandboxd.admission import in_turn
 from sandboxd.errors import NotFound
 from sandboxd.jobs import (
     ACTIVE,
@@ -27,6 +28,7 @@ from sandboxd.jobs import (
     Stream,
     Usage,
 )
+from sandboxd.scheduler import Waits
 from sandboxd.store.logs import JobLog, StoredLog
 from sandboxd.store.records import Idempotency, Submitted
 from sandboxd.store.sqlite import SqliteStore
@@ -53,6 +55,9 @@ class PlainScheduler:
         submitted = await self._store.submit(job, idempotency=idempotency)
         await self._fill_slots()
         return submitted
+
+    async def waits(self, job: Job) -> Waits:
+        return Waits("slot", await self._store.waiting_before(job, time.time()), None)
 
     def runs(self, job: Job) -> tuple[RunResult, ...]:
         return ()  # This one knows nothing of steps.
@@ -108,7 +113,7 @@ class PlainScheduler:
         free = self._slots - len(self._tasks)
         if free <= 0:
             return
-        for job in await self._store.claim("plain", free, time.time()):
+        for job in await self._store.claim("plain", in_turn(free), time.time()):
             self._logs[job.id] = JobLog(
                 self._log_dir,
                 job.id,

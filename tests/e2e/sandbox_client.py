@@ -59,10 +59,12 @@ class Box:
 
 
 @contextlib.contextmanager
-def service_of_two_tenants() -> Iterator[tuple[RunningService, list[str]]]:
+def service_of_two_tenants(
+    *flags: str,
+) -> Iterator[tuple[RunningService, list[str]]]:
     """A service of its own, and three keys: one tenant's, another's, and one of the first tenant's that may only read."""
     with data_directory() as data_dir:
-        service = RunningService(data_dir, flags=(), isolation_single_id_many_tenants="true")
+        service = RunningService(data_dir, flags=flags, isolation_single_id_many_tenants="true")
         data_dir.mkdir(mode=0o700)
         keys = [
             service.command("keys", "create", "k", "--tenant", tenant, *scopes).stdout.split()[-1]

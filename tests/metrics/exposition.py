@@ -17,6 +17,8 @@ PROMISED = {
     "sandboxd_job_cpu_throttled_seconds_total": ("counter", set()),
     "sandboxd_job_duration_seconds": ("histogram", {"outcome"}),
     "sandboxd_job_memory_peak_bytes": ("histogram", set()),
+    "sandboxd_admission_cpus": ("gauge", {"state"}),
+    "sandboxd_admission_memory_bytes": ("gauge", {"state"}),
     "sandboxd_job_oom_kills_total": ("counter", set()),
     "sandboxd_job_queue_duration_seconds": ("histogram", {"queue"}),
     "sandboxd_job_timeouts_total": ("counter", {"kind"}),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from exposition import PROMISED, Exposition
 
+from sandboxd.admission import Room
 from sandboxd.isolation import features
 from sandboxd.jobs import TERMINAL, Reason, Result, State, Stream, Usage
 from sandboxd.metrics import ENDS, FEATURES, Metrics, Snapshot
@@ -15,7 +16,8 @@ SNAPSHOT = Snapshot(
     jobs={State.QUEUED: 2, State.RUNNING: 1},
     oldest_waiting_seconds=1.5,
     drift=0,
-    slots=4,
+    room=Room(4, 2**30, 4000),
+    in_use=Room(1, 2**28, 500),
     slots_busy=1,
     parked=3,
     pool_hits=7,
@@ -141,6 +143,8 @@ def test_figures_of_the_queue_are_those_of_the_moment_and_missing_when_the_store
 
     assert seen.value("sandboxd_queue_depth", queue="default", state="queued") == 2
     assert seen.value("sandboxd_slots", state="warm") == 3
+    assert seen.value("sandboxd_admission_memory_bytes", state="total") == 2**30
+    assert seen.value("sandboxd_admission_cpus", state="in_use") == 0.5
     assert "sandboxd_queue_depth" not in silent.figures
     assert "sandboxd_jobs_finished_total" in silent.figures
 

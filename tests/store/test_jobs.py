@@ -16,6 +16,7 @@ from store_examples import (
     without_input,
 )
 
+from sandboxd.admission import in_turn
 from sandboxd.errors import Conflict, NotFound
 from sandboxd.ids import new_id
 from sandboxd.jobs import (
@@ -67,7 +68,7 @@ async def test_input_is_read_only_where_it_is_wanted(store: SqliteStore) -> None
 
     assert (await store.get("ada", job.id, with_stdin=False)) == without_input(job)
     assert (await store.list_jobs("ada", limit=1)).items == [without_input(job)]
-    assert (await store.claim("me", 1, 2000.0))[0].spec.stdin == job.spec.stdin
+    assert (await store.claim("me", in_turn(1), 2000.0))[0].spec.stdin == job.spec.stdin
 
 
 @in_store
@@ -77,7 +78,7 @@ async def test_a_job_submitted_with_an_owner_is_claimed_already(store: SqliteSto
     assert (job.state, job.reason) == (State.STARTING, Reason.CLAIMED)
     assert (job.attempt, job.lease_token, job.sequence) == (1, 1, 2)
     assert await store.get("ada", job.id) == job
-    assert await store.claim("another", 10, 2000.0) == []
+    assert await store.claim("another", in_turn(10), 2000.0) == []
     assert await story(store, job.id) == [
         (State.QUEUED, Reason.SUBMITTED),
         (State.STARTING, Reason.CLAIMED),
@@ -90,8 +91,8 @@ async def test_claims_take_the_highest_priority_and_then_the_oldest(store: Sqlit
     urgent = (await store.submit(a_job(priority=5))).job
     idle = (await store.submit(a_job(priority=-5))).job
 
-    claimed = await store.claim("me", 3, 2000.0)
-    rest = await store.claim("me", 3, 2000.0)
+    claimed = await store.claim("me", in_turn(3), 2000.0)
+    rest = await store.claim("me", in_turn(3), 2000.0)
 
     assert [job.id for job in claimed] == [urgent.id, first.id, second.id]
     assert [job.id for job in rest] == [idle.id]
@@ -108,10 +109,10 @@ async def test_a_waiting_job_knows_how_many_are_claimed_before_it(store: SqliteS
     later = (await store.submit(a_job(priority=9), claim_owner="me")).job
     await store.retry(later.id, 1, Reason.SANDBOX_FAILED, None, run_at=3000.0, now=1001.0)
 
-    in_turn = [await store.waiting_before(job, 2000.0) for job in (urgent, first, second, idle)]
-    claimed = await store.claim("me", 10, 2000.0)
+    before = [await store.waiting_before(job, 2000.0) for job in (urgent, first, second, idle)]
+    claimed = await store.claim("me", in_turn(10), 2000.0)
 
-    assert in_turn == [0, 1, 2, 3]
+    assert before == [0, 1, 2, 3]
     assert [job.id for job in claimed] == [urgent.id, first.id, second.id, idle.id]
     assert await store.waiting_before(idle, 3000.0) == 1
 
@@ -120,7 +121,9 @@ async def test_a_waiting_job_knows_how_many_are_claimed_before_it(store: SqliteS
 async def test_claims_at_once_never_give_a_job_twice(store: SqliteStore) -> None:
     jobs = [(await store.submit(a_job())).job.id for _ in range(50)]
 
-    claims = await asyncio.gather(*(store.claim(f"worker {n}", 7, 2000.0) for n in range(20)))
+    claims = await asyncio.gather(
+        *(store.claim(f"worker {n}", in_turn(7), 2000.0) for n in range(20))
+    )
 
     assert sorted(job.id for claimed in claims for job in claimed) == sorted(jobs)
 
@@ -209,9 +212,9 @@ async def test_a_retried_job_waits_until_its_time_and_gets_a_new_lease(store: Sq
     waiting = await store.get("ada", job.id)
     assert (waiting.state, waiting.started_at, waiting.queued_at) == (State.RETRYING, None, 1010.0)
     assert await store.next_due(1002.0) == 1010.0
-    assert await store.claim("me", 1, 1009.0) == []
+    assert await store.claim("me", in_turn(1), 1009.0) == []
     assert await store.expire_waiting(1019.0) == []
-    (again,) = await store.claim("me", 1, 1010.0)
+    (again,) = await store.claim("me", in_turn(1), 1010.0)
     assert (again.attempt, again.lease_token) == (2, 2)
     last = (await store.events("ada", job.id))[-2]
     assert (last.state, last.at, last.message) == (State.RETRYING, 1002.0, "no luck")
@@ -229,7 +232,7 @@ async def test_cancelling_a_waiting_job_ends_it_at_once(store: SqliteStore) -> N
     assert cancelled.result.error is not None
     assert cancelled.result.error.message == "changed my mind"
     assert cancelled.result.usage.queue_seconds == 3.0
-    assert await store.claim("me", 1, 2000.0) == []
+    assert await store.claim("me", in_turn(1), 2000.0) == []
     assert await store.request_cancel("ada", job.id, 1004.0, "again") == cancelled
 
 
@@ -291,7 +294,7 @@ async def test_a_job_that_waited_too_long_expires_with_figures(store: SqliteStor
 async def test_the_sequence_grows_with_every_change(store: SqliteStore) -> None:
     job = (await store.submit(a_job())).job
     seen = [job.sequence]
-    await store.claim("me", 1, 2000.0)
+    await store.claim("me", in_turn(1), 2000.0)
     seen.append((await store.get("ada", job.id)).sequence)
     await store.mark_running(job.id, 1, 1001.0)
     seen.append((await store.get("ada", job.id)).sequence)
@@ -444,7 +447,7 @@ def test_queued_jobs_survive_a_restart_and_active_ones_are_recovered(tmp_path: P
             lost = Result(state=State.ERROR, reason=Reason.SERVICE_LOST)
             assert await store.finish(starting_id, 2, lost, no_log(), 1005.0) is not None
             assert await store.retry(running_id, 2, Reason.SERVICE_LOST, None, 1005.0, now=1005.0)
-            claimed = await store.claim("second", 10, 1006.0)
+            claimed = await store.claim("second", in_turn(10), 1006.0)
             assert [job.id for job in claimed] == [queued_id, running_id]
             assert claimed[0].spec.stdin == b"keep me"
             assert (await store.conservation()).drift == 0

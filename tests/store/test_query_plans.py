@@ -24,8 +24,8 @@ def plan_of(path: Path, statement: Select[tuple[object]] | Update) -> str:
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (writes._NEXT, "ix_job_claim"),
-        (writes._CLAIM, "ix_job_claim"),
+        (writes._CANDIDATES, "ix_job_line (tenant=?)"),
+        (writes._CANDIDATES, "ix_job_line (tenant>?)"),
         (reads._BEFORE[0], "ix_job_claim (priority>"),
         (reads._BEFORE[1], "ix_job_claim (priority=? AND id<?"),
         (writes._RECOVER, "ix_job_active"),

@@ -1,0 +1,71 @@
+"""What a job needs, for whether it may start; the line of each tenant; samples of what a job used."""
+
+import json
+import math
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+_WAITING = sa.text("state = 'queued' OR state = 'retrying'")
+
+
+def upgrade() -> None:
+    for name, kind in (
+        ("memory_bytes", sa.BigInteger()),
+        ("millicpus", sa.Integer()),
+        ("wall_seconds", sa.Float()),
+    ):
+        op.add_column("job", sa.Column(name, kind, nullable=False, server_default="0"))
+    _fill_in_waiting()
+    op.create_index(
+        "ix_job_line",
+        "job",
+        ["tenant", sa.text("priority DESC"), "id"],
+        sqlite_where=_WAITING,
+        postgresql_where=_WAITING,
+    )
+    op.create_table(
+        "job_stats",
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("samples", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", name="pk_job_stats"),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["job.id"], name="fk_job_stats_job_id_job", ondelete="CASCADE"
+        ),
+    )
+
+
+def _fill_in_waiting() -> None:
+    """Of jobs that are over nobody asks what they needed."""
+    connection = op.get_bind()
+    job = sa.table(
+        "job",
+        *(
+            sa.column(name)
+            for name in ("id", "state", "spec", "memory_bytes", "millicpus", "wall_seconds")
+        ),
+    )
+    rows = connection.execute(sa.select(job.c.id, job.c.spec).where(_WAITING)).all()
+    for job_id, spec in rows:
+        limits = json.loads(spec)["limits"]
+        connection.execute(
+            sa.update(job)
+            .where(job.c.id == job_id)
+            .values(
+                memory_bytes=limits["memory_bytes"],
+                millicpus=math.ceil(1000 * limits["cpus"]),
+                wall_seconds=limits["wall_seconds"],
+            )
+        )
+
+
+def downgrade() -> None:
+    op.drop_table("job_stats")
+    op.drop_index("ix_job_line", table_name="job")
+    for name in ("wall_seconds", "millicpus", "memory_bytes"):
+        op.drop_column("job", name)

@@ -1,0 +1,184 @@
+"""Which of the waiting jobs may start: what they need is free, every tenant gets its turn, and nobody waits for ever.
+
+Theory of operation. A job needs its limits on memory and CPU rate and one slot, from its start to its end; nothing starts that
+does not fit into what is free. The turn goes to the tenant that has the smallest share of the host (dominant resource
+fairness: Ghodsi and others, NSDI 2011), of several to the one whose last turn is longest ago, and within it to the highest
+priority, then to the oldest. The first job that does not
+fit holds a reservation: at the latest when those that run have used up their wall time it fits. Others overtake it only
+where they cannot move that time: they end before it, or there is room beside it (EASY backfilling: Lifka, 1995).
+
+Everything here is a pure function of what is known at one moment.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+from sandboxd.jobs import Candidate, JobSpec
+from sandboxd.quotas.limits import Limits
+from sandboxd.steps import Comparison
+
+Choose = Callable[[Sequence[Candidate]], Sequence[str]]
+"""Says which of some jobs that may run are to run now, in this order."""
+
+
+class Room(NamedTuple):
+    """An amount of what jobs need."""
+
+    slots: int
+    memory_bytes: int
+    millicpus: int
+    """Thousandths of a CPU's time: whole numbers add up exactly."""
+
+    def plus(self, other: "Room") -> "Room":
+        return Room(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+    def minus(self, other: "Room") -> "Room":
+        return Room(*(mine - its for mine, its in zip(self, other, strict=True)))
+
+    def lacks(self, need: "Room") -> str | None:
+        """The first of its fields that is not enough for `need`; None: it fits."""
+        for name, mine, wanted in zip(self._fields, self, need, strict=True):
+            if wanted > mine:
+                return name
+        return None
+
+    def within(self, most: "Room") -> "Room":
+        """No more than `most` of anything: what needs more than there is runs alone."""
+        return Room(*(min(mine, its) for mine, its in zip(self, most, strict=True)))
+
+    def share_of(self, whole: "Room") -> float:
+        """The largest of its parts of the whole."""
+        parts = (mine / all_of_it for mine, all_of_it in zip(self, whole, strict=True) if all_of_it)
+        return max(parts, default=0.0)
+
+
+NOTHING = Room(0, 0, 0)
+
+
+class Occupant(NamedTuple):
+    """What has room now."""
+
+    tenant: str
+    need: Room
+    until: float
+    """The Unix time at which it gives it back at the latest."""
+
+
+class Blocked(NamedTuple):
+    """The job whose turn it is, and which does not fit."""
+
+    job_id: str
+    lacks: str
+    """The field of `Room` of which there is not enough."""
+    starts_by: float
+    """When it fits at the latest (Unix time); infinite where that cannot be known."""
+
+
+class Choice(NamedTuple):
+    """Who starts now, in this order, and who is first among those that do not."""
+
+    job_ids: tuple[str, ...] = ()
+    blocked: Blocked | None = None
+
+
+def need_of(spec: JobSpec) -> Room:
+    """What a job needs. A checker of its own is a second sandbox beside the first, with the same limits on memory."""
+    checked = any(
+        case.checker.comparison is Comparison.PROGRAM for step in spec.steps for case in step.cases
+    )
+    return room_for(spec.limits, sandboxes=2 if checked else 1)
+
+
+def room_for(limits: Limits, *, sandboxes: int = 1) -> Room:
+    """What sandboxes with these limits need, of which one at a time has a command that runs."""
+    return Room(1, sandboxes * limits.memory_bytes, math.ceil(1000 * limits.cpus))
+
+
+def in_turn(most: int) -> "Choose":
+    """As many as that, whatever they need: the highest priority first, then the oldest."""
+    return lambda waiting: [job.id for job in sorted(waiting, key=_turn)[:most]]
+
+
+def choose(
+    waiting: Iterable[Candidate],
+    occupants: Sequence[Occupant],
+    whole: Room,
+    free: Room,
+    now: float,
+    turns: Mapping[str, int] = MappingProxyType({}),
+) -> Choice:
+    """Who starts now. `free` may be less than `whole` without the occupants: something else may be promised.
+
+    `turns`: tenant to a number that is higher the later its last job started.
+    """
+    last_turns = Counter(turns)
+    turn = max(last_turns.values(), default=0)
+    shares: defaultdict[str, Room] = defaultdict(lambda: NOTHING)
+    for occupant in occupants:
+        shares[occupant.tenant] = shares[occupant.tenant].plus(occupant.need)
+    lines: dict[str, list[Candidate]] = {}
+    for job in sorted(waiting, key=_turn):
+        lines.setdefault(job.tenant, []).append(job)
+    chosen: list[str] = []
+    running = list(occupants)
+    blocked: Blocked | None = None
+    beside = NOTHING
+    while lines and free.slots > 0:
+        tenant = min(
+            lines,
+            key=lambda name: (
+                shares[name].share_of(whole),
+                last_turns[name],
+                _turn(lines[name][0]),
+            ),
+        )
+        job = lines[tenant].pop(0)
+        if not lines[tenant]:
+            del lines[tenant]
+        need = _need(job).within(whole)
+        lacks = free.lacks(need)
+        if lacks is not None and blocked is None:
+            starts_by, beside = reservation(need, running, free, now)
+            blocked = Blocked(job.id, lacks, starts_by)
+            continue
+        if lacks is not None:
+            continue
+        until = now + job.wall_seconds
+        if blocked is not None and until > blocked.starts_by:
+            if beside.lacks(need) is not None:
+                continue
+            beside = beside.minus(need)
+        free = free.minus(need)
+        shares[tenant] = shares[tenant].plus(need)
+        running.append(Occupant(tenant, need, until))
+        chosen.append(job.id)
+        turn += 1
+        last_turns[tenant] = turn
+    if blocked is None and lines:
+        first = min((line[0] for line in lines.values()), key=_turn)
+        starts_by, _ = reservation(_need(first).within(whole), running, free, now)
+        blocked = Blocked(first.id, "slots", starts_by)
+    return Choice(tuple(chosen), blocked)
+
+
+def reservation(
+    need: Room, occupants: Iterable[Occupant], free: Room, now: float
+) -> tuple[float, Room]:
+    """When `need` fits at the latest, and what will be free beside it then."""
+    for occupant in sorted(occupants, key=lambda each: each.until):
+        free = free.plus(occupant.need)
+        if free.lacks(need) is None:
+            return max(now, occupant.until), free.minus(need)
+    return math.inf, NOTHING
+
+
+def _need(job: Candidate) -> Room:
+    return Room(1, job.memory_bytes, job.millicpus)
+
+
+def _turn(job: Candidate) -> tuple[int, str]:
+    """Highest priority first, then oldest: ids sort by time."""
+    return (-job.priority, job.id)

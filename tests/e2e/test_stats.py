@@ -1,0 +1,103 @@
+"""What a job used, moment by moment: while it runs and afterwards, and no more of it than is bounded."""
+
+import asyncio
+import json
+
+import pytest
+from running_service import RunningService
+from waiting import TIME_FACTOR, wait_for
+
+from sandboxd.client import Client, NotFound
+from sandboxd.errors import SandboxFailed
+from sandboxd.quotas.usage import CgroupNow
+from sandboxd.running import sampling
+from sandboxd.running.sampling import MOST_SAMPLES, Samples
+
+BURN = f"""
+import time
+held = bytearray(32 * 2**20)
+end = time.monotonic() + {TIME_FACTOR}
+while time.monotonic() < end:
+    pass
+"""
+
+
+def test_cpu_time_memory_and_processes_of_each_moment_are_kept(client: Client) -> None:
+    job = client.run(["python3", "-c", BURN])
+    samples = client.stats(job.id)
+
+    assert job.state == "succeeded"
+    assert 4 <= len(samples) <= 10 * TIME_FACTOR
+    used = [sample.cpu_seconds for sample in samples]
+    assert used == sorted(used)
+    assert 0.3 * TIME_FACTOR < used[-1] <= job.usage.cpu_seconds
+    assert max(sample.memory_bytes for sample in samples) > 32 * 2**20
+    assert {sample.pids for sample in samples[1:]} == {1}
+    first, last = samples[0].time, samples[-1].time
+    assert job.started_at <= first < last <= job.finished_at
+
+
+def test_a_job_that_runs_has_some_already(client: Client) -> None:
+    job = client.submit(["sleep", "600"])
+    wait_for(lambda: len(client.stats(job.id)) >= 3, "there are three samples")
+    client.cancel(job.id, grace_seconds=0)
+    ended = client.wait(job.id)
+    assert len(client.stats(ended.id)) >= 3
+
+
+def test_a_job_that_is_over_at_once_has_none_and_an_unknown_one_is_not_found(
+    client: Client,
+) -> None:
+    assert client.stats(client.run(["true"]).id) == []
+    with pytest.raises(NotFound):
+        client.stats("job_00000000000000000000000000")
+
+
+def test_they_are_gone_with_the_job(client: Client) -> None:
+    job = client.run(["sleep", "0.2"])
+    assert client.stats(job.id)
+    client.delete(job.id)
+    with pytest.raises(NotFound):
+        client.stats(job.id)
+
+
+def test_the_command_line_shows_them(real_service: RunningService, client: Client) -> None:
+    job = client.run(["python3", "-c", BURN])
+    url = ("--url", real_service.url)
+    table = real_service.command("jobs", "stats", job.id, *url).stdout.splitlines()
+    as_json = json.loads(real_service.command("jobs", "stats", job.id, "--json", *url).stdout)
+
+    assert table[0].split("\t")[1:] == ["CPU", "CPU time", "memory", "processes"]
+    assert len(table) == 1 + len(as_json)
+    assert table[-1].split("\t")[1].endswith("%")
+
+
+def test_a_long_job_has_its_whole_life_in_a_bounded_number_of_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "_FIRST_SECONDS", 0.0001)
+    monkeypatch.setattr(sampling, "_USUAL_SECONDS", 0.0001)
+
+    async def run() -> Samples:
+        samples, looks = Samples(), 0
+
+        def look() -> CgroupNow:
+            nonlocal looks
+            looks += 1
+            if looks > 3 * MOST_SAMPLES:
+                raise SandboxFailed("cgroup cpu.stat", "gone")
+            return CgroupNow(cpu_seconds=float(looks))
+
+        samples.start(look)
+        while looks <= 3 * MOST_SAMPLES:
+            await asyncio.sleep(0.01)
+        samples.stop()
+        samples.stop()
+        return samples
+
+    taken = asyncio.run(run()).taken
+    assert MOST_SAMPLES // 2 <= len(taken) < MOST_SAMPLES
+    seen = [sample.cpu_seconds for sample in taken]
+    assert seen == sorted(seen)
+    assert seen[0] < 10
+    assert seen[-1] > 2.5 * MOST_SAMPLES
