@@ -382,7 +382,7 @@ class Init:
                 self.unreaped = False
                 return
             if pid in self.running:
-                self.tell_exited(*self.running.pop(pid), exit_of(status, usage))
+                self.tell_exited(*self.running.pop(pid), self.exit_of(status, usage))
                 if self.over:
                     return
 
@@ -408,6 +408,10 @@ class Init:
     def wait(self) -> tuple[int, int, resource.struct_rusage]:
         """One dead child, if there is any. Raises ChildProcessError if there is not even a living one."""
         return os.wait4(-1, os.WNOHANG)
+
+    def exit_of(self, status: int, usage: resource.struct_rusage) -> Exit:
+        """How a command of ours ended."""
+        return exit_of(status, usage)
 
     def set_oom_score(self, score: bytes) -> None:
         """The kernel is to kill the command before init, which has to tell of it."""

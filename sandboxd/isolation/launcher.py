@@ -124,9 +124,9 @@ class LauncherProcess:
         enter = init.main
         if request.spec.runtime is not None:
             # Only here, where an OCI runtime is used: what is imported is copied into every sandbox.
-            from sandboxd.isolation.oci import keeper
+            from sandboxd.isolation.oci import gvisor, keeper
 
-            enter = keeper.main
+            enter = gvisor.main if request.spec.runtime.own_kernel else keeper.main
         service_end, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mapper_end, mapper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:

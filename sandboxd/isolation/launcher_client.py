@@ -64,11 +64,16 @@ class Launcher:
 
     def walls(self, network: NetworkMode, runtime: OciRuntime | None = None) -> Walls:
         """What stands around every sandbox of this launcher, with native commands or those of an OCI runtime."""
-        native = runtime is None
+        if runtime is None:
+            seccomp = self._seccomp_digest
+        elif runtime.own_kernel:
+            seccomp = "gvisor"  # No call of the command reaches the kernel that would filter it.
+        else:
+            seccomp = _profile_digest()
         return Walls(
             id_map=idmap.IdMapMode.RANGE if self.ids else idmap.IdMapMode.SINGLE,
             namespaces=launcher.NAMESPACE_NAMES,
-            seccomp_digest=self._seccomp_digest if native else _profile_digest(),
+            seccomp_digest=seccomp,
             no_new_privileges=True,
             capabilities=(),
             network=network,

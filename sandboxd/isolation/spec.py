@@ -27,6 +27,11 @@ class OciRuntime(NamedTuple):
     args: tuple[str, ...] = ()
     """Words before `create` and `start`."""
 
+    @property
+    def own_kernel(self) -> bool:
+        """Whether it is gVisor's `runsc`, by its program's name: its commands have a kernel of their own."""
+        return self.path.rpartition("/")[2] == "runsc"
+
 
 class SandboxSpec(NamedTuple):
     """The shape of a sandbox: all that is fixed before a command is known, so that it can be parked.
@@ -135,7 +140,7 @@ class Walls(NamedTuple):
     """`range` (subordinate ids, the service's own uid not mapped) or `single`."""
     namespaces: tuple[str, ...]
     seccomp_digest: str
-    """`sha256:…` of the filter program."""
+    """`sha256:…` of the filter program; `gvisor` where the command has a kernel of its own."""
     no_new_privileges: bool
     capabilities: tuple[str, ...]
     network: NetworkMode

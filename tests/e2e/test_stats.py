@@ -79,18 +79,18 @@ def test_a_long_job_has_its_whole_life_in_a_bounded_number_of_samples(
     monkeypatch.setattr(sampling, "_USUAL_SECONDS", 0.0001)
 
     async def run() -> Samples:
-        samples, looks = Samples(), 0
+        samples, looks, enough = Samples(), 0, asyncio.Event()
 
         def look() -> CgroupNow:
             nonlocal looks
             looks += 1
             if looks > 3 * MOST_SAMPLES:
+                enough.set()
                 raise SandboxFailed("cgroup cpu.stat", "gone")
             return CgroupNow(cpu_seconds=float(looks))
 
         samples.start(look)
-        while looks <= 3 * MOST_SAMPLES:
-            await asyncio.sleep(0.01)
+        await enough.wait()
         samples.stop()
         samples.stop()
         return samples

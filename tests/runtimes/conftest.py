@@ -15,6 +15,8 @@ from sandboxd.isolation.spec import OciRuntime
 __all__ = ["bench", "probe"]
 
 OCI_RUNTIMES = ("runc", "crun")
+"""Their commands are processes of this kernel: the same in everything."""
+GVISOR = "runsc"
 
 
 def installed(name: str) -> OciRuntime:
@@ -40,7 +42,7 @@ def oci(request: pytest.FixtureRequest) -> OciRuntime:
 @pytest.fixture(scope="session")
 def oci_service(prepared_host: None) -> Iterator[RunningService]:
     """A service with every OCI runtime that is installed."""
-    paths = {f"runtimes_{name}_path": installed(name).path for name in OCI_RUNTIMES}
+    paths = {f"runtimes_{name}_path": installed(name).path for name in (*OCI_RUNTIMES, GVISOR)}
     with running_service(flags=("--no-auth", "--slots", "4"), **paths) as service:
         yield service
 

@@ -451,15 +451,15 @@ def test_a_runtime_that_is_not_configured_is_refused_with_those_that_are(
     oci_client: Client,
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        oci_client.run(["true"], runtime="runsc")
+        oci_client.run(["true"], runtime="kata")
 
     (fault,) = refused.value.faults
     assert fault.pointer == "/runtime"
-    assert fault.detail == "there is no such runtime here; there are: native, crun, runc"
+    assert fault.detail == "there is no such runtime here; there are: native, crun, runc, runsc"
 
 
 def test_the_system_lists_the_runtimes(oci_client: Client) -> None:
-    assert oci_client.system()["isolation"]["runtimes"] == ["native", "crun", "runc"]
+    assert oci_client.system()["isolation"]["runtimes"] == ["native", "crun", "runc", "runsc"]
 
 
 def test_what_a_runtime_cannot_do_is_refused(oci_client: Client) -> None:

@@ -28,10 +28,11 @@ def config_text(
     id_count: int,
     rlimits: dict[str, int],
     machine: str,
+    own_kernel: bool,
 ) -> str:
     """The file's content. `tree` is the root of the sandbox as the runtime finds it.
 
-    `rlimits` are those that every command has, besides its own; none can be higher than the hard limit of this process.
+    `own_kernel`: the runtime brings one. `rlimits` are those that every command has, besides its own; none can be higher than the hard limit of this process.
     """
     limits = {
         name: _within_hard(name, value) for name, value in (rlimits | command.rlimits).items()
@@ -64,6 +65,13 @@ def config_text(
             # No maskedPaths and readonlyPaths: the tree has them, with flags that a runtime would not set (nosuid, read-only).
         },
     }
+    if own_kernel:
+        # Devices and system information are that kernel's, and so is the name of the host. It answers the calls that the
+        # filter is about itself.
+        content["mounts"] = [{"destination": "/proc", "type": "proc", "source": "proc"}]
+        content["hostname"] = spec.hostname
+        content["linux"]["namespaces"].append({"type": "uts"})
+        return json.dumps(content, separators=(",", ":"))
     text = json.dumps(content, separators=(",", ":"))
     # The section is long and always the same: it is text already.
     return f'{text[:-2]},"seccomp":{seccomp_profile.profile_text(machine)}}}}}'

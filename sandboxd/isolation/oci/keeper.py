@@ -23,12 +23,12 @@ from sandboxd.isolation.spec import OciRuntime, Then, Unusable
 LEAVE_CGROUPS_ALONE = {
     "runc": ("--rootless=true",),
     "crun": ("--cgroup-manager=disabled",),
-    "runsc": ("--ignore-cgroups",),
+    "runsc": ("--ignore-cgroups", "--network=none"),
 }
-"""By the program's name. The sandbox is in its cgroup before the runtime starts."""
+"""By the program's name. The sandbox is in its cgroup, and in its network, before the runtime starts."""
 
 _LOG = f"{root.BUNDLE}/log"
-_PID_FILE = f"{root.BUNDLE}/pid"
+PID_FILE = f"{root.BUNDLE}/pid"
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 _LONGEST_REASON = 500
 
@@ -42,6 +42,9 @@ def main(order: init.Order, channel: socket.socket, mapper: socket.socket) -> No
 
 class Keeper(init.Init):
     """One sandbox with an OCI runtime, seen from inside."""
+
+    own_kernel = False
+    """Whether the runtime brings a kernel for its commands."""
 
     def __init__(self, order: init.Order, channel: socket.socket, mapper: socket.socket) -> None:
         super().__init__(order, channel, mapper)
@@ -102,11 +105,15 @@ class Keeper(init.Init):
         while request.number in self.held:
             self.obey()
         before = time.monotonic()
+        self.begin(request, pid)
+        protocol.send(self.channel, protocol.Started(request.number, before))
+        self.running[pid] = (request.number, request.then)
+
+    def begin(self, request: protocol.Run, pid: int) -> None:
+        """Its limits are set: let the command go."""
         tracing.let_go(pid)
         if request.then is Then.END:
             self.give_up_privileges()
-        protocol.send(self.channel, protocol.Started(request.number, before))
-        self.running[pid] = (request.number, request.then)
 
     def let_go(self, request: protocol.Go) -> None:
         self.held.discard(request.command)
@@ -119,9 +126,9 @@ class Keeper(init.Init):
         name = f"command-{request.number}"
         self.write_config(request, path)
         self.call(
-            "create", "--bundle", root.BUNDLE, "--pid-file", _PID_FILE, name, streams=descriptors
+            "create", "--bundle", root.BUNDLE, "--pid-file", PID_FILE, name, streams=descriptors
         )
-        with open(_PID_FILE, encoding="ascii") as file:
+        with open(PID_FILE, encoding="ascii") as file:
             pid = int(file.read())
         tracing.seize(pid)
         self.forbid_namespaces_of(pid)
@@ -141,6 +148,7 @@ class Keeper(init.Init):
             id_count=self.order.id_count,
             rlimits=init.SHARED_QUOTAS,
             machine=syscalls.MACHINE,
+            own_kernel=self.own_kernel,
         )
         with open(f"{root.BUNDLE}/config.json", "w", encoding="utf-8") as file:
             file.write(text)

@@ -20,7 +20,8 @@ def build(templates: mounts.Templates, program: str) -> None:
     """Mount it at the templates' `runtime`, with the tree that stands at their `root`. Raises OSError."""
     root = f"{templates.stage}/runtime"
     mounts.attach_new("tmpfs", _SIZE, root)
-    for path in (TREE, BUNDLE, STATE, "/proc", "/dev", "/sys/fs/cgroup"):
+    places = (TREE, BUNDLE, STATE, "/proc", "/dev", "/sys/fs/cgroup", "/tmp")  # noqa: S108 (its own)
+    for path in places:
         os.makedirs(f"{root}{path}")
     for name in _PROGRAMS:
         if os.path.islink(f"/{name}"):
