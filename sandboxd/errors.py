@@ -107,3 +107,7 @@ class HostNotReady(SandboxdError):
 
 class SettingsError(SandboxdError):
     """A setting is unknown or has a value that cannot be used; the message names it and where it came from."""
+
+
+class BrokenOff(Exception):
+    """An answer had begun when it failed. Why is told already: the server only has to close the connection."""

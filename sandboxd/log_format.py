@@ -6,6 +6,7 @@ import sys
 import structlog
 from structlog.typing import EventDict, Processor
 
+from sandboxd.errors import BrokenOff
 from sandboxd.settings import LogSettings
 
 
@@ -41,6 +42,8 @@ class _Library(logging.Handler):
     """What libraries have to say goes the same way: every line of the log has one form."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and isinstance(record.exc_info[1], BrokenOff):
+            return
         structlog.get_logger().log(
             record.levelno, record.getMessage(), library=record.name, exc_info=record.exc_info
         )

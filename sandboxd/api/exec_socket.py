@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from sandboxd.api.answers import encode
 from sandboxd.api.body import parse_json
 from sandboxd.api.conversion import read_struct
+from sandboxd.api.key_watch import watch_key
 from sandboxd.api.parts import Call
 from sandboxd.api.problems import HttpRefused, problem_of
 from sandboxd.api.sandbox_requests import connected_spec_of, signal_named
@@ -32,8 +33,6 @@ from sandboxd.sandboxes.terminals import Line
 PATH = "/v1/sandboxes/{sandbox_id}/exec/ws"
 FIRST_SECONDS = 15.0
 """In which the client must say what to run."""
-KEY_SECONDS = 5.0
-"""So often the key is looked at again: a socket does not outlive it."""
 DONE, POLICY = 1000, 1008
 """Close codes (RFC 6455, 7.4.1): it is over; the client said what cannot be done."""
 _PREFIX = {Stream.STDOUT: b"\x01", Stream.STDERR: b"\x02"}
@@ -94,7 +93,7 @@ async def _attend(call: Call, socket: WebSocket, execution: Exec) -> None:
     ]
     listening = asyncio.ensure_future(_listen(socket, execution))
     ending = asyncio.ensure_future(_end(execution, passing))
-    watching = asyncio.ensure_future(_watch_key(call))
+    watching = asyncio.ensure_future(watch_key(call))
     try:
         waiting = (ending, listening, watching)
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -111,13 +110,6 @@ async def _attend(call: Call, socket: WebSocket, execution: Exec) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _watch_key(call: Call) -> None:
-    """Raises Refused when the key is no longer valid, or cannot be looked up."""
-    while True:
-        await asyncio.sleep(KEY_SECONDS)
-        await call.authentication.principal(call.scope)
 
 
 async def _end(execution: Exec, passing: Sequence["asyncio.Future[None]"]) -> None:

@@ -14,7 +14,7 @@ from sandboxd.api.connections import AUTHORITY, OVER_LIMIT
 from sandboxd.api.headers import parse_traceparent
 from sandboxd.api.parts import Metrics
 from sandboxd.api.problems import TooManyConnections, is_internal, problem_of
-from sandboxd.errors import Malformed
+from sandboxd.errors import BrokenOff, Malformed
 from sandboxd.ids import new_id
 
 log = structlog.get_logger("sandboxd.api")
@@ -125,7 +125,7 @@ class _Exchange:
                 exc_info=error,
             )
         if self.status:
-            raise _BrokenOff from None  # the server closes the connection: the client sees it is not whole
+            raise BrokenOff from None  # the server closes the connection: the client sees it is not whole
         problem = problem_of(error, path=self.scope["path"], request_id=self.request_id)
         await problem(self.scope, receive, self.send)
 
@@ -152,10 +152,6 @@ class _SocketExchange(_Exchange):
         start = {"type": "websocket.http.response.start", "status": self.status}
         await self._send({**start, "headers": headers})
         await self._send({"type": "websocket.http.response.body", "body": problem.body})
-
-
-class _BrokenOff(Exception):
-    """An answer that had begun cannot be completed."""
 
 
 def _check_origin(scope: Scope) -> None:

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from sandboxd.api.answers import encode, json_answer, list_answer, no_content
 from sandboxd.api.body import parse_json, read_body, require_json
 from sandboxd.api.headers import parse_prefer
+from sandboxd.api.key_watch import KeyedStream
 from sandboxd.api.log_reader import pieces
 from sandboxd.api.parts import Call
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
@@ -123,7 +124,7 @@ async def start_exec(call: Call) -> Response:
     path = f"/v1/sandboxes/{live.record.id}/execs/{execution.id}"
     if call.media_type == SSE:
         headers = {**_UNBUFFERED, "Location": path}
-        return StreamingResponse(_events(execution, 0), headers=headers, media_type=SSE)
+        return KeyedStream(call, _events(execution, 0), headers=headers, media_type=SSE)
     if parse_prefer(call.header(b"prefer")).respond_async:
         headers = {"Location": path, "Preference-Applied": "respond-async"}
         return json_answer(
@@ -156,7 +157,7 @@ async def show_exec(call: Call) -> Response:
         if last is not None and last.ended:
             return no_content()  # tells an EventSource to stop coming back
         offset = last.offset if last else 0
-        return StreamingResponse(_events(execution, offset), headers=_UNBUFFERED, media_type=SSE)
+        return KeyedStream(call, _events(execution, offset), headers=_UNBUFFERED, media_type=SSE)
     if wait_seconds:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(wait_seconds, call.parts.settings.max_wait_seconds)):

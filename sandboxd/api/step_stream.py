@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from sandboxd.api.answers import encode, json_answer
+from sandboxd.api.key_watch import KeyedStream
 from sandboxd.api.log_reader import HEARTBEAT_SECONDS, ReadableLog
 from sandboxd.api.parts import Call
 from sandboxd.api.schemas import StepList
@@ -28,7 +29,7 @@ async def steps(call: Call) -> Response:
         last = parse_last_event_id(call.header(b"last-event-id"))
         seen = 0 if last is None else last.offset
         headers = {"X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(call, job, seen, follow), headers=headers, media_type=SSE)
+        return KeyedStream(call, _events(call, job, seen, follow), headers=headers, media_type=SSE)
     runs = call.parts.scheduler.runs(job)
     return json_answer(StepList(data=await step_views(job.spec.steps, runs, await _log(call, job))))
 

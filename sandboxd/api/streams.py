@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from starlette.responses import Response, StreamingResponse
 
 from sandboxd.api.answers import encode, no_content
+from sandboxd.api.key_watch import KeyedStream
 from sandboxd.api.log_reader import (
     HEARTBEAT_SECONDS,
     Piece,
@@ -67,11 +68,11 @@ async def logs(call: Call) -> Response:
         last = parse_last_event_id(call.header(b"last-event-id"))
         if last is not None and last.ended and (job.state in TERMINAL or not wish.follow):
             return no_content()  # tells an EventSource to stop coming back
-        return StreamingResponse(_sse(call, job, wish, last), headers=_UNBUFFERED, media_type=SSE)
+        return KeyedStream(call, _sse(call, job, wish, last), headers=_UNBUFFERED, media_type=SSE)
     if media_type == NDJSON:
-        return StreamingResponse(_ndjson(call, job, wish), headers=_UNBUFFERED, media_type=NDJSON)
+        return KeyedStream(call, _ndjson(call, job, wish), headers=_UNBUFFERED, media_type=NDJSON)
     if wish.follow or wish.partial:
-        return StreamingResponse(_raw(call, job, wish), headers=_UNBUFFERED, media_type=media_type)
+        return KeyedStream(call, _raw(call, job, wish), headers=_UNBUFFERED, media_type=media_type)
     return await _raw_file(call, job, wish.stream, media_type)
 
 

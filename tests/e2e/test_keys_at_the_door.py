@@ -1,15 +1,18 @@
 """A service with keys: who has none sees nothing, and nobody sees another tenant's jobs."""
 
 import json
+import time
 from collections.abc import Iterator
 
 import httpx2
 import pytest
 from running_service import RunningService, data_directory
 from sandbox_client import Box
+from waiting import TIME_FACTOR
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from sandboxd.api.key_watch import KEY_SECONDS
 from sandboxd.client import Client, KeyRefused, NotFound
 
 
@@ -119,6 +122,29 @@ def test_a_socket_does_not_outlive_its_key(
     assert problem["problem"]["code"] == "invalid_key"
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1008
+
+
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/x-ndjson", "text/plain"])
+def test_a_stream_of_a_log_does_not_outlive_its_key(
+    guarded: tuple[RunningService, str], admin: Client, kind: str
+) -> None:
+    service, _ = guarded
+    key = admin.create_key("stream", scopes=["jobs:read"])
+    writer = admin.create_key("writer", scopes=["jobs:read", "jobs:write"])
+    with service.client(writer.key) as client, service.http(key.key) as http:
+        job = client.submit(["sh", "-c", "while :; do echo more; sleep 0.2; done"])
+        path, headers = f"/v1/jobs/{job.id}/logs?follow=true", {"Accept": kind}
+        with http.stream("GET", path, headers=headers) as answer:
+            pieces = answer.iter_bytes()
+            assert b"more" in next(pieces)
+            admin.revoke_key(key.id)
+            revoked = time.monotonic()
+            with pytest.raises(httpx2.RemoteProtocolError):
+                list(pieces)  # Not whole, and the client knows it.
+            seconds = time.monotonic() - revoked
+        client.cancel(job.id, grace_seconds=0)
+
+    assert seconds < 2 * KEY_SECONDS * TIME_FACTOR
 
 
 def test_a_tenant_sees_only_its_own_jobs(service: RunningService, admin: Client) -> None:
