@@ -11,7 +11,7 @@ Everything here is a pure function of what is known at one moment.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -82,6 +82,8 @@ class Choice(NamedTuple):
 
     job_ids: tuple[str, ...] = ()
     blocked: Blocked | None = None
+    held_back: bool = False
+    """Whether jobs wait only because as many of their tenant run as may."""
 
 
 def need_of(spec: JobSpec) -> Room:
@@ -102,6 +104,53 @@ def in_turn(most: int) -> "Choose":
     return lambda waiting: [job.id for job in sorted(waiting, key=_turn)[:most]]
 
 
+class _Lines:
+    """Who waits, one line for each tenant, and whose turn it is."""
+
+    def __init__(
+        self,
+        waiting: Iterable[Candidate],
+        occupants: Iterable[Occupant],
+        whole: Room,
+        turns: Mapping[str, int],
+        most_at_once: Callable[[str], int],
+    ) -> None:
+        self._whole = whole
+        self._most_at_once = most_at_once
+        self._lines: dict[str, deque[Candidate]] = {}
+        for job in sorted(waiting, key=_turn):
+            self._lines.setdefault(job.tenant, deque()).append(job)
+        self._shares: defaultdict[str, Room] = defaultdict(lambda: NOTHING)
+        for occupant in occupants:
+            self._shares[occupant.tenant] = self._shares[occupant.tenant].plus(occupant.need)
+        self._last_turns = Counter(turns)
+        self._turn = max(turns.values(), default=0)
+        self.held_back = False
+
+    def next(self) -> Candidate | None:
+        """The job whose turn it is, which leaves its line; None: there is none."""
+        for name in list(self._lines):
+            if not self._lines[name]:
+                del self._lines[name]
+            elif 0 < self._most_at_once(name) <= self._shares[name].slots:
+                # Its next job waits for one of its own, and holds nobody up.
+                del self._lines[name]
+                self.held_back = True
+        if not self._lines:
+            return None
+        return self._lines[min(self._lines, key=self._order)].popleft()
+
+    def started(self, job: Candidate, need: Room) -> None:
+        """It has its turn, and room."""
+        self._shares[job.tenant] = self._shares[job.tenant].plus(need)
+        self._turn += 1
+        self._last_turns[job.tenant] = self._turn
+
+    def _order(self, name: str) -> tuple[float, int, tuple[int, str]]:
+        share = self._shares[name].share_of(self._whole)
+        return share, self._last_turns[name], _turn(self._lines[name][0])
+
+
 def choose(
     waiting: Iterable[Candidate],
     occupants: Sequence[Occupant],
@@ -109,59 +158,37 @@ def choose(
     free: Room,
     now: float,
     turns: Mapping[str, int] = MappingProxyType({}),
+    most_at_once: Callable[[str], int] = lambda _: 0,
 ) -> Choice:
     """Who starts now. `free` may be less than `whole` without the occupants: something else may be promised.
 
-    `turns`: tenant to a number that is higher the later its last job started.
+    `turns`: tenant to a number that is higher the later its last job started. `most_at_once`: tenant to how many of its
+    jobs may run; 0: any number.
     """
-    last_turns = Counter(turns)
-    turn = max(last_turns.values(), default=0)
-    shares: defaultdict[str, Room] = defaultdict(lambda: NOTHING)
-    for occupant in occupants:
-        shares[occupant.tenant] = shares[occupant.tenant].plus(occupant.need)
-    lines: dict[str, list[Candidate]] = {}
-    for job in sorted(waiting, key=_turn):
-        lines.setdefault(job.tenant, []).append(job)
+    lines = _Lines(waiting, occupants, whole, turns, most_at_once)
     chosen: list[str] = []
     running = list(occupants)
     blocked: Blocked | None = None
     beside = NOTHING
-    while lines and free.slots > 0:
-        tenant = min(
-            lines,
-            key=lambda name: (
-                shares[name].share_of(whole),
-                last_turns[name],
-                _turn(lines[name][0]),
-            ),
-        )
-        job = lines[tenant].pop(0)
-        if not lines[tenant]:
-            del lines[tenant]
-        need = _need(job).within(whole)
+    while (job := lines.next()) is not None:
+        need = Room(1, job.memory_bytes, job.millicpus).within(whole)
         lacks = free.lacks(need)
+        until = now + job.wall_seconds
         if lacks is not None and blocked is None:
             starts_by, beside = reservation(need, running, free, now)
             blocked = Blocked(job.id, lacks, starts_by)
+        if free.slots <= 0:
+            break
+        puts_off = blocked is not None and until > blocked.starts_by
+        if lacks is not None or (puts_off and beside.lacks(need) is not None):
             continue
-        if lacks is not None:
-            continue
-        until = now + job.wall_seconds
-        if blocked is not None and until > blocked.starts_by:
-            if beside.lacks(need) is not None:
-                continue
+        if puts_off:
             beside = beside.minus(need)
         free = free.minus(need)
-        shares[tenant] = shares[tenant].plus(need)
-        running.append(Occupant(tenant, need, until))
+        running.append(Occupant(job.tenant, need, until))
+        lines.started(job, need)
         chosen.append(job.id)
-        turn += 1
-        last_turns[tenant] = turn
-    if blocked is None and lines:
-        first = min((line[0] for line in lines.values()), key=_turn)
-        starts_by, _ = reservation(_need(first).within(whole), running, free, now)
-        blocked = Blocked(first.id, "slots", starts_by)
-    return Choice(tuple(chosen), blocked)
+    return Choice(tuple(chosen), blocked, lines.held_back)
 
 
 def reservation(
@@ -173,10 +200,6 @@ def reservation(
         if free.lacks(need) is None:
             return max(now, occupant.until), free.minus(need)
     return math.inf, NOTHING
-
-
-def _need(job: Candidate) -> Room:
-    return Room(1, job.memory_bytes, job.millicpus)
 
 
 def _turn(job: Candidate) -> tuple[int, str]:

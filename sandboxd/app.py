@@ -46,6 +46,7 @@ from sandboxd.settings import Settings
 from sandboxd.settings_loader import Loaded
 from sandboxd.store import migrate
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.tenants import Tenants
 
 logger = structlog.get_logger(__name__)
 
@@ -78,6 +79,7 @@ class Service:
         for controller in execution.host.controllers.values():
             there[f"cgroup {controller.name}"] = controller.directory is not None
         self.metrics = Metrics(there, self._snapshot)
+        self.tenants = Tenants(store, settings.quotas)
         self.scheduler = Scheduler(
             store,
             execution.runner,
@@ -89,6 +91,7 @@ class Service:
                 min_free_memory_bytes=settings.scheduler.min_free_memory_bytes,
                 min_free_disk_bytes=settings.scheduler.min_free_disk_bytes,
             ),
+            tenants=self.tenants,
             max_queued=settings.scheduler.max_queued,
             uploads=execution.uploads,
             artifacts=execution.artifacts,
@@ -167,6 +170,7 @@ class Service:
         await self.execution.launcher.start()
         for path, reason in (await images.sweep()).items():
             logger.warning("leftover not removed", path=str(path), error=reason)
+        await self.tenants.start()
         await self.sandboxes.start()
         await self.scheduler.start()
         image = await images.resolve(host_image.NAME)
@@ -198,6 +202,7 @@ class Service:
             check=self.execution.runner.check,
             readiness=self.readiness,
             one_tenant=serves_one_tenant(settings.isolation),
+            tenants=self.tenants,
         )
 
     def system(self) -> dict[str, Any]:

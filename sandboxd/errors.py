@@ -92,6 +92,19 @@ class Unavailable(Refused):
         self.retry_after_seconds = retry_after_seconds
 
 
+class QuotaExceeded(Refused):
+    """More than the tenant may have (429). `policy` is the quota's name."""
+
+    code = "quota_exceeded"
+
+    def __init__(
+        self, detail: str, *, policy: str, retry_after_seconds: float, code: str | None = None
+    ) -> None:
+        super().__init__(detail, code=code)
+        self.policy = policy
+        self.retry_after_seconds = retry_after_seconds
+
+
 class SandboxFailed(SandboxdError):
     """A sandbox could not be built or broke: our fault or the host's, never the program's."""
 

@@ -27,6 +27,7 @@ from sandboxd import __version__, metrics_port
 from sandboxd.admission import Room
 from sandboxd.attack.verdict import Outcome
 from sandboxd.jobs import JobSpec, Reason, Result, State, Stream
+from sandboxd.quotas.tenants import POLICIES
 from sandboxd.sandbox_values import SandboxReason, SandboxState
 
 RUN_BUCKETS = (
@@ -157,6 +158,14 @@ class Metrics:
             "sandboxd_jobs_submitted", "Jobs accepted.", ["trigger"], registry=registry
         )
         self._submitted = submitted.labels("api")
+        self._over_quota = Counter(
+            "sandboxd_quota_rejections",
+            "Requests refused because of a tenant's quota.",
+            ["policy"],
+            registry=registry,
+        )
+        for policy in POLICIES:
+            self._over_quota.labels(policy)
         self._loop_lag = Gauge(
             "sandboxd_event_loop_lag_seconds",
             "How late the event loop last came to something that was due.",
@@ -166,6 +175,10 @@ class Metrics:
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """An answered request; `route` is the template, never the path itself."""
         self._requests.answered(method, route, status, seconds)
+
+    def over_quota(self, policy: str) -> None:
+        """A request was refused because of this quota."""
+        self._over_quota.labels(policy).inc()
 
     def submitted(self, spec: JobSpec) -> None:
         """A job was accepted."""

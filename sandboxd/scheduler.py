@@ -18,7 +18,7 @@ import structlog
 
 from sandboxd import admission
 from sandboxd.admission import NOTHING, Blocked, Choice, Occupant, Room, need_of, room_for
-from sandboxd.errors import NotFound, SandboxdError, Unavailable
+from sandboxd.errors import NotFound, QuotaExceeded, SandboxdError, Unavailable
 from sandboxd.files.content import Contents
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import (
@@ -45,6 +45,7 @@ from sandboxd.settlement import Settlement, may_retry
 from sandboxd.store.logs import JobLog, StoredLog, remove_log
 from sandboxd.store.records import Deleted, Idempotency, Submitted, claimed_at_once, taken_in
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.tenants import Tenants
 from sandboxd.watchers import Watchers
 
 logger = structlog.get_logger(__name__)
@@ -105,7 +106,7 @@ class Waits(NamedTuple):
     """What a job waits for."""
 
     reason: str
-    """One of WORDS, of `quotas.pressure`, or `retry`."""
+    """One of WORDS, of `quotas.pressure`, `tenant` or `retry`."""
     position: int
     """How many are before it."""
     expected_at: float | None
@@ -128,6 +129,7 @@ class Scheduler:
         owner: str,
         room: Room,
         pressure: Pressure,
+        tenants: Tenants,
         max_queued: int,
         uploads: Contents,
         artifacts: Contents,
@@ -141,6 +143,7 @@ class Scheduler:
         self._room = room
         """All that may be in use at once."""
         self._pressure = pressure
+        self._tenants = tenants
         self._max_queued = max_queued
         self._uploads = uploads
         self._artifacts = artifacts
@@ -167,6 +170,8 @@ class Scheduler:
         """Room that somebody else has."""
         self._wanting: deque[tuple[Held, asyncio.Future[None]]] = deque()
         """Who waits for room to hold: before jobs that wait."""
+        self._held_back = False
+        """Jobs wait only because as many of their tenants' run as may."""
         self._lacking: str | None = None
         """Why jobs wait although there may be room: what the host has too little of."""
         self._blocked: Blocked | None = None
@@ -245,14 +250,16 @@ class Scheduler:
         if lacking == FREE_DISK:
             detail = "the host has too little free disk space for another record"
             raise Unavailable(detail, code="disk_low", retry_after_seconds=10)
-        at_once = not self._may_wait and lacking is None and self._free.lacks(need) is None
+        quotas = self._tenants.of(job.tenant)
+        fits = self._free.lacks(need) is None and not self._has_enough(job.tenant)
+        at_once = not self._may_wait and lacking is None and fits
         if not at_once and self._queued >= self._max_queued:
             raise Unavailable(
                 f"{self._queued} jobs wait already", code="queue_full", retry_after_seconds=1
             )
         # Shielded: a client that goes away while its job is stored must not leave one that is claimed and never run.
         if at_once and idempotency is None:
-            early = client_waits and _shows_only_in_its_answer(job.spec)
+            early = client_waits and _shows_only_in_its_answer(job.spec) and not quotas.metered
             return await asyncio.shield(self._accept_and_begin(job, early))
         promised = need if at_once else NOTHING
         return await asyncio.shield(self._accept(job, idempotency, at_once, promised))
@@ -265,7 +272,10 @@ class Scheduler:
         waits = False
         try:
             submitted = await self._store.submit(
-                job, idempotency=idempotency, claim_owner=self._owner if at_once else None
+                job,
+                idempotency=idempotency,
+                claim_owner=self._owner if at_once else None,
+                quotas=self._tenants.of(job.tenant),
             )
             waits = not at_once and not submitted.replayed
         finally:
@@ -299,6 +309,7 @@ class Scheduler:
                     job,
                     claim_owner=self._owner,
                     patience_seconds=_PATIENCE_SECONDS if early else 0.0,
+                    quotas=self._tenants.of(job.tenant),
                 )
             except BaseException:
                 accepted.set_exception(NotAccepted)
@@ -419,6 +430,10 @@ class Scheduler:
             raise Unavailable(
                 "the service is shutting down", code="draining", retry_after_seconds=5
             )
+        if self._has_enough(tenant):
+            most = self._tenants.most_at_once(tenant)
+            detail = f"{most} jobs and sandboxes of yours run, as many as may at once"
+            raise QuotaExceeded(detail, policy="max_concurrency", retry_after_seconds=1)
         held = Held(tenant, room_for(limits).within(self._room), until)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wanting.append((held, turn))
@@ -489,6 +504,8 @@ class Scheduler:
         position = await self._store.waiting_before(job, now)
         if job.state is State.RETRYING:
             return Waits("retry", position, None)
+        if self._has_enough(job.tenant):
+            return Waits("tenant", position, None)
         blocked = self._blocked
         reason = self._lacking or WORDS[blocked.lacks if blocked else "slots"]
         expected = None
@@ -498,6 +515,14 @@ class Scheduler:
             latest = max(now, blocked.starts_by)
             expected = latest if expected is None else min(expected, latest)
         return Waits(reason, position, expected)
+
+    def _has_enough(self, tenant: str) -> bool:
+        """Whether as many jobs of this tenant run as may."""
+        most = self._tenants.most_at_once(tenant)
+        if not most:
+            return False
+        running = sum(active.job.tenant == tenant for active in self._active.values())
+        return running + sum(held.tenant == tenant for held in self._held) >= most
 
     def _note_seconds(self, job: Job) -> None:
         """A mean that forgets: the last ten or so count."""
@@ -541,7 +566,9 @@ class Scheduler:
 
         def choose(waiting: Sequence[Candidate]) -> Sequence[str]:
             nonlocal choice
-            choice = admission.choose(waiting, running, self._room, free, now, turns)
+            choice = admission.choose(
+                waiting, running, self._room, free, now, turns, self._tenants.most_at_once
+            )
             return choice.job_ids
 
         self._promised = self._promised.plus(free)
@@ -556,7 +583,7 @@ class Scheduler:
         finally:
             self._promised = self._promised.minus(free)
             self._hand_out()
-        self._blocked = choice.blocked
+        self._blocked, self._held_back = choice.blocked, choice.held_back
         self._queued = max(0, self._queued - len(jobs))
         if choice.blocked is not None:
             self._may_wait = True  # Until something ends there is nothing to do.
@@ -602,8 +629,8 @@ class Scheduler:
             del self._active[active.job.id]
             self._in_use = self._in_use.minus(active.need)
             self._hand_out()
-            if self._may_wait:
-                self._wake.set()
+            if self._may_wait or self._held_back:
+                self._notice_waiting()
 
     async def _attempt(self, active: _Active, accepted: "asyncio.Future[None] | None") -> Result:
         loop = asyncio.get_running_loop()

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from sandboxd.quotas.limits import LONGEST_SECONDS, Limits
+from sandboxd.quotas.tenants import TenantQuotas
 
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -169,6 +170,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkSettings = NetworkSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     sandboxes: SandboxSettings = SandboxSettings()
+    quotas: TenantQuotas = TenantQuotas()
+    """What each tenant may have that has no quotas of its own."""
     limits: Limits = DEFAULT_LIMITS
     """What a job gets where it asks for nothing."""
     ceilings: Limits = CEILINGS

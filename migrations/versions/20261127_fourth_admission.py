@@ -1,4 +1,4 @@
-"""What a job needs, for whether it may start; the line of each tenant; samples of what a job used."""
+"""What a job needs, for whether it may start; the line of each tenant; samples of what a job used; quotas of tenants."""
 
 import json
 import math
@@ -19,6 +19,7 @@ def upgrade() -> None:
         ("memory_bytes", sa.BigInteger()),
         ("millicpus", sa.Integer()),
         ("wall_seconds", sa.Float()),
+        ("cpu_seconds", sa.Float()),
     ):
         op.add_column("job", sa.Column(name, kind, nullable=False, server_default="0"))
     _fill_in_waiting()
@@ -28,6 +29,21 @@ def upgrade() -> None:
         ["tenant", sa.text("priority DESC"), "id"],
         sqlite_where=_WAITING,
         postgresql_where=_WAITING,
+    )
+    op.create_table(
+        "tenant",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("quotas", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_tenant"),
+    )
+    op.create_table(
+        "usage_hour",
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("hour", sa.Integer(), nullable=False),
+        sa.Column("jobs", sa.BigInteger(), nullable=False),
+        sa.Column("cpu_seconds", sa.Float(), nullable=False),
+        sa.Column("memory_byte_seconds", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "hour", name="pk_usage_hour"),
     )
     op.create_table(
         "job_stats",
@@ -60,12 +76,15 @@ def _fill_in_waiting() -> None:
                 memory_bytes=limits["memory_bytes"],
                 millicpus=math.ceil(1000 * limits["cpus"]),
                 wall_seconds=limits["wall_seconds"],
+                cpu_seconds=limits["cpu_seconds"],
             )
         )
 
 
 def downgrade() -> None:
     op.drop_table("job_stats")
+    op.drop_table("usage_hour")
+    op.drop_table("tenant")
     op.drop_index("ix_job_line", table_name="job")
-    for name in ("wall_seconds", "millicpus", "memory_bytes"):
+    for name in ("cpu_seconds", "wall_seconds", "millicpus", "memory_bytes"):
         op.drop_column("job", name)

@@ -29,6 +29,7 @@ from sandboxd.files.content import Contents
 from sandboxd.quotas.limits import Limits
 from sandboxd.sandboxes.registry import Sandboxes
 from sandboxd.settings import FilesSettings, ServerSettings
+from sandboxd.tenants import Tenants
 
 
 def create_api(
@@ -46,6 +47,7 @@ def create_api(
     ceilings: Limits,
     check: Check,
     readiness: Callable[[], Awaitable[dict[str, Any]]],
+    tenants: Tenants,
     one_tenant: bool = False,
     sandboxes: Sandboxes | None = None,
 ) -> ASGIApp:
@@ -72,6 +74,7 @@ def create_api(
         check=check,
         readiness=readiness,
         documents=Documents(openapi=encode(document), page=docs.render(document).encode("utf-8")),
+        tenants=tenants,
         one_tenant=one_tenant,
     )
     authentication: Authentication = BearerKeys(store) if settings.auth else NoAuthentication()

@@ -30,6 +30,7 @@ from sandboxd.api.schemas import (
     StreamView,
 )
 from sandboxd.api.step_views import step_views
+from sandboxd.api.tenants import check_allowed
 from sandboxd.api.uploads import FORM, TAR, Upload, brings_files, received
 from sandboxd.api.validate import invalid, job_spec_of
 from sandboxd.api.views import dry_run_view, event_view, job_view, listed_view, sample_view
@@ -71,6 +72,11 @@ async def submit(call: Call) -> Response:
     return await _submit(call, parse_json(body), idempotency, dry_run)
 
 
+def _check_allowed(call: Call, spec: JobSpec) -> None:
+    """Raises Forbidden."""
+    check_allowed(call, image=spec.image, network_mode=spec.network.mode, runtime=spec.runtime)
+
+
 async def _submit(
     call: Call,
     request: object,
@@ -87,6 +93,7 @@ async def _submit(
         check=parts.check,
         uploaded=uploaded[1].files if uploaded else (),
     )
+    _check_allowed(call, spec)
     image = await parts.images.resolve(spec.image)
     if dry_run:
         return json_answer(dry_run_view(spec, image.digest))
@@ -106,6 +113,7 @@ async def retry(call: Call) -> Response:
             "The files that were uploaded for this job went with its end: send them again.",
             code="upload_gone",
         )
+    _check_allowed(call, former.spec)
     await call.parts.images.resolve(former.spec.image)
     if faults := call.parts.check(former.spec):
         raise Invalid("This host can no longer run this job.", tuple(faults))

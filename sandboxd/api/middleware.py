@@ -14,7 +14,8 @@ from sandboxd.api.connections import AUTHORITY, OVER_LIMIT
 from sandboxd.api.headers import parse_traceparent
 from sandboxd.api.parts import Metrics
 from sandboxd.api.problems import TooManyConnections, is_internal, problem_of
-from sandboxd.errors import BrokenOff, Malformed
+from sandboxd.api.tenants import RATE, rate_headers
+from sandboxd.errors import BrokenOff, Malformed, QuotaExceeded
 from sandboxd.ids import new_id
 
 log = structlog.get_logger("sandboxd.api")
@@ -70,6 +71,8 @@ class Envelope:
         except ClientDisconnect:
             exchange.status = exchange.status or 499  # nobody is left to be answered
         except Exception as error:  # noqa: BLE001 the last line of defence: whatever it is becomes a problem
+            if isinstance(error, QuotaExceeded) and self._metrics is not None:
+                self._metrics.over_quota(error.policy)
             await exchange.fail(error, receive)
         finally:
             self._record(exchange)
@@ -113,6 +116,8 @@ class _Exchange:
             present = {name for name, _ in headers}
             headers += [header for header in _DEFAULT_HEADERS if header[0] not in present]
             headers.append((b"x-request-id", self.request_id.encode("ascii")))
+            if rate := self.state.get(RATE):
+                headers += rate_headers(rate)
         await self._send(message)
 
     async def fail(self, error: Exception, receive: Receive) -> None:

@@ -17,10 +17,12 @@ from sandboxd.api.validate import Check
 from sandboxd.files.content import Contents
 from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, Sample, State
 from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.tenants import HourOfUse
 from sandboxd.sandboxes.registry import Sandboxes
 from sandboxd.scheduler import Waits
 from sandboxd.settings import FilesSettings, ServerSettings
 from sandboxd.store.records import Idempotency, Page, Submitted
+from sandboxd.tenants import Tenants
 
 
 class Scheduler(Protocol):
@@ -92,6 +94,14 @@ class Store(Protocol):
 
     async def delete(self, tenant: str, job_id: str) -> Path | None: ...
     async def events(self, tenant: str, job_id: str) -> list[JobEvent]: ...
+    async def uses(self, tenant: str, since: int, until: int) -> list[HourOfUse]:
+        """What the tenant's jobs used that ended from hour `since` to before hour `until`."""
+        ...
+
+    async def used_and_reserved(self, tenant: str, now: float) -> dict[str, dict[str, float]]:
+        """By what is metered and by window."""
+        ...
+
     async def create_key(self, key: ApiKey, *, one_tenant: bool = False) -> None:
         """Raises Conflict if it would be a second tenant's and there may be `one_tenant` only."""
         ...
@@ -122,6 +132,10 @@ class Metrics(Protocol):
     """Counts requests and shows all figures."""
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None: ...
+
+    def over_quota(self, policy: str) -> None:
+        """A request was refused because of this quota."""
+        ...
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type. May take a while: called in a thread."""
@@ -159,6 +173,7 @@ class Parts:
     check: Check
     readiness: Callable[[], Awaitable[dict[str, Any]]]
     documents: Documents
+    tenants: Tenants
     one_tenant: bool
     """Whether keys are given to a single tenant only."""
 

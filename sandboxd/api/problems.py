@@ -14,6 +14,7 @@ from sandboxd.errors import (
     Invalid,
     Malformed,
     NotFound,
+    QuotaExceeded,
     Refused,
     SandboxFailed,
     TooLarge,
@@ -31,6 +32,7 @@ _STATUS_OF: dict[type[Exception], HTTPStatus] = {
     Conflict: HTTPStatus.CONFLICT,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Invalid: HTTPStatus.UNPROCESSABLE_ENTITY,
+    QuotaExceeded: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     HostNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     SandboxFailed: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -150,7 +152,7 @@ def _status_of(error: Exception) -> HTTPStatus:
 
 
 def _retry_after_seconds(error: Exception, status: HTTPStatus) -> float | None:
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | QuotaExceeded):
         return error.retry_after_seconds
     return 1.0 if status is HTTPStatus.SERVICE_UNAVAILABLE else None
 

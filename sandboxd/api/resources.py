@@ -14,6 +14,7 @@ from sandboxd.api.headers import best_media_type
 from sandboxd.api.parts import Authentication, Call, Parts, Principal
 from sandboxd.api.problems import HttpRefused
 from sandboxd.api.query import parse_query
+from sandboxd.api.tenants import count_request
 from sandboxd.errors import NotFound
 from sandboxd.ids import is_id
 
@@ -130,6 +131,7 @@ class Resource:
         if route.scope is not PUBLIC:
             principal = await self._authentication.principal(scope)
             state["tenant"] = principal.tenant
+            count_request(self._parts, principal.tenant, scope)
             require_scope(principal, route.scope)
         parameters: dict[str, str] = scope["path_params"]
         media_type = _media_type_for(route, scope)
@@ -168,6 +170,7 @@ class SocketResource:
         state["route"] = self._path
         principal = await self._authentication.principal(scope)
         state["tenant"] = principal.tenant
+        count_request(self._parts, principal.tenant, scope)
         require_scope(principal, JOBS_WRITE)
         _check_ids(scope["path_params"])
         call = Call(

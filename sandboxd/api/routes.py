@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from sandboxd.api import artifacts, docs, jobs, openapi, step_stream, streams, system
+from sandboxd.api import artifacts, docs, jobs, openapi, step_stream, streams, system, tenants
 from sandboxd.api.artifacts import RAW
 from sandboxd.api.auth import ADMIN, JOBS_READ, JOBS_WRITE
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
@@ -22,11 +22,15 @@ from sandboxd.api.schemas import (
     KeyList,
     KeyRequest,
     NewKeyView,
+    QuotasView,
     SampleList,
     StepList,
+    TenantView,
+    UsageList,
 )
 from sandboxd.api.uploads import FORM, TAR
 from sandboxd.jobs import State, Stream
+from sandboxd.quotas.tenants import TenantQuotas
 
 _BOOLEAN = {"type": "boolean"}
 _SECONDS = {"type": "number", "minimum": 0}
@@ -373,6 +377,61 @@ ROUTES: tuple[Route, ...] = (
         summary="Who am I",
         scope=None,
         replies=(Reply(status=HTTPStatus.OK, description="Tenant and scopes.", body=IdentityView),),
+    ),
+    Route(
+        method="GET",
+        path="/v1/quotas",
+        handler=tenants.quotas,
+        group="Tenants",
+        summary="What you may have",
+        description="Quotas of your tenant, and what is used of those over an hour, a day and a month.",
+        scope=None,
+        replies=(Reply(status=HTTPStatus.OK, description="The quotas.", body=QuotasView),),
+    ),
+    Route(
+        method="GET",
+        path="/v1/usage",
+        handler=tenants.usage,
+        group="Tenants",
+        summary="What you used",
+        description="Hour by hour, this month unless told otherwise.",
+        scope=JOBS_READ,
+        parameters=(
+            Parameter(
+                name="since", description="RFC 3339, or Unix time; the hour that it is in counts."
+            ),
+            Parameter(name="until", description="As `since`."),
+        ),
+        replies=(Reply(status=HTTPStatus.OK, description="The hours.", body=UsageList),),
+    ),
+    Route(
+        method="GET",
+        path="/v1/tenants/{name}",
+        handler=tenants.show,
+        group="Tenants",
+        summary="Quotas of a tenant",
+        scope=ADMIN,
+        replies=(Reply(status=HTTPStatus.OK, description="The quotas.", body=TenantView),),
+    ),
+    Route(
+        method="PUT",
+        path="/v1/tenants/{name}",
+        handler=tenants.put,
+        group="Tenants",
+        summary="Give a tenant quotas of its own",
+        description="All at once: what is left out has no bound. They hold from now on.",
+        scope=ADMIN,
+        request=TenantQuotas,
+        replies=(Reply(status=HTTPStatus.OK, description="The quotas.", body=TenantView),),
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/tenants/{name}",
+        handler=tenants.reset,
+        group="Tenants",
+        summary="Give a tenant the quotas of all",
+        scope=ADMIN,
+        replies=(Reply(status=HTTPStatus.NO_CONTENT, description="It has them now."),),
     ),
     Route(
         method="GET",

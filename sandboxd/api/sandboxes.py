@@ -22,8 +22,10 @@ from sandboxd.api.sandbox_views import exec_view, sandbox_view
 from sandboxd.api.schemas import EndView
 from sandboxd.api.sse import comment, event, parse_last_event_id
 from sandboxd.api.streams import SSE, log_event
+from sandboxd.api.tenants import check_allowed
 from sandboxd.api.views import exit_view
 from sandboxd.errors import NotFound
+from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Reason
 from sandboxd.sandbox_values import SandboxState
 from sandboxd.sandboxes.execs import Exec
@@ -48,6 +50,7 @@ async def create(call: Call) -> Response:
         check=parts.check,
         settings=sandboxes.settings,
     )
+    check_allowed(call, image=plan.image, network_mode=NetworkMode.NONE, runtime=NATIVE)
     record = await sandboxes.create(call.tenant, plan, request_id=call.request_id)
     call.scope["state"]["sandbox_id"] = record.id
     headers = {"Location": f"/v1/sandboxes/{record.id}"}

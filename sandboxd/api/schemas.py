@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Component, Reason, State, Verdict
+from sandboxd.quotas.tenants import TenantQuotas
 from sandboxd.steps import Comparison, StopPolicy
 
 Quantity = Annotated[
@@ -430,7 +431,7 @@ class WaitingView(Answer, frozen=True, kw_only=True):
     for_: Annotated[
         str,
         Meta(
-            description="`slot`, `memory` or `cpus`: others have it; `free_memory`, `free_disk`: the host itself has too "
+            description="`slot`, `memory` or `cpus`: others have it; `tenant`: as many of your jobs run as may; `free_memory`, `free_disk`: the host itself has too "
             "little; `retry`: the pause before another attempt."
         ),
     ] = msgspec.field(name="for")
@@ -603,6 +604,51 @@ class JobList(Answer, frozen=True, kw_only=True):
     data: list[JobView]
     next_cursor: str | None
     has_more: bool
+
+
+class MeteredView(Answer, frozen=True, kw_only=True):
+    """One quota over an hour, a day or a month (UTC)."""
+
+    quota: str
+    used: Annotated[
+        float,
+        Meta(description="By jobs that ended in it, and what those that wait or run may use yet."),
+    ]
+    most: Annotated[float | None, Meta(description="Null: no bound.")]
+    since: str
+    until: str
+
+
+class QuotasView(Answer, frozen=True, kw_only=True):
+    """What your tenant may have, and has used. 0 or empty: no bound."""
+
+    tenant: str
+    quotas: TenantQuotas
+    metered: list[MeteredView]
+
+
+class TenantView(Answer, frozen=True, kw_only=True):
+    """What a tenant may have. 0 or empty: no bound."""
+
+    name: str
+    quotas: TenantQuotas
+
+
+class HourView(Answer, frozen=True, kw_only=True):
+    """What your jobs used that ended in one hour (UTC)."""
+
+    hour: Annotated[str, Meta(description="When it began.")]
+    jobs: int
+    cpu_seconds: float
+    memory_byte_seconds: Annotated[
+        float, Meta(description="Each job's limit on memory, times how long it ran.")
+    ]
+
+
+class UsageList(Answer, frozen=True, kw_only=True):
+    """Hours in which jobs ended, oldest first."""
+
+    data: list[HourView]
 
 
 class SampleView(Answer, frozen=True, kw_only=True):

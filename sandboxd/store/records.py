@@ -114,6 +114,7 @@ def job_values(job: Job) -> dict[str, Any]:
         "memory_bytes": need.memory_bytes,
         "millicpus": need.millicpus,
         "wall_seconds": spec.limits.wall_seconds,
+        "cpu_seconds": spec.limits.cpu_seconds,
         "run_at": 0.0,  # at once, also for a clock that was set back since
         "queue_until": None if queue_seconds is None else job.queued_at + queue_seconds,
         "attempt": job.attempt,

@@ -14,8 +14,9 @@ from sqlalchemy import Connection, Engine, exc
 from sandboxd.admission import Choose
 from sandboxd.errors import Unavailable
 from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, Sample, State
+from sandboxd.quotas.tenants import HourOfUse, TenantQuotas
 from sandboxd.sandbox_values import SandboxPage, SandboxRecord, SandboxState
-from sandboxd.store import catalog, deletions, reads, sandboxes, writes
+from sandboxd.store import catalog, deletions, reads, sandboxes, tenants, writes
 from sandboxd.store.logs import StoredLog, remove_log
 from sandboxd.store.records import Conservation, Deleted, Idempotency, Page, Submitted
 from sandboxd.store.sqlite_file import READERS, opened, same_file
@@ -92,16 +93,17 @@ class SqliteStore:
         idempotency: Idempotency | None = None,
         claim_owner: str | None = None,
         patience_seconds: float = 0.0,
+        quotas: TenantQuotas | None = None,
     ) -> Submitted:
         """Accept a job; it is on the disk when this returns, which may be so much later that its end is, too.
 
         With `claim_owner` it is claimed in the same commit: `starting`, attempt 1, lease token 1. A request that was
         sent before, in the last 24 hours and with the same idempotency key, answers with the job that it made then.
         Raises Invalid (`idempotency_key_reused`) for another request with that key, and Conflict
-        (`idempotency_job_deleted`) if that job's record is gone.
+        (`idempotency_job_deleted`) if that job's record is gone, and QuotaExceeded where `quotas` say so.
         """
         return await self._write(
-            lambda c: writes.submit(c, job, idempotency, claim_owner),
+            lambda c: writes.submit(c, job, idempotency, claim_owner, quotas),
             patience_seconds=patience_seconds,
         )
 
@@ -294,6 +296,24 @@ class SqliteStore:
     async def revoke_key(self, key_id: str, now: float) -> bool:
         """Make a key worthless; the first time counts. False: there is no such key."""
         return await self._write(lambda c: catalog.revoke_key(c, key_id, now))
+
+    # Tenants
+
+    async def all_quotas(self) -> dict[str, TenantQuotas]:
+        """Of every tenant that has its own."""
+        return await self._read(tenants.all_quotas)
+
+    async def put_quotas(self, tenant: str, quotas: TenantQuotas | None) -> None:
+        """Set a tenant's quotas; None: it has those of all from now on."""
+        await self._write(lambda c: tenants.put_quotas(c, tenant, quotas))
+
+    async def uses(self, tenant: str, since: int, until: int) -> list[HourOfUse]:
+        """What the tenant's jobs used that ended from hour `since` to before hour `until`, oldest first."""
+        return await self._read(lambda c: tenants.uses(c, tenant, since, until))
+
+    async def used_and_reserved(self, tenant: str, now: float) -> dict[str, dict[str, float]]:
+        """By what is metered and by window: what ended jobs used in it, and what the others may use yet."""
+        return await self._read(lambda c: tenants.used_and_reserved(c, tenant, now))
 
     # Sandboxes that live long
 

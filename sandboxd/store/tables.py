@@ -50,6 +50,7 @@ job = Table(
     Column("memory_bytes", BigInteger, nullable=False),
     Column("millicpus", Integer, nullable=False),
     Column("wall_seconds", Float, nullable=False),
+    Column("cpu_seconds", Float, nullable=False),
     Column("run_at", Float, nullable=False),
     Column("queue_until", Float),
     Column("attempt", Integer, nullable=False),
@@ -126,6 +127,25 @@ job_contents = Table(
     "job_contents", metadata, _job_id(), Column("contents", LargeBinary, nullable=False)
 )
 """Contents of the files that came with a request, one after the other."""
+
+tenant = Table(
+    "tenant",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("quotas", Text, nullable=False),
+)
+"""Tenants with quotas of their own, as JSON."""
+
+usage_hour = Table(
+    "usage_hour",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("hour", Integer, primary_key=True),
+    Column("jobs", BigInteger, nullable=False),
+    Column("cpu_seconds", Float, nullable=False),
+    Column("memory_byte_seconds", Float, nullable=False),
+)
+"""What the jobs of a tenant used that ended in an hour (hours since 1970)."""
 
 job_stats = Table("job_stats", metadata, _job_id(), Column("samples", LargeBinary, nullable=False))
 """Samples of the jobs that ran long enough for any, as JSON."""

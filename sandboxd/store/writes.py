@@ -24,7 +24,8 @@ from sandboxd.jobs import (
     State,
     Usage,
 )
-from sandboxd.store import tables
+from sandboxd.quotas.tenants import TenantQuotas
+from sandboxd.store import tables, tenants
 from sandboxd.store.logs import StoredLog
 from sandboxd.store.prepared import Prepared
 from sandboxd.store.records import (
@@ -70,16 +71,22 @@ _COUNT = Prepared(
 
 
 def submit(
-    connection: Connection, job: Job, idempotency: Idempotency | None, claim_owner: str | None
+    connection: Connection,
+    job: Job,
+    idempotency: Idempotency | None,
+    claim_owner: str | None,
+    quotas: TenantQuotas | None = None,
 ) -> Submitted:
     """Accept a job; with `claim_owner` it is theirs at once, as if they had claimed it.
 
-    Raises Invalid or Conflict where the idempotency key stands for something else.
+    Raises Invalid or Conflict where the idempotency key stands for something else, QuotaExceeded.
     """
     if idempotency is not None:
         former = _remembered(connection, job, idempotency)
         if former is not None:
             return Submitted(former, replayed=True)
+    if quotas is not None:
+        tenants.check(connection, job, quotas, waits=claim_owner is None, now=job.created_at)
     job = taken_in(job)
     events = [_event_values(job, job.created_at)]
     if claim_owner is not None:
@@ -284,6 +291,9 @@ def finish(
         samples = msgspec.json.encode(result.samples)
         connection.execute(_INSERT_STATS, {"job_id": job_id, "samples": samples})
     job = msgspec.structs.replace(job_from(row), result=result)
+    usage = result.usage
+    byte_seconds = job.spec.limits.memory_bytes * usage.wall_seconds
+    tenants.add_use(connection, job.tenant, finished_at, usage.cpu_seconds or 0.0, byte_seconds)
     return _ended(connection, job, finished_at)
 
 

@@ -18,9 +18,11 @@ from sandboxd.api.connections import Connection
 from sandboxd.errors import Fault
 from sandboxd.files.content import Contents
 from sandboxd.jobs import JobSpec
+from sandboxd.quotas.tenants import TenantQuotas
 from sandboxd.settings import CEILINGS, DEFAULT_LIMITS, FilesSettings, ServerSettings
 from sandboxd.store.migrate import sqlite_url, upgrade
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.tenants import Tenants
 
 Result = TypeVar("Result")
 
@@ -123,6 +125,7 @@ class Service:
             ceilings=CEILINGS,
             check=refuse_gpu,
             readiness=self._readiness,
+            tenants=Tenants(self.store, TenantQuotas()),
         )
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]

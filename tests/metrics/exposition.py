@@ -32,6 +32,7 @@ PROMISED = {
     "sandboxd_queue_conservation_drift": ("gauge", set()),
     "sandboxd_queue_depth": ("gauge", {"queue", "state"}),
     "sandboxd_queue_oldest_age_seconds": ("gauge", {"queue"}),
+    "sandboxd_quota_rejections_total": ("counter", {"policy"}),
     "sandboxd_retries_total": ("counter", {"reason"}),
     "sandboxd_sandbox_start_duration_seconds": ("histogram", {"phase", "warm"}),
     "sandboxd_sandbox_exec_duration_seconds": ("histogram", set()),

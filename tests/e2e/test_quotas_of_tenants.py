@@ -1,0 +1,148 @@
+"""Quotas of tenants over HTTP: what they bound, what is told of them, and who may change them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from running_service import RunningService, data_directory
+from waiting import wait_for
+
+SCOPES = {"admin": ("--scope", "admin"), "ada": (), "eve": ()}
+TRUE = {"image": "host", "command": ["true"]}
+SLEEP = {"image": "host", "command": ["sleep", "600"]}
+WAIT = {"Prefer": "wait=30"}
+
+
+class Doors:
+    """The service as each of its callers reaches it."""
+
+    def __init__(self, service: RunningService, keys: dict[str, str]) -> None:
+        self.service = service
+        self.admin, self.ada, self.eve = (service.http(keys[name]) for name in SCOPES)
+
+    def allow(self, tenant: str, **quotas: Any) -> None:
+        answer = self.admin.put(f"/v1/tenants/{tenant}", json=quotas)
+        assert answer.status_code == 200, answer.text
+
+    def close(self) -> None:
+        for door in (self.admin, self.ada, self.eve):
+            door.close()
+
+
+@pytest.fixture
+def doors(prepared_host: None) -> Iterator[Doors]:
+    with data_directory() as data_dir:
+        flags = ("--slots", "4")
+        service = RunningService(data_dir, flags=flags, isolation_single_id_many_tenants="true")
+        data_dir.mkdir(mode=0o700)
+        keys = {
+            name: service.command("keys", "create", name, "--tenant", name, *scopes).stdout.strip()
+            for name, scopes in SCOPES.items()
+        }
+        service.start()
+        opened = Doors(service, keys)
+        try:
+            yield opened
+            opened.close()
+            service.stop()
+        finally:
+            if service.process.poll() is None:
+                service.kill()
+
+
+def refusal(answer: httpx2.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+def test_requests_are_counted_and_the_answer_says_how_many_are_left(doors: Doors) -> None:
+    assert "ratelimit" not in doors.ada.get("/v1/jobs").headers
+    doors.allow("ada", requests_per_minute=60, request_burst=3)
+    answers = [doors.ada.get("/v1/jobs") for _ in range(4)]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[0].headers["ratelimit-policy"] == '"requests";q=3;w=3'
+    assert answers[0].headers["ratelimit"] == '"requests";r=2;t=1'
+    assert refusal(answers[3]) == (429, "rate_limited")
+    assert answers[3].headers["retry-after"] == "1"
+    assert doors.eve.get("/v1/jobs").status_code == 200
+    wait_for(lambda: doors.ada.get("/v1/jobs").status_code == 200, "there is one again")
+
+
+def test_more_jobs_than_may_run_at_once_wait_and_hold_nobody_up(doors: Doors) -> None:
+    doors.allow("ada", max_concurrency=1, max_queued=2)
+    first = doors.ada.post("/v1/jobs", json=SLEEP).json()["id"]
+    waiting = [doors.ada.post("/v1/jobs", json=TRUE).json()["id"] for _ in range(2)]
+    refused = doors.ada.post("/v1/jobs", json=TRUE)
+    of_another = doors.eve.post("/v1/jobs", json=TRUE, headers=WAIT).json()
+    seen = doors.ada.get(f"/v1/jobs/{waiting[0]}").json()["waiting"]
+    sandbox = doors.ada.post("/v1/sandboxes", json={"image": "host"})
+    doors.ada.post(f"/v1/jobs/{first}/cancel", json={"grace_seconds": 0})
+    ended = [doors.ada.get(f"/v1/jobs/{job_id}?wait=30").json()["state"] for job_id in waiting]
+
+    assert (seen["for"], seen["position"]) == ("tenant", 0)
+    assert refusal(refused) == (429, "quota_exceeded")
+    assert refusal(sandbox) == (429, "quota_exceeded")
+    assert of_another["state"] == "succeeded"
+    assert ended == ["succeeded"] * 2
+
+
+def test_cpu_time_is_reserved_when_a_job_comes_and_counted_when_it_has_ended(doors: Doors) -> None:
+    doors.allow("ada", cpu_seconds_per_hour=100)
+    job = {**TRUE, "limits": {"cpu_seconds": 60}}
+    running = doors.ada.post("/v1/jobs", json={**SLEEP, "limits": {"cpu_seconds": 60}}).json()["id"]
+    refused = doors.ada.post("/v1/jobs", json=job, headers=WAIT)
+    doors.ada.post(f"/v1/jobs/{running}/cancel", json={"grace_seconds": 0})
+    doors.ada.get(f"/v1/jobs/{running}?wait=30")
+    then = doors.ada.post("/v1/jobs", json=job, headers=WAIT)
+    mine = doors.ada.get("/v1/quotas").json()
+    hours = doors.ada.get("/v1/usage").json()["data"]
+
+    assert refusal(refused) == (429, "quota_exceeded")
+    assert "cpu_seconds per hour: 60 of 100 are used or reserved" in refused.json()["detail"]
+    assert int(refused.headers["retry-after"]) > 1
+    assert then.json()["state"] == "succeeded"
+    assert mine["quotas"]["cpu_seconds_per_hour"] == 100
+    (hour,) = [each for each in mine["metered"] if each["quota"] == "cpu_seconds_per_hour"]
+    assert 0 < hour["used"] < 5
+    assert hour["most"] == 100
+    assert sum(each["jobs"] for each in hours) == 2
+    assert sum(each["cpu_seconds"] for each in hours) == pytest.approx(hour["used"])
+    assert doors.eve.get("/v1/usage").json()["data"] == []
+
+
+def test_what_a_tenant_may_not_use_is_refused(doors: Doors) -> None:
+    doors.allow("ada", images=["python-*"])
+    answers = [
+        doors.ada.post("/v1/jobs", json=TRUE),
+        doors.ada.post("/v1/jobs?dry_run=true", json=TRUE),
+        doors.ada.post("/v1/sandboxes", json={"image": "host"}),
+    ]
+    doors.allow("ada", runtimes=["runsc"])
+    answers.append(doors.ada.post("/v1/jobs", json=TRUE))
+
+    assert [refusal(answer) for answer in answers] == [(403, "not_allowed")] * 4
+    assert "/image: only python-* may be used" in answers[0].json()["detail"]
+    assert doors.eve.post("/v1/jobs", json=TRUE, headers=WAIT).json()["state"] == "succeeded"
+
+
+def test_quotas_are_the_operators_and_outlast_the_service(doors: Doors) -> None:
+    doors.allow("ada", max_queued=7)
+    denied = [
+        doors.ada.put("/v1/tenants/ada", json={}),
+        doors.ada.get("/v1/tenants/ada"),
+        doors.ada.delete("/v1/tenants/ada"),
+    ]
+    wrong = doors.admin.put("/v1/tenants/ada", json={"max_queued": -1, "max_quued": 1})
+    unnamed = doors.admin.put("/v1/tenants/Ada!", json={})
+    doors.service.kill()
+    doors.service.start()
+    kept = doors.admin.get("/v1/tenants/ada").json()["quotas"]
+    reset = doors.admin.delete("/v1/tenants/ada")
+    after = doors.admin.get("/v1/tenants/ada").json()["quotas"]
+
+    assert [refusal(answer) for answer in denied] == [(403, "scope_missing")] * 3
+    assert {fault["pointer"] for fault in wrong.json()["errors"]} == {"/max_queued", "/max_quued"}
+    assert unnamed.status_code == 404
+    assert (kept["max_queued"], after["max_queued"]) == (7, 0)
+    assert reset.status_code == 204
