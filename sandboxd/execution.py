@@ -61,7 +61,9 @@ class Execution:
             pids=_IMAGE_PIDS,
         )
         instance = hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:16]
-        self.cgroups = open_cgroups(self.host, instance=instance)
+        self.cgroups = open_cgroups(
+            self.host, instance=instance, delegated=isolation.cgroups == "auto"
+        )
         ids = idmap.find_range()
         mode = idmap.choose(isolation.id_map, ids)
         memory = self.host.controllers["memory"]

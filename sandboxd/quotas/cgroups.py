@@ -3,6 +3,7 @@
 Hybrid hosts have some controllers on v1 and others on v2; a job then has directories in both.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,8 +15,12 @@ from sandboxd.quotas.cgroup2 import Driver2, Group2
 from sandboxd.quotas.host import CONTROLLERS, CgroupVersion, Controller, Host
 from sandboxd.quotas.kernel_files import write_file
 from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.sampled import CpuShares, SampledGroup
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage
 
+_COUNTED = {"memory", "cpu", "cpuacct", "pids"}
+_INIT = 1
+"""init, which has the command's user id, is counted with it."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 _NO_CGROUP = {
@@ -28,23 +33,24 @@ _NO_CGROUP = {
 """Limits that need no cgroup, and what enforces them."""
 
 
-def open_cgroups(host: Host, *, instance: str) -> "Cgroups":
+def open_cgroups(host: Host, *, instance: str, delegated: bool = True) -> "Cgroups":
     """Make this instance's own directories in what is delegated to us.
 
     What a dead instance of the same name left is killed and removed: the caller makes sure that it is dead (the store's
-    lock). Raises SandboxFailed (a file that must be there is not), HostNotReady (memory limits would not hold).
+    lock). Without `delegated` none is made, whatever was delegated. Raises SandboxFailed (a file that must be there is not), HostNotReady (memory limits would not hold).
     """
     _check_name(instance)
-    delegated = [controller for controller in host.controllers.values() if controller.directory]
-    first = [each for each in delegated if each.version is CgroupVersion.V1]
-    second = [each for each in delegated if each.version is CgroupVersion.V2]
+    ours = [each for each in host.controllers.values() if delegated and each.directory]
+    first = [each for each in ours if each.version is CgroupVersion.V1]
+    second = [each for each in ours if each.version is CgroupVersion.V2]
     with ExitStack() as undo:
         driver1 = Driver1(first, host, instance) if first else None
         if driver1 is not None:
             undo.callback(driver1.close)
         driver2 = _open_driver2(second, host, instance)
         undo.pop_all()
-    return Cgroups(driver1, driver2, {each.name: each.version for each in delegated})
+    versions = {each.name: each.version for each in ours}
+    return Cgroups(driver1, driver2, versions, CpuShares(tuple(sorted(os.sched_getaffinity(0)))))
 
 
 class Cgroups:
@@ -55,7 +61,11 @@ class Cgroups:
         driver1: Driver1 | None,
         driver2: Driver2 | None,
         versions: dict[str, CgroupVersion | None],
+        shares: CpuShares,
     ) -> None:
+        self._shares = shares
+        self._sampled = not _COUNTED <= versions.keys()
+        """Whether something has to be sampled, because no cgroup counts or limits it."""
         self._driver1 = driver1
         self._driver2 = driver2
         self.enforcement = enforcement_of(versions)
@@ -71,7 +81,8 @@ class Cgroups:
             if group1 is not None:
                 group1.remove()
             raise
-        return Cgroup(group1, group2)
+        sampled = SampledGroup(self._shares) if self._sampled else None
+        return Cgroup(group1, group2, sampled, self.enforcement)
 
     def close(self) -> None:
         """Remove this instance's directories; processes that are still in them are killed."""
@@ -82,12 +93,53 @@ class Cgroups:
 
 
 class Cgroup:
-    """The cgroup of one job, in every hierarchy that matters. Where nothing is delegated it does nothing."""
+    """The cgroup of one job, in every hierarchy that matters, and samples of what is counted in none."""
 
-    def __init__(self, group1: Group1 | None, group2: Group2 | None) -> None:
+    def __init__(
+        self,
+        group1: Group1 | None,
+        group2: Group2 | None,
+        sampled: SampledGroup | None,
+        enforcement: dict[str, str],
+    ) -> None:
         self._group1 = group1
         self._group2 = group2
-        self._groups: Sequence[Group1 | Group2] = [g for g in (group1, group2) if g is not None]
+        self._sampled = sampled
+        self._enforcement = enforcement
+        self._groups: Sequence[Group1 | Group2 | SampledGroup] = [
+            group for group in (group1, group2, sampled) if group is not None
+        ]
+
+    def watch(self, init_pid: int) -> None:
+        """The sandbox's init, as the service sees it: what is sampled is below it."""
+        if self._sampled is not None:
+            self._sampled.watch(init_pid)
+
+    @property
+    def samples_memory(self) -> bool:
+        """Whether somebody has to ask again and again for `over_memory`."""
+        return self._enforcement["memory"] == "sampled"
+
+    def over_memory(self) -> bool:
+        """Where memory is sampled: whether the job has more of it than it may."""
+        return self._sampled is not None and self._sampled.over_memory()
+
+    @property
+    def kills_one_by_one(self) -> bool:
+        """Whether the kernel kills one process where there is too little memory, and not the job (cgroup v1)."""
+        return self._enforcement["memory"] == CgroupVersion.V1.value
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """Where rates are held by affinity: the CPUs that the job may run on; empty: all."""
+        by_affinity = self._sampled is not None and self._enforcement["cpus"] == "affinity"
+        return self._sampled.cpus if self._sampled is not None and by_affinity else ()
+
+    def rlimits(self, limits: Limits) -> dict[str, int]:
+        """What the command itself has to be limited by, because no cgroup does it."""
+        if self._enforcement["pids"] != "rlimit":
+            return {}
+        return {"nproc": limits.pids + _INIT}
 
     def join_files(self) -> tuple[str, ...]:
         """Absolute paths of the v1 files into which the sandbox's init, single-threaded, writes `0` as its first act."""
@@ -140,8 +192,8 @@ class Cgroup:
         self._freezer().thaw()
 
     def _freezer(self) -> Group1 | Group2:
-        for group in self._groups:
-            if group.can_freeze:
+        for group in (self._group1, self._group2):
+            if group is not None and group.can_freeze:
                 return group
         raise SandboxFailed("cgroup freezer", "there is none")
 
@@ -155,6 +207,8 @@ class Cgroup:
 
     def restart_memory_peak(self) -> bool:
         """Count the peak of memory from here on; False: this host's kernel cannot. Raises SandboxFailed."""
+        if self.samples_memory and self._sampled is not None:
+            return self._sampled.restart_memory_peak()
         return self._group1 is not None and self._group1.restart_memory_peak()
 
     def oom_kills(self) -> int:
@@ -189,15 +243,15 @@ class Cgroup:
 def enforcement_of(versions: dict[str, CgroupVersion | None]) -> dict[str, str]:
     """What enforces each limit, by the versions of the delegated controllers."""
 
-    def word(controller: str) -> str:
+    def word(controller: str, otherwise: str) -> str:
         version = versions.get(controller)
-        return version.value if version else "none"
+        return version.value if version else otherwise
 
     return {
-        "cpus": word("cpu"),
-        "memory": word("memory"),
-        "pids": word("pids"),
-        "cpu_seconds": "sampled" if versions.get("cpuacct") else "rlimit",
+        "cpus": word("cpu", "affinity"),
+        "memory": word("memory", "sampled"),
+        "pids": word("pids", "rlimit"),
+        "cpu_seconds": "sampled",
         **_NO_CGROUP,
     }
 

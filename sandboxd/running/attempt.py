@@ -107,7 +107,6 @@ class Attempt:
             base=self.command,
             make_files=make_files,
             cpu_count=self.means.cpu_count,
-            cpu_by_rlimit=outcome.cpu_by_rlimit,
         )
         steps = Steps(ground, self.stop, self.sink, on_start=note_start, on_run=on_run)
         try:

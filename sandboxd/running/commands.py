@@ -19,6 +19,8 @@ from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
 from sandboxd.running.verdict import Outcome
 
+MEMORY_SECONDS = 0.05
+"""Between two looks at it, where the kernel does not end the whole job."""
 _STUCK_SECONDS = 30.0
 """A killed sandbox that is not gone by then is stuck in the kernel; the job does not wait for it any longer."""
 
@@ -127,6 +129,11 @@ class StepStop(PartStop):
             taken.sandbox.abandon()
 
 
+def limited(command: Command, place: Cgroup, limits: Limits) -> Command:
+    """The command with what it has to be limited by itself, where no cgroup does it."""
+    return command._replace(rlimits=command.rlimits | place.rlimits(limits), cpus=place.cpus)
+
+
 async def run_command(
     taken: Taken[Cgroup],
     command: Command,
@@ -145,7 +152,7 @@ async def run_command(
     sandbox had used already. Raises SandboxFailed.
     """
     process = await taken.sandbox.run(
-        command,
+        limited(command, taken.place, outcome.limits),
         streams.theirs,
         then=then,
         # With an OCI runtime, when the command is the one process that is there besides ours.
@@ -178,6 +185,7 @@ def _time_limits(
     watches = (
         _watch_cpu(cgroup, limits, stop, cpu_count, cpu_before),
         _watch_output(outcome, stop),
+        _watch_memory(cgroup, stop),
     )
     try:
         yield
@@ -204,6 +212,26 @@ def _watch_cpu(
                 return
             # The earliest moment at which it can be used up: there is nothing to see before.
             await asyncio.sleep(max(left / rate, 0.005))
+
+    return asyncio.get_running_loop().create_task(watch())
+
+
+def _watch_memory(cgroup: Cgroup, stop: Stop) -> "asyncio.Task[None] | None":
+    """A task that ends the job when it has, or wanted, more memory than it may; None where the kernel ends all of it."""
+    if not cgroup.samples_memory and not cgroup.kills_one_by_one:
+        return None
+
+    async def watch() -> None:
+        kills_before = 0 if cgroup.samples_memory else cgroup.oom_kills()
+        while True:
+            if cgroup.samples_memory:
+                over = cgroup.over_memory()
+            else:
+                over = cgroup.oom_kills() > kills_before
+            if over:
+                stop(Reason.MEMORY)
+                return
+            await asyncio.sleep(MEMORY_SECONDS)
 
     return asyncio.get_running_loop().create_task(watch())
 

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -193,7 +192,6 @@ class Runner:
             workdir=job.spec.workdir,
             claimed_at=time.monotonic(),
             queue_seconds=max(0.0, time.time() - job.queued_at),
-            cpu_by_rlimit=self._enforcement.get("cpu_seconds") == "rlimit",
         )
         runs: list[RunResult] = []
 
@@ -285,8 +283,6 @@ class Runner:
         spec = job.spec
         trace = {"TRACEPARENT": job.traceparent} if job.traceparent else {}
         rlimits = {"nofile": spec.limits.open_files}
-        if self._enforcement.get("cpu_seconds") == "rlimit":
-            rlimits["cpu"] = math.ceil(spec.limits.cpu_seconds)
         return Command(
             argv=spec.command,
             env={**image.env, **trace, **spec.env},

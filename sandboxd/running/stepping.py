@@ -56,7 +56,6 @@ class Ground(NamedTuple):
     make_files: Callable[[Sandbox, Mapping[str, bytes]], Awaitable[NotMade | None]]
     """Put the job's files, and these, into another sandbox."""
     cpu_count: int
-    cpu_by_rlimit: bool
 
 
 class Steps:
@@ -168,7 +167,6 @@ class Steps:
             command=(*step.command, *case.args),
             workdir=step.workdir or self._ground.base.workdir,
             claimed_at=time.monotonic(),
-            cpu_by_rlimit=self._ground.cpu_by_rlimit,
             warm=self._ground.taken.warm,
             received_bytes=counted,
             sent_bytes=counted,
@@ -235,7 +233,6 @@ class Steps:
             command=command,
             workdir=self._ground.base.workdir,
             claimed_at=time.monotonic(),
-            cpu_by_rlimit=self._ground.cpu_by_rlimit,
         )
         said = bytearray()
 

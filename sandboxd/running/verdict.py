@@ -59,7 +59,6 @@ class Outcome:
     stopped_by: Reason | None = None
     stop_message: str | None = None
     oom_kills: int = 0
-    cpu_by_rlimit: bool = False
     """RLIMIT_CPU is all that limits CPU time on this host."""
     usage: CgroupUsage = field(default_factory=CgroupUsage)
     enforcement: dict[str, Any] = field(default_factory=dict)
@@ -184,26 +183,16 @@ def _decide(outcome: Outcome) -> tuple[State, Reason]:
     if outcome.exit is None:
         return State.ERROR, Reason.SANDBOX_FAILED
     if outcome.exit.signal is not None:
-        if outcome.exit.signal in (signal.SIGXCPU, signal.SIGKILL) and _used_up_cpu(outcome):
-            return State.TIMED_OUT, Reason.CPU_SECONDS
         return State.FAILED, Reason.SIGNALLED
     return (State.FAILED if outcome.exit.code else State.SUCCEEDED), Reason.EXITED
-
-
-def _used_up_cpu(outcome: Outcome) -> bool:
-    """Whether RLIMIT_CPU ended it: the command's own CPU time says so, not the signal. (Only without cgroups.)"""
-    ended = outcome.exit
-    return (
-        outcome.cpu_by_rlimit
-        and ended is not None
-        and ended.cpu_user_seconds + ended.cpu_system_seconds >= outcome.limits.cpu_seconds
-    )
 
 
 def _state_of_stop(reason: Reason) -> State:
     match reason:
         case Reason.WALL_SECONDS | Reason.CPU_SECONDS | Reason.IDLE_SECONDS:
             return State.TIMED_OUT
+        case Reason.MEMORY:
+            return State.OUT_OF_MEMORY
         case Reason.OUTPUT_BYTES:
             return State.OUTPUT_LIMIT
         case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE | Reason.SANDBOX_ENDED:
@@ -223,7 +212,6 @@ def _state_of_stop(reason: Reason) -> State:
             | Reason.WRONG_ANSWER
             | Reason.CHECKER_FAILED
             | Reason.FILE_UNUSABLE
-            | Reason.MEMORY
             | Reason.QUEUE_SECONDS
             | Reason.SANDBOX_FAILED
             | Reason.IMAGE_FAILED
@@ -249,7 +237,7 @@ def _exit_status(outcome: Outcome, state: State) -> ExitStatus:
     return ExitStatus(
         code=ended.code if ended else None,
         signal=signal_name(number) if number else None,
-        oom_killed=outcome.oom_kills > 0,
+        oom_killed=outcome.oom_kills > 0 or outcome.stopped_by is Reason.MEMORY,
         timed_out=state is State.TIMED_OUT,
         stopped_by=outcome.stopped_by,
     )
@@ -336,7 +324,7 @@ def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa:
             peak = used.memory_peak_bytes
             asked = f"reached {format_bytes(peak)} of " if peak is not None else "used up "
             count = "process" if outcome.oom_kills == 1 else "processes"
-            killed = f"the kernel killed {outcome.oom_kills} {count}"
+            killed = f"the kernel killed {outcome.oom_kills} {count}" if outcome.oom_kills else ""
             return _join(f"{asked}{format_bytes(limits.memory_bytes)} of memory", killed, kept)
         case Reason.OUTPUT_BYTES:
             most = format_bytes(limits.output_bytes)

@@ -22,7 +22,7 @@ from sandboxd.isolation.streams import Drain, Feed
 from sandboxd.jobs import Component, JobError, Reason, Result, State, Stream
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
-from sandboxd.running.commands import Stop, note_stop
+from sandboxd.running.commands import Stop, limited, note_stop
 from sandboxd.running.verdict import Outcome, result_of
 from sandboxd.sandboxes.terminals import Line
 from sandboxd.store.logs import JobLog, StoredLog
@@ -156,6 +156,7 @@ class Exec:
         self, taken: Taken[Cgroup], command: Command, outcome: Outcome, theirs: list[int]
     ) -> None:
         terminal = self.spec.terminal
+        command = limited(command, taken.place, self.spec.limits)
         started = await taken.sandbox.run(command, theirs, then=Then.KEEP, terminal=terminal)
         _close_all(theirs)
         if isinstance(started, Unusable):

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,7 @@ from sandboxd.jobs import Reason, Usage
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
+from sandboxd.running.commands import MEMORY_SECONDS
 from sandboxd.sandbox_values import SandboxReason, SandboxRecord, SandboxState
 from sandboxd.sandboxes.execs import Exec, ExecSpec, Leftover, new_log
 from sandboxd.store.logs import StoredLog, remove_log
@@ -28,6 +29,8 @@ from sandboxd.store.logs import StoredLog, remove_log
 _MOST_REMEMBERED = 64
 """Commands that are over whose output can still be read."""
 _MOST_LEFTOVERS = 32
+_LOOKS_UNTIL_END = 10
+"""With too much memory each time."""
 _USAGE_FIELDS = frozenset(Usage.__struct_fields__)
 
 
@@ -69,6 +72,8 @@ class LiveSandbox:
         self._frozen = False
         self._arm_ttl()
         self._arm_idle()
+        if taken.place.samples_memory:
+            self._spawn(self._watch_memory())
 
     # Commands
 
@@ -82,10 +87,13 @@ class LiveSandbox:
         log = new_log(self._log_directory, exec_id, spec, inline_bytes=self._inline_log_bytes)
         made = self._running[exec_id] = Exec(exec_id, spec, log)
         self._execs += 1
-        task = self._loop.create_task(self._run_exec(made, connected))
+        self._spawn(self._run_exec(made, connected))
+        return made
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return made
 
     def get_exec(self, exec_id: str) -> Exec:
         """A command that runs, or is one of the last that ran. Raises NotFound."""
@@ -132,6 +140,22 @@ class LiveSandbox:
         self._leftovers.append(leftover)
         if len(self._leftovers) > _MOST_LEFTOVERS:
             self._leftovers.popleft().close()
+
+    # Memory, where no cgroup limits it
+
+    async def _watch_memory(self) -> None:
+        """What runs when there is too much ends; if that does not help, all of it does."""
+        too_much = 0
+        while self.taken.sandbox.alive:
+            too_much = too_much + 1 if self.taken.place.over_memory() else 0
+            if too_much == 1:
+                for running in self._running.values():
+                    running.stop(Reason.MEMORY)
+            elif too_much == _LOOKS_UNTIL_END:
+                self.end(
+                    SandboxReason.MEMORY, "out of memory: its processes had more than they may"
+                )
+            await asyncio.sleep(MEMORY_SECONDS)
 
     # Times
 

@@ -29,6 +29,9 @@ class CountedPlace:
     def directory_fd(self) -> int | None:
         return None
 
+    def watch(self, init_pid: int) -> None:
+        del init_pid
+
     def kill(self) -> None:
         self.killed += 1
 

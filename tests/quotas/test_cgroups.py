@@ -278,11 +278,11 @@ def test_a_hybrid_host_names_the_version_of_each_limit() -> None:
 
     assert enforcement["memory"] == "cgroup2"
     assert enforcement["cpus"] == "cgroup1"
-    assert enforcement["pids"] == "none"
-    assert enforcement["cpu_seconds"] == "rlimit"
+    assert enforcement["pids"] == "rlimit"
+    assert enforcement["cpu_seconds"] == "sampled"
 
 
-def test_without_delegation_nothing_is_enforced_and_nothing_fails(host: Host) -> None:
+def test_without_delegation_there_is_no_cgroup_and_nothing_fails(host: Host) -> None:
     bare = Host(
         cpus=host.cpus,
         memory_bytes=host.memory_bytes,
@@ -299,11 +299,14 @@ def test_without_delegation_nothing_is_enforced_and_nothing_fails(host: Host) ->
 
     assert cgroup.join_files() == ()
     assert cgroup.directory_fd() is None
-    assert cgroup.cpu_seconds() is None
-    assert set(cgroup.read()) == {None}
+    assert cgroup.cpu_seconds() == 0
     assert cgroup.oom_kills() == 0
     assert cgroup.remove() is True
-    assert cgroups.enforcement["memory"] == "none"
+    assert {cgroups.enforcement[name] for name in ("memory", "pids", "cpus")} == {
+        "sampled",
+        "rlimit",
+        "affinity",
+    }
 
 
 def test_the_limits_of_whoever_delegated_are_not_ours_to_change(host: Host) -> None:

@@ -88,21 +88,13 @@ def test_who_stopped_it_comes_before_how_it_died() -> None:
     assert result.exit.oom_killed
 
 
-@pytest.mark.parametrize("number", [signal.SIGXCPU, signal.SIGKILL])
-def test_a_signal_alone_is_no_time_out(number: int) -> None:
-    result = result_of(outcome(exit=ended(signal=number, cpu=5.0)))
+def test_a_job_that_was_seen_to_have_too_much_memory_is_out_of_memory() -> None:
+    result = result_of(outcome(exit=ended(signal=signal.SIGKILL), stopped_by=Reason.MEMORY))
 
-    assert (result.state, result.reason) == (State.FAILED, Reason.SIGNALLED)
-
-
-@pytest.mark.parametrize("number", [signal.SIGXCPU, signal.SIGKILL])
-@pytest.mark.parametrize(("cpu", "state"), [(2.0, "timed_out"), (1.9, "failed")])
-def test_where_only_the_rlimit_counts_cpu_time_the_time_used_decides(
-    number: int, cpu: float, state: str
-) -> None:
-    result = result_of(outcome(exit=ended(signal=number, cpu=cpu), cpu_by_rlimit=True))
-
-    assert result.state == state
+    assert (result.state, result.reason) == (State.OUT_OF_MEMORY, Reason.MEMORY)
+    assert result.exit.oom_killed
+    assert result.error is not None
+    assert "the kernel" not in result.error.message
 
 
 @pytest.mark.parametrize(
@@ -176,7 +168,6 @@ NEVER_STOPS = {
     Reason.WRONG_ANSWER,
     Reason.CHECKER_FAILED,
     Reason.FILE_UNUSABLE,
-    Reason.MEMORY,
     Reason.QUEUE_SECONDS,
     Reason.SANDBOX_FAILED,
     Reason.IMAGE_FAILED,
