@@ -38,6 +38,10 @@ class Room(NamedTuple):
     def minus(self, other: "Room") -> "Room":
         return Room(*(mine - its for mine, its in zip(self, other, strict=True)))
 
+    def positive(self) -> "Room":
+        """Without what is less than nothing."""
+        return Room(*(max(0, mine) for mine in self))
+
     def lacks(self, need: "Room") -> str | None:
         """The first of its fields that is not enough for `need`; None: it fits."""
         for name, mine, wanted in zip(self._fields, self, need, strict=True):

@@ -39,6 +39,7 @@ from sandboxd.settings_runtimes import oci_runtimes
 _IMAGE_MEMORY_BYTES = 2**30
 """The page cache of what is unpacked counts, too: the kernel writes it out and goes on."""
 _IMAGE_PIDS = 8
+_MOST_SAMPLED_PIDS = 512
 
 
 class Execution:
@@ -64,6 +65,10 @@ class Execution:
         self.cgroups = open_cgroups(
             self.host, instance=instance, delegated=isolation.cgroups == "auto"
         )
+        if self.cgroups.samples_memory:
+            # A look at a job takes the longer the more processes it has.
+            most = min(self.ceilings.pids, _MOST_SAMPLED_PIDS)
+            self.ceilings = msgspec.structs.replace(self.ceilings, pids=most)
         ids = idmap.find_range()
         mode = idmap.choose(isolation.id_map, ids)
         memory = self.host.controllers["memory"]
@@ -71,6 +76,7 @@ class Execution:
             stage=run / "stage",
             ids=ids if mode is idmap.IdMapMode.RANGE else None,
             show_cgroup=memory.version is CgroupVersion.V2,
+            counted=not self.cgroups.samples_memory,
         )
         self.pool = self._make_pool(settings, parked)
         self.images = Images(images_directory, run / "host", self.launcher, self._make_image_cgroup)

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +60,8 @@ _RECENT_LOGS = 64
 _MAINTENANCE_SECONDS = 5.0
 _PRESSURE_SECONDS = 1.0
 """Until a host that had too little of something is looked at again."""
+_MOST_KEPT_FREE = 0.5
+"""Of the host, for a sandbox that waits for room: for a larger one nobody is held up."""
 _NEW_PART = 0.1
 """Of the mean duration."""
 _EXPIRE_BATCH = 1000
@@ -77,6 +79,8 @@ class _Active:
         self.task: asyncio.Task[None] | None = None
         self.started_at: float | None = None
         self.samples = Samples()
+        self.handed_in = asyncio.Event()
+        """It is in the store, or in the store's queue: what is written of it comes after that."""
         self.runs: list[RunResult] = []
         """Of a job of steps: those that have ended."""
 
@@ -153,7 +157,9 @@ class Scheduler:
         self._in_use = NOTHING
         """By jobs that this process works on, and by who holds room."""
         self._promised = NOTHING
-        """To jobs that are being stored or claimed."""
+        """To jobs that are being claimed."""
+        self._arriving: set[Held] = set()
+        """Room of jobs that are being stored and will start then."""
         self._queued = 0
         self._may_wait = True
         """Whether the store may hold jobs that wait: only then is it asked."""
@@ -257,53 +263,70 @@ class Scheduler:
             raise Unavailable(
                 f"{self._queued} jobs wait already", code="queue_full", retry_after_seconds=1
             )
+        if at_once and idempotency is None and not quotas.metered:
+            early = client_waits and _shows_only_in_its_answer(job.spec)
+            # Begun in this turn of the loop: whoever comes in the same turn finds its room taken.
+            accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            active = self._begin(claimed_at_once(taken_in(job)), accepted, early=early)
+            return await asyncio.shield(self._accept_begun(job, active, accepted, early))
         # Shielded: a client that goes away while its job is stored must not leave one that is claimed and never run.
-        if at_once and idempotency is None:
-            early = client_waits and _shows_only_in_its_answer(job.spec) and not quotas.metered
-            return await asyncio.shield(self._accept_and_begin(job, early))
-        promised = need if at_once else NOTHING
-        return await asyncio.shield(self._accept(job, idempotency, at_once, promised))
+        arriving = self._promise(job, need) if at_once else None
+        self._queued += arriving is None
+        return await asyncio.shield(self._accept(job, idempotency, arriving))
+
+    def _promise(self, job: Job, need: Room) -> Held:
+        """Room for a job that is being stored."""
+        arriving = Held(job.tenant, need, time.time() + job.spec.limits.wall_seconds)
+        self._arriving.add(arriving)
+        self._in_use = self._in_use.plus(need)
+        return arriving
 
     async def _accept(
-        self, job: Job, idempotency: Idempotency | None, at_once: bool, promised: Room
+        self, job: Job, idempotency: Idempotency | None, arriving: Held | None
     ) -> Submitted:
-        self._promised = self._promised.plus(promised)
-        self._queued += not at_once
-        waits = False
+        """Write the job down; where room was promised to it, it is claimed in the same step."""
+        new = False
         try:
             submitted = await self._store.submit(
                 job,
                 idempotency=idempotency,
-                claim_owner=self._owner if at_once else None,
+                claim_owner=None if arriving is None else self._owner,
                 quotas=self._tenants.of(job.tenant),
             )
-            waits = not at_once and not submitted.replayed
+            new = not submitted.replayed
         finally:
-            self._promised = self._promised.minus(promised)
-            self._queued -= not at_once and not waits
-        if submitted.replayed:
+            if arriving is not None:
+                self._arriving.remove(arriving)
+                self._in_use = self._in_use.minus(arriving.need)
+            if not new:
+                self._queued -= arriving is None
+                self._hand_out()  # Somebody may wait for what was promised.
+                if arriving is not None and self._queued:
+                    self._notice_waiting()
+        if not new:
             return submitted
         self._metrics.submitted(job.spec)
-        if at_once:
+        if arriving is not None:
             self._begin(submitted.job)
-        else:
-            self._notice_waiting()
-            if job.spec.queue_seconds is not None:
-                self._look_again.set()
+            return submitted
+        self._notice_waiting()
+        if job.spec.queue_seconds is not None:
+            self._look_again.set()
         return submitted
 
-    async def _accept_and_begin(self, job: Job, early: bool) -> Submitted:
+    async def _accept_begun(
+        self, job: Job, active: _Active, accepted: "asyncio.Future[None]", early: bool
+    ) -> Submitted:
         """Write the job down while its sandbox is made ready. Its command starts when it is on the disk, unless `early`.
 
         Early: nobody can tell whether it runs before that, for nobody hears of it. If the host dies meanwhile, it never was.
         """
-        accepted = asyncio.get_running_loop().create_future()
-        active = self._begin(claimed_at_once(taken_in(job)), accepted, early=early)
         with self._ends.watching(job.id) as ended:
             if early:
                 await asyncio.sleep(
                     0
                 )  # The command is on its way before the writer's thread takes processor time.
+            active.handed_in.set()  # What comes next is put into the store's queue in this very step.
             try:
                 submitted = await self._store.submit(
                     job,
@@ -466,10 +489,13 @@ class Scheduler:
         self._add(held)
         return held
 
-    def change(self, held: "Held", limits: Limits, *, in_any_case: bool = False) -> "Held":
+    def change(
+        self, held: "Held", limits: Limits, *, until: float, in_any_case: bool = False
+    ) -> "Held":
         """Hold other room in its place. Raises Unavailable, and nothing has changed."""
-        other = Held(held.tenant, room_for(limits).within(self._room), held.until)
-        if not in_any_case and self._free.plus(held.need).lacks(other.need) is not None:
+        other = Held(held.tenant, room_for(limits).within(self._room), until)
+        more = other.need.minus(held.need).positive()
+        if not in_any_case and more != NOTHING and self._free.lacks(more) is not None:
             raise self._no_room(other)
         self.release(held)
         self._add(other)
@@ -480,6 +506,8 @@ class Scheduler:
         self._held.remove(held)
         self._in_use = self._in_use.minus(held.need)
         self._hand_out()
+        if self._held_back:
+            self._may_wait = True
         self._wake.set()
 
     def _add(self, held: "Held") -> None:
@@ -522,7 +550,8 @@ class Scheduler:
         if not most:
             return False
         running = sum(active.job.tenant == tenant for active in self._active.values())
-        return running + sum(held.tenant == tenant for held in self._held) >= most
+        others = (*self._held, *self._arriving, *(held for held, _ in self._wanting))
+        return running + sum(each.tenant == tenant for each in others) >= most
 
     def _note_seconds(self, job: Job) -> None:
         """A mean that forgets: the last ten or so count."""
@@ -538,8 +567,13 @@ class Scheduler:
     def _free(self) -> Room:
         free = self._room.minus(self._in_use).minus(self._promised)
         for held, _ in self._wanting:
-            free = free.minus(held.need)
+            if held.need.share_of(self._room) <= _MOST_KEPT_FREE:
+                free = free.minus(held.need)
         return free
+
+    def look_again(self) -> None:
+        """More may start now than before, for a reason that is not known here."""
+        self._notice_waiting()
 
     def _notice_waiting(self) -> None:
         self._may_wait = True
@@ -552,16 +586,23 @@ class Scheduler:
             free = self._free
             if free.slots <= 0 or not self._may_wait or self._draining:
                 continue
-            self._lacking = self._pressure.lacking()
-            if self._lacking is not None:
-                asyncio.get_running_loop().call_later(_PRESSURE_SECONDS, self._wake.set)
-                continue
-            await self._claim(free)
+            try:
+                self._lacking = self._pressure.lacking()
+                if self._lacking is None:
+                    await self._claim(free)
+                    continue
+            except Exception:
+                # Whatever it is: what waits must be looked at again.
+                logger.exception("waiting jobs not looked at")
+                self._may_wait = True
+            asyncio.get_running_loop().call_later(_PRESSURE_SECONDS, self._wake.set)
 
     async def _claim(self, free: Room) -> None:
         now = time.time()
         running = [Occupant(a.job.tenant, a.need, a.until) for a in self._active.values()]
-        running += [Occupant(held.tenant, held.need, held.until) for held in self._held]
+        running += [
+            Occupant(each.tenant, each.need, each.until) for each in (*self._held, *self._arriving)
+        ]
         choice, turns = Choice(), dict(self._turns)
 
         def choose(waiting: Sequence[Candidate]) -> Sequence[str]:
@@ -579,10 +620,10 @@ class Scheduler:
             # The maintenance asks again: until then nothing is lost but time.
             logger.warning("claim failed", error=str(error))
             self._may_wait = True
+            self._hand_out()
             return
         finally:
             self._promised = self._promised.minus(free)
-            self._hand_out()
         self._blocked, self._held_back = choice.blocked, choice.held_back
         self._queued = max(0, self._queued - len(jobs))
         if choice.blocked is not None:
@@ -591,6 +632,7 @@ class Scheduler:
             self._notice_waiting()  # Not all that wait were looked at.
         for job in jobs:
             self._begin(job)
+        self._hand_out()  # Only now: what is left.
 
     def _begin(
         self, job: Job, accepted: "asyncio.Future[None] | None" = None, *, early: bool = False
@@ -619,7 +661,13 @@ class Scheduler:
         try:
             result = await self._attempt(active, None if early else accepted)
             # Also while the acceptance is being written: the store keeps the order, and one commit may do for both.
-            check = _anyway if accepted is None else accepted.result
+            if accepted is not None:
+                await active.handed_in.wait()
+
+            async def check() -> None:
+                if accepted is not None:
+                    await asyncio.shield(accepted)
+
             await self._settle(active, result, check)
         except NotAccepted:
             active.log.discard()  # Who sent it is told by its own call.
@@ -672,7 +720,9 @@ class Scheduler:
             for timer in timers:
                 timer.cancel()
 
-    async def _settle(self, active: _Active, result: Result, check: Callable[[], None]) -> None:
+    async def _settle(
+        self, active: _Active, result: Result, check: Callable[[], Awaitable[None]]
+    ) -> None:
         """Write down the end, or that there will be another attempt; tell who waits.
 
         `check` raises NotAccepted where there is no job to settle; asked where the store does not take the end.
@@ -778,10 +828,6 @@ def _told(event: str, **facts: str) -> Iterator[None]:
         yield
     except OSError as error:
         logger.warning(event, error=str(error), **facts)
-
-
-def _anyway() -> None:
-    """The job was accepted long ago."""
 
 
 def _internal_error() -> Result:

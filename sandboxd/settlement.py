@@ -26,6 +26,10 @@ _LONGEST_RETRY_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 10.0
 
 
+async def _anyway() -> None:
+    """Nothing stands against it."""
+
+
 class Settlement:
     """Settles attempts in the store."""
 
@@ -40,7 +44,11 @@ class Settlement:
         self._giving_up.set()
 
     async def end(
-        self, job: Job, result: Result, log: StoredLog, check: Callable[[], None] = lambda: None
+        self,
+        job: Job,
+        result: Result,
+        log: StoredLog,
+        check: Callable[[], Awaitable[None]] = _anyway,
     ) -> Job | None:
         """Write the end. None: the lease was lost, and nothing was written. Raises Unavailable (given up).
 
@@ -52,7 +60,7 @@ class Settlement:
 
         ended = await self._persist(job, finish, check)
         if ended is None:
-            check()
+            await check()
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
             return None
@@ -66,7 +74,7 @@ class Settlement:
             self._metrics.logged(stream, log.size(stream), truncated=log.truncated(stream))
 
     async def retry(
-        self, job: Job, result: Result, check: Callable[[], None] = lambda: None
+        self, job: Job, result: Result, check: Callable[[], Awaitable[None]] = _anyway
     ) -> bool:
         """Write that the job waits for another attempt. False: the lease was lost. Raises as `end`."""
         pause = min(_RETRY_SECONDS * 2 ** (job.attempt - 1), _LONGEST_RETRY_SECONDS)
@@ -77,7 +85,7 @@ class Settlement:
             return await self._store.retry(job.id, job.lease_token, result.reason, message, run_at)
 
         if not await self._persist(job, wait_again, check):
-            check()
+            await check()
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
             return False
@@ -108,14 +116,14 @@ class Settlement:
         return JobLog(self._log_directory, job.id, limit_bytes=0, inline_bytes=0).close()
 
     async def _persist(
-        self, job: Job, write: Callable[[], Awaitable[T]], check: Callable[[], None]
+        self, job: Job, write: Callable[[], Awaitable[T]], check: Callable[[], Awaitable[None]]
     ) -> T:
         pause = _RETRY_SECONDS
         while True:
             try:
                 return await write()
             except Unavailable as error:
-                check()
+                await check()
                 if self._giving_up.is_set():
                     raise
                 logger.warning("end of job not written yet", job_id=job.id, error=str(error))

@@ -21,6 +21,8 @@ class Tenants:
         self._usual = usual
         self._clock = clock
         self._own: dict[str, TenantQuotas] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a tenant may have other things than before."""
         self._buckets: dict[str, TokenBucket] = {}
         """Of tenants that have a rate; there are as many as the operator gave keys to."""
 
@@ -43,6 +45,7 @@ class Tenants:
             self._own.pop(tenant, None)
         else:
             self._own[tenant] = quotas
+        self.on_change()
 
     def take_request(self, tenant: str) -> Rate | None:
         """Count a request. None: this tenant's are not counted."""

@@ -22,7 +22,7 @@ def upgrade() -> None:
         ("cpu_seconds", sa.Float()),
     ):
         op.add_column("job", sa.Column(name, kind, nullable=False, server_default="0"))
-    _fill_in_waiting()
+    _fill_in_unfinished()
     op.create_index(
         "ix_job_line",
         "job",
@@ -56,24 +56,36 @@ def upgrade() -> None:
     )
 
 
-def _fill_in_waiting() -> None:
-    """Of jobs that are over nobody asks what they needed."""
+def _fill_in_unfinished() -> None:
+    """Of jobs that are over nobody asks what they needed. One that ran when the service died may wait again."""
     connection = op.get_bind()
     job = sa.table(
         "job",
         *(
             sa.column(name)
-            for name in ("id", "state", "spec", "memory_bytes", "millicpus", "wall_seconds")
+            for name in (
+                "id",
+                "state",
+                "spec",
+                "memory_bytes",
+                "millicpus",
+                "wall_seconds",
+                "cpu_seconds",
+            )
         ),
     )
-    rows = connection.execute(sa.select(job.c.id, job.c.spec).where(_WAITING)).all()
-    for job_id, spec in rows:
-        limits = json.loads(spec)["limits"]
+    unfinished = job.c.state.in_(("queued", "retrying", "starting", "running"))
+    rows = connection.execute(sa.select(job.c.id, job.c.spec).where(unfinished)).all()
+    for job_id, text in rows:
+        spec = json.loads(text)
+        limits = spec["limits"]
+        cases = [case for step in spec.get("steps", ()) for case in step.get("cases", ())]
+        checked = any(case.get("checker", {}).get("comparison") == "program" for case in cases)
         connection.execute(
             sa.update(job)
             .where(job.c.id == job_id)
             .values(
-                memory_bytes=limits["memory_bytes"],
+                memory_bytes=limits["memory_bytes"] * (2 if checked else 1),
                 millicpus=math.ceil(1000 * limits["cpus"]),
                 wall_seconds=limits["wall_seconds"],
                 cpu_seconds=limits["cpu_seconds"],

@@ -48,18 +48,7 @@ def start(command: Command, streams: list[int] | str) -> int | Unusable:
         return Unusable("workdir", number)
     for name, wish in command.rlimits.items():
         privileges.limit(getattr(resource, f"RLIMIT_{name.upper()}"), wish)
-    if not command.cpus:
-        return first_that_starts(
-            command, lambda path: _spawn(path, command, _stream_actions(streams))
-        )
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, command.cpus)  # Passed on, like the limits.
-    try:
-        return first_that_starts(
-            command, lambda path: _spawn(path, command, _stream_actions(streams))
-        )
-    finally:
-        os.sched_setaffinity(0, before)
+    return first_that_starts(command, lambda path: _spawn(path, command, _stream_actions(streams)))
 
 
 def first_that_starts(command: Command, attempt: Callable[[str], int]) -> int | Unusable:

@@ -39,8 +39,11 @@ _SANDBOX_NAMESPACES = (
 NAMESPACE_NAMES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
 
 
-def main(control_fd: int, parent_pid: int, stage: str) -> NoReturn:
-    """Life of the launcher. `stage` is an existing directory that it may mount over, in its own mount namespace."""
+def main(control_fd: int, parent_pid: int, stage: str, counted: bool) -> NoReturn:
+    """Life of the launcher. `stage` is an existing directory that it may mount over, in its own mount namespace.
+
+    `counted`: a cgroup limits the memory of what runs in sandboxes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the service.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel reaps: nobody asks for a status.
     privileges.die_with_parent(parent_pid)
@@ -50,7 +53,7 @@ def main(control_fd: int, parent_pid: int, stage: str) -> NoReturn:
     # limit than theirs lets this process go on sending.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    launcher = LauncherProcess(socket.socket(fileno=control_fd), parent_pid)
+    launcher = LauncherProcess(socket.socket(fileno=control_fd), parent_pid, counted)
     with contextlib.suppress(EOFError, ConnectionError):  # The service is gone: so is the launcher.
         launcher.enter_user_namespace()
         launcher.prepare(stage)
@@ -68,13 +71,13 @@ def close_all_but(descriptor: int) -> None:
 class LauncherProcess:
     """The launcher's own state: its control socket and the sandboxes that wait for their maps."""
 
-    def __init__(self, control: socket.socket, parent_pid: int) -> None:
+    def __init__(self, control: socket.socket, parent_pid: int, counted: bool) -> None:
         self.control = control
         self.parent_pid = parent_pid
         self.poll = select.poll()
         self.waiting_for_maps: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
         self.id_count = 0
-        self.seccomp_program = seccomp.assemble(seccomp.build(syscalls.MACHINE))
+        self.seccomp_program = seccomp.assemble(seccomp.build(syscalls.MACHINE, counted=counted))
 
     def enter_user_namespace(self) -> None:
         """U1. The service writes the maps: only it is outside."""

@@ -34,8 +34,8 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _BARE = ("-I", "-S", "-B")
 """No environment, no site directories, no bytecode written: what it imports is in the path that it is given."""
 _BOOTSTRAP = (
-    "import sys, json; control, parent, stage, sys.path[:] = json.loads(sys.argv[1]); "
-    "from sandboxd.isolation.launcher import main; main(control, parent, stage)"
+    "import sys, json; *arguments, sys.path[:] = json.loads(sys.argv[1]); "
+    "from sandboxd.isolation.launcher import main; main(*arguments)"
 )
 
 
@@ -43,15 +43,24 @@ class Launcher:
     """Starts the launcher process and asks it for sandboxes. Starts another when it has died."""
 
     def __init__(
-        self, *, stage: Path, ids: idmap.IdRange | None, show_cgroup: bool = False
+        self,
+        *,
+        stage: Path,
+        ids: idmap.IdRange | None,
+        show_cgroup: bool = False,
+        counted: bool = True,
     ) -> None:
-        """`stage` is an existing empty directory; `ids` None means the single-id map."""
+        """`stage` is an existing empty directory; `ids` None means the single-id map.
+
+        `counted`: a cgroup limits the memory of what runs in sandboxes; if not, the filter refuses what nothing else counts.
+        """
         self.stage = stage
         self.ids = ids
         self.show_cgroup = show_cgroup
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
-        self._seccomp_digest = filter_digest(syscalls.MACHINE)
+        self._counted = counted
+        self._seccomp_digest = filter_digest(syscalls.MACHINE, counted=counted)
         self._control: socket.socket | None = None
         self._sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
         self._creations: dict[int, asyncio.Future[tuple[int, list[int]]]] = {}
@@ -85,7 +94,7 @@ class Launcher:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.setblocking(False)
         with theirs, _sealed_copy(sys.executable) as interpreter:
-            arguments = [theirs.fileno(), os.getpid(), str(self.stage), sys.path]
+            arguments = [theirs.fileno(), os.getpid(), str(self.stage), self._counted, sys.path]
             self.process = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec; done once)
                 [sys.executable, *_BARE, "-c", _BOOTSTRAP, json.dumps(arguments)],
                 executable=f"/proc/self/fd/{interpreter}",
@@ -318,9 +327,9 @@ def _make_memory_file() -> int:
         return os.memfd_create("sandboxd", flags)  # Before Linux 6.3 all can be executed.
 
 
-def filter_digest(machine: str) -> str:
+def filter_digest(machine: str, *, counted: bool = True) -> str:
     """`sha256:…` of the filter program for an architecture, for the record of each job."""
-    program = seccomp.assemble(seccomp.build(machine))
+    program = seccomp.assemble(seccomp.build(machine, counted=counted))
     return f"sha256:{hashlib.sha256(program).hexdigest()}"
 
 

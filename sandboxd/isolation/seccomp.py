@@ -121,8 +121,12 @@ def assemble(program: Program) -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
-def build(machine: str) -> Program:
-    """The filter for an architecture (`platform.machine()`).
+UNCOUNTED = frozenset({"memfd_create", "shmget", "sched_setaffinity"})
+"""Where no cgroup limits memory: what takes some that no process has resident, and what gives a job more CPUs again."""
+
+
+def build(machine: str, *, counted: bool = True) -> Program:
+    """The filter for an architecture (`platform.machine()`). Without `counted` UNCOUNTED is refused, too.
 
     A balanced tree over runs of equal calls: about seven comparisons instead of three hundred.
     Raises KeyError for an architecture without a table.
@@ -140,12 +144,15 @@ def build(machine: str) -> Program:
             Instruction(_GREATER_OR_EQUAL, 0, 1, _X32_BIT),
             _return(_ERRNO | errno.ENOSYS),
         ]
-    return program + _tree(_runs(numbers))
+    return program + _tree(_runs(numbers, frozenset() if counted else UNCOUNTED))
 
 
-def _runs(numbers: dict[str, int]) -> list[tuple[int, Program]]:
+def _runs(numbers: dict[str, int], refused: frozenset[str]) -> list[tuple[int, Program]]:
     """(first number, code) for each run of neighbouring calls that are treated alike, from 0 upwards."""
-    codes = {number: code_for(name) for name, number in numbers.items()}
+    codes = {
+        number: [_return(_ERRNO | errno.EPERM)] if name in refused else code_for(name)
+        for name, number in numbers.items()
+    }
     runs: list[tuple[int, Program]] = []
     for number in range(max(codes) + 1):
         code = codes.get(number, [_return(_ERRNO | errno.EPERM)])

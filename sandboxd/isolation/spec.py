@@ -71,8 +71,6 @@ class Command(NamedTuple):
     """Absolute path inside the sandbox; made if it does not exist."""
     rlimits: dict[str, int]
     """Resource limit (`"nofile"`, `"fsize"`, …: getrlimit(2) without RLIMIT_) to soft and hard value."""
-    cpus: tuple[int, ...] = ()
-    """The CPUs that it may run on; empty: all."""
 
 
 class Then(enum.StrEnum):

@@ -3,6 +3,7 @@
 Hybrid hosts have some controllers on v1 and others on v2; a job then has directories in both.
 """
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -71,6 +72,11 @@ class Cgroups:
         self.enforcement = enforcement_of(versions)
         """Limit, in the API's words, to what enforces it."""
 
+    @property
+    def samples_memory(self) -> bool:
+        """Whether no cgroup limits memory."""
+        return self.enforcement["memory"] == "sampled"
+
     def create(self, name: str) -> "Cgroup":
         """The cgroup of one job, without limits yet. Raises SandboxFailed."""
         _check_name(name)
@@ -81,7 +87,8 @@ class Cgroups:
             if group1 is not None:
                 group1.remove()
             raise
-        sampled = SampledGroup(self._shares) if self._sampled else None
+        by_affinity = self.enforcement["cpus"] == "affinity"
+        sampled = SampledGroup(self._shares if by_affinity else None) if self._sampled else None
         return Cgroup(group1, group2, sampled, self.enforcement)
 
     def close(self) -> None:
@@ -129,11 +136,10 @@ class Cgroup:
         """Whether the kernel kills one process where there is too little memory, and not the job (cgroup v1)."""
         return self._enforcement["memory"] == CgroupVersion.V1.value
 
-    @property
-    def cpus(self) -> tuple[int, ...]:
-        """Where rates are held by affinity: the CPUs that the job may run on; empty: all."""
-        by_affinity = self._sampled is not None and self._enforcement["cpus"] == "affinity"
-        return self._sampled.cpus if self._sampled is not None and by_affinity else ()
+    def most_cpus(self, limits: Limits) -> float:
+        """How many CPUs the job can use at once: with affinity, whole ones."""
+        by_affinity = self._enforcement["cpus"] == "affinity"
+        return math.ceil(limits.cpus) if by_affinity else limits.cpus
 
     def rlimits(self, limits: Limits) -> dict[str, int]:
         """What the command itself has to be limited by, because no cgroup does it."""

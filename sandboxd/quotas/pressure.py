@@ -36,10 +36,13 @@ class Pressure:
         self._look_at = clock()
 
     def lacking(self) -> str | None:
-        """What there is too little of: FREE_DISK or FREE_MEMORY; None: nothing."""
+        """What there is too little of: FREE_DISK or FREE_MEMORY; None: nothing. Where it cannot be told: FREE_DISK."""
         now = self._clock()
         if now >= self._look_at:
-            self._seen = self._look()
+            try:
+                self._seen = self._look()
+            except OSError:
+                self._seen = FREE_DISK
             self._look_at = now + _GOOD_FOR_SECONDS
         return self._seen
 

@@ -7,13 +7,18 @@ it, and have their own limit. CPU time is that of the living, and of the dead th
 nobody waits for (SIGCHLD ignored: wait(2)) what it used since the last look is lost.
 
 A sample is late by the time between two looks: a job can have more for that long. Processes are limited by
-RLIMIT_NPROC, which the kernel counts for each user namespace, and CPU rates by affinity, rounded up to whole CPUs.
+RLIMIT_NPROC, which the kernel counts for each user namespace, and CPU rates by affinity, rounded up to whole CPUs. The filter
+refuses system calls that take memory which no process has resident (`seccomp.UNCOUNTED`); what pipes and sockets hold is
+bounded by the limits on open files and processes alone.
 Sources: proc(5), getrlimit(2), user_namespaces(7), sched_setaffinity(2).
 """
 
+import math
 import os
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import psutil
 
@@ -29,6 +34,7 @@ class CpuShares:
     """Which CPUs jobs run on: those with the fewest jobs, so many as each may use."""
 
     def __init__(self, cpus: tuple[int, ...]) -> None:
+        self.cpus = cpus
         self._jobs = Counter(dict.fromkeys(cpus, 0))
 
     def take(self, count: int) -> tuple[int, ...]:
@@ -49,7 +55,8 @@ class SampledGroup:
 
     can_freeze = False
 
-    def __init__(self, shares: CpuShares) -> None:
+    def __init__(self, shares: CpuShares | None) -> None:
+        """`shares`: None where a cgroup limits the CPU rate."""
         self._shares = shares
         self._init: int | None = None
         self._own_memory_bytes = 0
@@ -58,8 +65,10 @@ class SampledGroup:
         self._pids_peak = 0
         self._memory_bytes: int | None = None
         """The limit; None before there is one."""
-        self.cpus: tuple[int, ...] = ()
+        self._cpus: tuple[int, ...] = ()
         """That it may run on; empty: all."""
+        self._raw_cpu_seconds = 0.0
+        self._looking = threading.Lock()
 
     def watch(self, init_pid: int) -> None:
         """Look at this process and its descendants. It is the caller's child's child, and alive or a zombie as long as that lives."""
@@ -79,8 +88,10 @@ class SampledGroup:
     def change(self, limits: Limits) -> None:
         """Set other limits, and go on counting."""
         self._memory_bytes = limits.memory_bytes
-        self._shares.give_back(self.cpus)
-        self.cpus = self._shares.take(-int(-limits.cpus // 1))
+        if self._shares is not None and self._init is not None:
+            self._shares.give_back(self._cpus)
+            self._cpus = self._shares.take(math.ceil(limits.cpus))
+            self._pin(self._cpus or self._shares.cpus)
 
     def over_memory(self) -> bool:
         """Whether its processes have more than they may, at this moment."""
@@ -119,11 +130,32 @@ class SampledGroup:
 
     def remove(self) -> bool:
         """Give back its CPUs. Twice is harmless."""
-        self._shares.give_back(self.cpus)
-        self.cpus = ()
+        if self._shares is not None:
+            self._shares.give_back(self._cpus)
+        self._cpus = ()
         return True
 
+    def _pin(self, cpus: Iterable[int]) -> None:
+        """All that run now, and so all that they make. The command itself may not change it (`seccomp.UNCOUNTED`)."""
+        for pid in descendants(self._init or 0):
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(pid, cpus)
+
     def _look(self) -> CgroupNow:
+        """From any thread."""
+        with self._looking:
+            now = self._look_once()
+            if (now.cpu_seconds or 0.0) < self._raw_cpu_seconds:
+                now = (
+                    self._look_once()
+                )  # A child may just have been on its way from itself to its parent.
+            raw = now.cpu_seconds or 0.0
+            # What was seen once was used. If it is gone, nobody waited for who used it: it counts from here on.
+            self._cpu_seconds += max(0.0, raw - self._raw_cpu_seconds)
+            self._raw_cpu_seconds = raw
+            return now._replace(cpu_seconds=self._cpu_seconds)
+
+    def _look_once(self) -> CgroupNow:
         cpu, memory, pids = 0.0, 0, 0
         if self._init is not None:
             for pid in descendants(self._init):
@@ -134,9 +166,7 @@ class SampledGroup:
                     continue  # It ended while we looked; init has its time then.
                 cpu += (user + system + of_dead_user + of_dead_system) / _TICKS
                 pids += 1
-        # What was seen once was used, whether it can be seen any more or not.
-        self._cpu_seconds = max(self._cpu_seconds, cpu)
-        return CgroupNow(self._cpu_seconds, memory, pids)
+        return CgroupNow(cpu, memory, pids)
 
 
 def descendants(pid: int) -> Iterator[int]:

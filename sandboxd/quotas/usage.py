@@ -22,6 +22,12 @@ class CgroupUsage(NamedTuple):
         pairs = zip(self, other, strict=True)
         return CgroupUsage._make(theirs if mine is None else mine for mine, theirs in pairs)
 
+    def plus_cpu(self, seconds: float) -> "CgroupUsage":
+        """With CPU time that was used elsewhere for the same job."""
+        if not seconds:
+            return self
+        return self._replace(cpu_seconds=(self.cpu_seconds or 0.0) + seconds)
+
     def since(self, before: "CgroupUsage", *, peak: bool) -> "CgroupUsage":
         """What was used since `before`. `peak`: the peak of memory is from then on; else it is not known."""
         counted = {

@@ -114,6 +114,7 @@ class Attempt:
         finally:
             outcome.command_started, outcome.command_ended = steps.began, steps.ended
             outcome.output_bytes = sum(steps.sizes.values())
+            outcome.checkers_cpu_seconds = steps.checkers_cpu_seconds
 
     async def _place_files(self) -> bool:
         """Make the job's files. False: no command is to run."""

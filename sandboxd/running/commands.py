@@ -131,7 +131,7 @@ class StepStop(PartStop):
 
 def limited(command: Command, place: Cgroup, limits: Limits) -> Command:
     """The command with what it has to be limited by itself, where no cgroup does it."""
-    return command._replace(rlimits=command.rlimits | place.rlimits(limits), cpus=place.cpus)
+    return command._replace(rlimits=command.rlimits | place.rlimits(limits))
 
 
 async def run_command(
@@ -200,18 +200,20 @@ def _watch_cpu(
     cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int, cpu_before: float
 ) -> "asyncio.Task[None] | None":
     """A task that ends the job when its CPU time is used up; None where it cannot be before the wall time is."""
-    rate = min(limits.cpus, cpu_count)
+    sampled = cgroup.samples_memory
+    rate = min(cgroup.most_cpus(limits), cpu_count)
     if limits.cpu_seconds >= limits.wall_seconds * rate or cgroup.cpu_seconds() is None:
         return None
 
     async def watch() -> None:
         while True:
-            left = limits.cpu_seconds + cpu_before - (cgroup.cpu_seconds() or 0.0)
+            used = await asyncio.to_thread(cgroup.cpu_seconds) if sampled else cgroup.cpu_seconds()
+            left = limits.cpu_seconds + cpu_before - (used or 0.0)
             if left <= 0:
                 stop(Reason.CPU_SECONDS)
                 return
             # The earliest moment at which it can be used up: there is nothing to see before.
-            await asyncio.sleep(max(left / rate, 0.005))
+            await asyncio.sleep(max(left / rate, MEMORY_SECONDS if sampled else 0.005))
 
     return asyncio.get_running_loop().create_task(watch())
 
@@ -224,14 +226,16 @@ def _watch_memory(cgroup: Cgroup, stop: Stop) -> "asyncio.Task[None] | None":
     async def watch() -> None:
         kills_before = 0 if cgroup.samples_memory else cgroup.oom_kills()
         while True:
+            began = time.monotonic()
             if cgroup.samples_memory:
-                over = cgroup.over_memory()
+                over = await asyncio.to_thread(cgroup.over_memory)
             else:
                 over = cgroup.oom_kills() > kills_before
             if over:
                 stop(Reason.MEMORY)
                 return
-            await asyncio.sleep(MEMORY_SECONDS)
+            # A job of many processes takes longer to look at: it gets no more than a tenth of a processor.
+            await asyncio.sleep(max(MEMORY_SECONDS, 9 * (time.monotonic() - began)))
 
     return asyncio.get_running_loop().create_task(watch())
 

@@ -137,6 +137,9 @@ class Runner:
         if not self._id_count:
             detail = "without subordinate ids only the native runtime works; see `sandboxd doctor`"
             return [Fault("/runtime", detail)]
+        if self._enforcement["memory"] == "sampled":
+            detail = "without cgroups only the native runtime works; see `sandboxd doctor`"
+            return [Fault("/runtime", detail)]
         egress = spec.network.mode is NetworkMode.EGRESS
         asked = {
             "steps": spec.steps,
@@ -262,7 +265,7 @@ class Runner:
                 samples.stop()
             await disconnect(taken, connection, outcome)
             outcome.oom_kills = taken.place.oom_kills()
-            outcome.usage = taken.place.read()
+            outcome.usage = taken.place.read().plus_cpu(outcome.checkers_cpu_seconds)
 
     async def _keep(self, attempt: Attempt, result: Result) -> str | None:
         """Hand the sandbox of a job that failed over to who keeps it for a while, if the job says so. Its id from then on."""

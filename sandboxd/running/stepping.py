@@ -25,7 +25,7 @@ from sandboxd.jobs import (
     Verdict,
 )
 from sandboxd.quotas.cgroups import Cgroup
-from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.limits import LEAST, Limits
 from sandboxd.running.commands import (
     PartStop,
     Sink,
@@ -77,6 +77,8 @@ class Steps:
         self._on_start = on_start
         self._on_run = on_run
         self.sizes = dict.fromkeys(Stream, 0)
+        self.checkers_cpu_seconds = 0.0
+        """What programs that judge used: the job's, too."""
         """Of what came so far, by stream: where the next run begins in the log."""
         self.began: float | None = None
         """time.monotonic() of the first run's start."""
@@ -184,7 +186,8 @@ class Steps:
         )
 
     def _left_cpu_seconds(self) -> float:
-        return self._spec.limits.cpu_seconds - (self._ground.taken.place.cpu_seconds() or 0.0)
+        used = (self._ground.taken.place.cpu_seconds() or 0.0) + self.checkers_cpu_seconds
+        return self._spec.limits.cpu_seconds - used
 
     def _command(self, step: Step, case: Case) -> Command:
         base = self._ground.base
@@ -221,13 +224,18 @@ class Steps:
                 raise SandboxFailed("make files", why)
             return await self._checked(ended, case, taken)
         finally:
+            self.checkers_cpu_seconds += taken.place.read().cpu_seconds or 0.0
             # Whoever stops the job from here on means its own sandbox again.
             self._stop.attach(self._ground.taken, None)
             self._ground.pool.discard(taken)
 
     async def _checked(self, ended: RunResult, case: Case, taken: Taken[Cgroup]) -> RunResult:
         command = (*case.checker.command, *_CHECKER_FILES)
-        limits = msgspec.structs.replace(self._spec.limits, wall_seconds=self._left_seconds())
+        limits = msgspec.structs.replace(
+            self._spec.limits,
+            wall_seconds=self._left_seconds(),
+            cpu_seconds=max(LEAST.cpu_seconds, self._left_cpu_seconds()),
+        )
         outcome = Outcome(
             limits=limits,
             command=command,

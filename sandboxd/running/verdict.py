@@ -59,6 +59,8 @@ class Outcome:
     stopped_by: Reason | None = None
     stop_message: str | None = None
     oom_kills: int = 0
+    checkers_cpu_seconds: float = 0.0
+    """Of a job of steps: what the programs that judged it used, each in a sandbox of its own."""
     """RLIMIT_CPU is all that limits CPU time on this host."""
     usage: CgroupUsage = field(default_factory=CgroupUsage)
     enforcement: dict[str, Any] = field(default_factory=dict)
@@ -239,7 +241,8 @@ def _exit_status(outcome: Outcome, state: State) -> ExitStatus:
         signal=signal_name(number) if number else None,
         oom_killed=outcome.oom_kills > 0 or outcome.stopped_by is Reason.MEMORY,
         timed_out=state is State.TIMED_OUT,
-        stopped_by=outcome.stopped_by,
+        # What the kernel had killed already, the service only tidied up.
+        stopped_by=None if outcome.oom_kills else outcome.stopped_by,
     )
 
 

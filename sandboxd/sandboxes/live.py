@@ -54,6 +54,8 @@ class LiveSandbox:
         """One file at a time: init does one thing after the other."""
         self.changing = asyncio.Lock()
         """Pause, resume and other limits."""
+        self.resizing = asyncio.Lock()
+        """While its room is changed with its limits."""
         self._image = image
         self._metrics = metrics
         self._most_execs = most_execs
@@ -147,7 +149,8 @@ class LiveSandbox:
         """What runs when there is too much ends; if that does not help, all of it does."""
         too_much = 0
         while self.taken.sandbox.alive:
-            too_much = too_much + 1 if self.taken.place.over_memory() else 0
+            over = await asyncio.to_thread(self.taken.place.over_memory)
+            too_much = too_much + 1 if over else 0
             if too_much == 1:
                 for running in self._running.values():
                     running.stop(Reason.MEMORY)

@@ -76,8 +76,6 @@ class Sandboxes:
         """Id to tenant of each that lives or is being made."""
         self._held: dict[str, Held] = {}
         """Id to the room that each has."""
-        self._changing = asyncio.Lock()
-        """While the limits of one are changed, and with them its room."""
         self._ends: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -319,20 +317,25 @@ class Sandboxes:
     ) -> SandboxRecord:
         """Other limits and times, see LiveSandbox.change. Raises NotFound, Conflict, Unavailable (no room)."""
         live = await self.live(tenant, sandbox_id)
-        async with self._changing:
+        async with live.resizing:
             await self._change(live, limits, times)
         return await self._changed(live)
 
     async def _change(self, live: LiveSandbox, limits: Limits, times: dict[str, Any]) -> None:
         sandbox_id = live.record.id
         live.check_alive()
-        self._held[sandbox_id] = self._scheduler.change(self._held[sandbox_id], limits)
+        plan = live.record.plan
+        ttl_seconds = times.get("ttl_seconds") or plan.ttl_seconds
+        until = (live.record.started_at or time.time()) + ttl_seconds
+        held = self._held[sandbox_id]
+        self._held[sandbox_id] = self._scheduler.change(held, limits, until=until)
         try:
             await live.change(limits, **times)
         except BaseException:
-            if held := self._held.get(sandbox_id):
-                former = live.record.plan.limits
-                self._held[sandbox_id] = self._scheduler.change(held, former, in_any_case=True)
+            if now := self._held.get(sandbox_id):
+                self._held[sandbox_id] = self._scheduler.change(
+                    now, plan.limits, until=held.until, in_any_case=True
+                )
             raise
 
     async def _changed(self, live: LiveSandbox) -> SandboxRecord:

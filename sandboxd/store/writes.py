@@ -85,8 +85,11 @@ def submit(
         former = _remembered(connection, job, idempotency)
         if former is not None:
             return Submitted(former, replayed=True)
+    # Before anything is changed: a refusal must not cost those that share its commit theirs.
     if quotas is not None:
         tenants.check(connection, job, quotas, waits=claim_owner is None, now=job.created_at)
+    if idempotency is not None:
+        _remember(connection, job, idempotency)
     job = taken_in(job)
     events = [_event_values(job, job.created_at)]
     if claim_owner is not None:
@@ -110,18 +113,13 @@ def submit(
 
 
 def _remembered(connection: Connection, job: Job, idempotency: Idempotency) -> Job | None:
-    """The job of an earlier request with this key; if there is none, remember this one."""
+    """The job of an earlier request with this key. Raises Invalid, Conflict."""
     here = and_(
         _idempotency.c.tenant == job.tenant,
         _idempotency.c.key == idempotency.key,
     )
     former = connection.execute(select(_idempotency).where(here)).one_or_none()
-    if former is not None and former.created_at <= job.created_at - IDEMPOTENCY_SECONDS:
-        connection.execute(delete(_idempotency).where(here))
-        former = None
-    if former is None:
-        values = {"tenant": job.tenant, "job_id": job.id, "created_at": job.created_at}
-        connection.execute(insert(_idempotency), values | idempotency._asdict())
+    if former is None or former.created_at <= job.created_at - IDEMPOTENCY_SECONDS:
         return None
     if former.request_sha256 != idempotency.request_sha256:
         raise Invalid(
@@ -134,6 +132,14 @@ def _remembered(connection: Connection, job: Job, idempotency: Idempotency) -> J
             code="idempotency_job_deleted",
         )
     return job_from(row)
+
+
+def _remember(connection: Connection, job: Job, idempotency: Idempotency) -> None:
+    """This request's key stands for this job, and no longer for one that it stood for too long ago."""
+    here = and_(_idempotency.c.tenant == job.tenant, _idempotency.c.key == idempotency.key)
+    connection.execute(delete(_idempotency).where(here))
+    values = {"tenant": job.tenant, "job_id": job.id, "created_at": job.created_at}
+    connection.execute(insert(_idempotency), values | idempotency._asdict())
 
 
 _LINE = 32

@@ -15,6 +15,9 @@ FINE = ("succeeded", "exited")
 NO_MEMORY = ("out_of_memory", "memory")
 CPU = ("timed_out", "cpu_seconds")
 WALL = ("timed_out", "wall_seconds")
+REFUSED = ("failed", "exited")
+"""A system call that takes memory which nothing would count. (What is in the scratch and in /dev/shm is bounded by their sizes,
+what is in pipes by their number.)"""
 
 
 class Case(NamedTuple):
@@ -25,8 +28,8 @@ class Case(NamedTuple):
     end: tuple[str, str] = FINE
     text: str | None = None
     """What it prints, if that matters."""
-    cgroups_only: bool = False
-    """Without them there is nothing that counts this."""
+    sampled_end: tuple[str, str] | None = None
+    """How it ends without cgroups, if otherwise."""
 
 
 BEGIN = """
@@ -80,7 +83,7 @@ C1 = {"cpu_seconds": 0.6, "wall_seconds": 30 * TIME_FACTOR}
 CASES = {
     # Memory
     "heap, under": Case("take(40)", M64),
-    "heap, over": Case("take(96); time.sleep(60)", M64, NO_MEMORY),
+    "heap, over": Case("held = take(96); time.sleep(60)", M64, NO_MEMORY),
     "heap of a child, over": Case(
         "os.waitpid(child(lambda: (take(96), time.sleep(60))), 0)", M64, NO_MEMORY
     ),
@@ -100,19 +103,19 @@ CASES = {
         NO_MEMORY,
     ),
     "scratch file, under": Case("fill('/work/f', 12)", M32),
-    "scratch file, over": Case("fill('/work/f', 48)", M32, NO_MEMORY, cgroups_only=True),
+    "scratch file, over": Case("fill('/work/f', 48)", M32, NO_MEMORY, sampled_end=FINE),
     "deleted scratch file, over": Case(
         "f = open('/work/f', 'wb'); os.unlink('/work/f'); [f.write(b'x' * 2**20) for _ in range(48)]",
         M32,
         NO_MEMORY,
-        cgroups_only=True,
+        sampled_end=FINE,
     ),
-    "/dev/shm, over": Case("fill('/dev/shm/f', 48)", M32, NO_MEMORY, cgroups_only=True),
+    "/dev/shm, over": Case("fill('/dev/shm/f', 48)", M32, NO_MEMORY, sampled_end=FINE),
     "memfd, over": Case(
         "f = os.memfd_create('m'); [os.write(f, b'x' * 2**20) for _ in range(48)]",
         M32,
         NO_MEMORY,
-        cgroups_only=True,
+        sampled_end=REFUSED,
     ),
     "pipes, over": Case(
         """
@@ -127,7 +130,7 @@ CASES = {
         """,
         {"memory": "16Mi"},
         NO_MEMORY,
-        cgroups_only=True,
+        sampled_end=FINE,
     ),
     # Processes
     "forks, under": Case(
@@ -168,6 +171,11 @@ CASES = {
     ),
     "CPU time of threads, over": Case(
         "[threading.Thread(target=spin, args=(60,)).start() for _ in range(3)]", C1, CPU
+    ),
+    "CPU time of many that nobody waits for, over": Case(
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True: child(lambda: spin(0.2)); time.sleep(0.3)",
+        C1,
+        CPU,
     ),
     # Times
     "wall time, under": Case("time.sleep(0.1)", {"wall_seconds": 5 * TIME_FACTOR}),
@@ -254,9 +262,8 @@ def test_a_limit_ends_a_job_or_does_not(client: Client, name: str) -> None:
     case = CASES[name]
     code = BEGIN + textwrap.dedent(case.code)
     expected = case.end
-    if case.cgroups_only and samples(client):
-        # What is bounded otherwise (the scratch by its size, /dev/shm by its own) is no memory of a process.
-        expected = FINE
+    if case.sampled_end is not None and samples(client):
+        expected = case.sampled_end
     job = client.run(["python3", "-c", code], limits=case.limits)
 
     assert (job.state, job.reason) == expected, job.text + job.stderr.decode()
@@ -280,6 +287,22 @@ def test_a_rate_of_one_cpu_is_no_more_than_that(client: Client) -> None:
     assert 0.4 * 2 * TIME_FACTOR < job.usage.cpu_seconds < 1.15 * 2 * TIME_FACTOR
 
 
+def test_a_job_cannot_give_itself_more_cpus(client: Client) -> None:
+    code = """
+        try:
+            os.sched_setaffinity(0, range(os.cpu_count()))
+        except PermissionError:
+            pass
+        [child(lambda: spin(60)) for _ in range(3)]
+        time.sleep(60)
+    """
+    job = client.run(
+        ["python3", "-c", BEGIN + textwrap.dedent(code)],
+        limits={"cpus": 1, "wall_seconds": 2 * TIME_FACTOR},
+    )
+    assert 0.4 * 2 * TIME_FACTOR < job.usage.cpu_seconds < 1.15 * 2 * TIME_FACTOR
+
+
 def test_what_enforces_each_limit_is_in_the_record(client: Client) -> None:
     words = client.run(["true"]).enforcement["limits"]
     if samples(client):
@@ -295,7 +318,7 @@ def test_a_sandbox_that_lives_has_the_same_limits(driver: RunningService) -> Non
         path = f"/v1/sandboxes/{made['id']}/exec"
         forks = http.post(path, json={"command": ["python3", "-c", code]}).json()
         heap = http.post(
-            path, json={"command": ["python3", "-c", BEGIN + "take(96); time.sleep(60)"]}
+            path, json={"command": ["python3", "-c", BEGIN + "held = take(96); time.sleep(60)"]}
         ).json()
         http.delete(f"/v1/sandboxes/{made['id']}")
 

@@ -117,3 +117,13 @@ async def test_a_repeated_request_is_not_refused_for_what_it_was_granted(
     assert again.job.id == first.job.id
     with pytest.raises(QuotaExceeded):
         await store.submit(a_job(now=NOW), quotas=one)
+
+
+@in_store
+async def test_a_refused_request_leaves_its_key_unused(store: SqliteStore) -> None:
+    none = quotas(cpu_seconds_per_hour=1.0)
+    key = Idempotency("again", b"x" * 32)
+    with pytest.raises(QuotaExceeded):
+        await store.submit(a_job(now=NOW), idempotency=key, quotas=none)
+    later = await store.submit(a_job(now=NOW), idempotency=key)
+    assert not later.replayed

@@ -1,0 +1,102 @@
+"""How long a light job takes alone, and beside a neighbour that takes all it can get.
+
+    python bench/neighbours.py [--runs 300] [--data-dir DIR]
+
+Starts a service of its own on loopback. A client sends one light job after the other (/bin/true, each alone, as in
+`latency.py`), first with nothing beside it, then beside each kind of neighbour: a job with the usual limits (one CPU, 256
+MiB, 64 processes), which is sent again as soon as it ends. Prints p50 and p99, and their ratios to those alone. Run it as the
+service's user, on a machine with two processors that does nothing else.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+
+from latency import HEADERS, running_service
+
+NEIGHBOURS = {
+    "nobody": None,
+    "CPU spinner": "while True: pass",
+    "fork bomb": (
+        "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
+    ),
+    "memory hog": "held = []\nwhile True: held.append(bytearray(2**20)); held[-1][::4096] = b'x' * 256",
+    "disk filler": (
+        "import os\nblock = b'x' * 2**20\nwhile True:\n    try:\n"
+        "        with open('/work/f', 'wb') as file:\n            while True: file.write(block)\n"
+        "    except OSError:\n        os.unlink('/work/f')"
+    ),
+    "log flood": "import sys\nwhile True: sys.stdout.write('x' * 65536)",
+}
+"""The program of each, for python3."""
+LIGHT = json.dumps({"image": "host", "command": ["/bin/true"]})
+PAUSE_SECONDS = 0.02
+WARM_UP = 30
+
+
+def main() -> None:
+    """Measure each, then print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=300)
+    parser.add_argument("--data-dir", type=Path, help="where the database lies (a real disk)")
+    arguments = parser.parse_args()
+    alone: tuple[float, float] | None = None
+    print(f"{'beside':14}{'p50':>9}{'p99':>9}{'p50 ratio':>12}{'p99 ratio':>12}")
+    with running_service(arguments.data_dir, None) as connection:
+        for name, program in NEIGHBOURS.items():
+            over = threading.Event()
+            neighbour = threading.Thread(
+                target=keep_running, args=(connection.host, connection.port, program, over)
+            )
+            neighbour.start()
+            seconds = [light_job(connection) for _ in range(WARM_UP + arguments.runs)][WARM_UP:]
+            over.set()
+            neighbour.join()
+            figures = statistics.median(seconds), statistics.quantiles(seconds, n=100)[98]
+            alone = alone or figures
+            ratios = [now / then for now, then in zip(figures, alone, strict=True)]
+            print(
+                f"{name:14}{1000 * figures[0]:7.2f}ms{1000 * figures[1]:7.2f}ms"
+                f"{ratios[0]:12.2f}{ratios[1]:12.2f}",
+                flush=True,
+            )
+
+
+def light_job(connection: HTTPConnection) -> float:
+    """Seconds of one light job. Ends the program if it did not succeed."""
+    time.sleep(PAUSE_SECONDS)
+    begun = time.perf_counter()
+    connection.request("POST", "/v1/jobs", LIGHT, HEADERS)
+    answer = json.loads(connection.getresponse().read())
+    if answer.get("state") != "succeeded":
+        sys.exit(f"the job did not succeed: {json.dumps(answer)}")
+    return time.perf_counter() - begun
+
+
+def keep_running(host: str, port: int, program: str | None, over: threading.Event) -> None:
+    """Send the neighbour's job again and again, until it is over; then end the one that runs."""
+    if program is None:
+        return
+    connection = HTTPConnection(host, port)
+    job = json.dumps({"image": "host", "command": ["python3", "-c", program]})
+    json_only = {"Content-Type": "application/json"}
+    while not over.is_set():
+        connection.request("POST", "/v1/jobs", job, json_only)
+        job_id = json.loads(connection.getresponse().read())["id"]
+        while not over.is_set():
+            connection.request("GET", f"/v1/jobs/{job_id}?wait=0.2")
+            if json.loads(connection.getresponse().read())["finished_at"] is not None:
+                break
+    connection.request("POST", f"/v1/jobs/{job_id}/cancel", '{"grace_seconds": 0}', json_only)
+    connection.getresponse().read()
+    connection.request("GET", f"/v1/jobs/{job_id}?wait=10")
+    connection.getresponse().read()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""What is free is given to one, whoever comes at the same moment, and nothing that waits is forgotten."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.admission import Room
+from sandboxd.errors import QuotaExceeded, SandboxFailed, Unavailable
+from sandboxd.files.content import Contents
+from sandboxd.ids import new_id
+from sandboxd.jobs import ExitStatus, Job, JobSpec, Reason, Result, State
+from sandboxd.metrics import Metrics
+from sandboxd.quotas.pressure import Pressure
+from sandboxd.quotas.tenants import TenantQuotas
+from sandboxd.scheduler import Scheduler
+from sandboxd.settings import DEFAULT_LIMITS
+from sandboxd.store import migrate
+from sandboxd.store.records import Idempotency
+from sandboxd.store.sqlite import SqliteStore
+from sandboxd.tenants import Tenants
+
+DONE = Result(state=State.SUCCEEDED, reason=Reason.EXITED, exit=ExitStatus(code=0))
+
+
+class GatedRunner:
+    """Runs nothing: each job is at work until the gate opens. It counts how many are at once."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.now = self.most = 0
+        self.fails: Callable[[], None] = lambda: None
+
+    async def run(self, job: Job, *_: Any, **__: Any) -> Result:
+        self.fails()
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await self.gate.wait()
+        finally:
+            self.now -= 1
+        return DONE
+
+
+def a_job(tenant: str = "ada") -> Job:
+    now = time.time()
+    spec = JobSpec(image="host", command=("true",), limits=DEFAULT_LIMITS)
+    return Job(
+        id=new_id("job"),
+        tenant=tenant,
+        spec=spec,
+        state=State.QUEUED,
+        reason=Reason.SUBMITTED,
+        created_at=now,
+        queued_at=now,
+    )
+
+
+@contextlib.asynccontextmanager
+async def a_scheduler(
+    tmp_path: Path, *, slots: int, **quotas: Any
+) -> AsyncIterator[tuple[Scheduler, GatedRunner, SqliteStore]]:
+    database = tmp_path / "sandboxd.sqlite3"
+    await asyncio.to_thread(migrate.upgrade, migrate.sqlite_url(database))
+    store = await SqliteStore.open(database, inline_log_bytes=2**16)
+    runner, tenants = GatedRunner(), Tenants(store, TenantQuotas(**quotas))
+    scheduler = Scheduler(
+        store,
+        runner,  # type: ignore[arg-type]
+        Metrics({}, lambda: None),
+        owner="me",
+        room=Room(slots, 2**40, 10**6),
+        pressure=Pressure(tmp_path, min_free_memory_bytes=0, min_free_disk_bytes=0),
+        tenants=tenants,
+        max_queued=1000,
+        uploads=Contents(tmp_path / "uploads", min_free_bytes=0),
+        artifacts=Contents(tmp_path / "artifacts", min_free_bytes=0),
+        log_directory=tmp_path / "logs",
+        inline_log_bytes=2**16,
+    )
+    tenants.on_change = scheduler.look_again
+    await scheduler.start()
+    await asyncio.sleep(0.05)  # It finds that nobody waits.
+    try:
+        yield scheduler, runner, store
+    finally:
+        runner.gate.set()
+        await scheduler.close(10)
+        await store.close()
+
+
+def test_jobs_that_come_in_one_moment_get_no_slot_twice(tmp_path: Path) -> None:
+    async def scenario() -> int:
+        async with a_scheduler(tmp_path, slots=2) as (scheduler, runner, _):
+            await asyncio.gather(*(scheduler.submit(a_job()) for _ in range(10)))
+            await asyncio.sleep(0.1)
+            return runner.most
+
+    assert asyncio.run(scenario()) == 2
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_no_more_jobs_of_a_tenant_run_at_once_than_may(tmp_path: Path, keyed: bool) -> None:
+    async def scenario() -> int:
+        async with a_scheduler(tmp_path, slots=8, max_concurrency=1) as (scheduler, runner, _):
+            keys = [Idempotency(str(n), b"x" * 32) if keyed else None for n in range(8)]
+            await asyncio.gather(*(scheduler.submit(a_job(), idempotency=key) for key in keys))
+            await asyncio.sleep(0.1)
+            return runner.most
+
+    assert asyncio.run(scenario()) == 1
+
+
+def test_sandboxes_that_wait_for_room_count_as_well(tmp_path: Path) -> None:
+    async def scenario() -> list[object]:
+        async with a_scheduler(tmp_path, slots=1, max_concurrency=1) as (scheduler, _, _store):
+            await scheduler.submit(a_job("eve"))
+            holds = (
+                scheduler.hold("ada", DEFAULT_LIMITS, until=time.time() + 60, timeout_seconds=0.2)
+                for _ in range(4)
+            )
+            return await asyncio.gather(*holds, return_exceptions=True)
+
+    answers = asyncio.run(scenario())
+    assert [type(answer) for answer in answers] == [Unavailable, *[QuotaExceeded] * 3]
+
+
+def test_what_is_claimed_is_not_held_by_another(tmp_path: Path) -> None:
+    async def scenario() -> int:
+        async with a_scheduler(tmp_path, slots=1) as (scheduler, runner, _):
+            first = await scheduler.submit(a_job())
+            waiting = await scheduler.submit(a_job())
+            runner.gate.set()
+            await scheduler.wait("ada", first.job.id, 5)
+            runner.gate.clear()
+            held = asyncio.create_task(
+                scheduler.hold("eve", DEFAULT_LIMITS, until=time.time() + 9, timeout_seconds=5)
+            )
+            most = 0
+            for _ in range(50):
+                most = max(most, scheduler.capacity().in_use.slots)
+                await asyncio.sleep(0.002)
+            runner.gate.set()
+            await scheduler.wait("ada", waiting.job.id, 5)
+            scheduler.release(await held)
+            return most
+
+    assert asyncio.run(scenario()) == 1
+
+
+def test_a_job_that_fails_before_it_is_handed_in_is_settled(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise SandboxFailed("cgroup memory.max", "no")
+
+    async def scenario() -> Job:
+        async with a_scheduler(tmp_path, slots=2) as (scheduler, runner, store):
+            runner.fails = fail
+            submitted = await scheduler.submit(a_job(), client_waits=True)
+            job = await scheduler.wait("ada", submitted.job.id, 5)
+            assert scheduler.capacity().busy == 0
+            return await store.get("ada", job.id)
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.reason) == (State.ERROR, Reason.INTERNAL)
+
+
+def test_a_job_waits_no_longer_than_the_sandbox_that_held_it_up(tmp_path: Path) -> None:
+    async def scenario() -> float:
+        async with a_scheduler(tmp_path, slots=4, max_concurrency=1) as (scheduler, runner, _):
+            runner.gate.set()
+            until = time.time() + 60
+            held = await scheduler.hold("ada", DEFAULT_LIMITS, until=until, timeout_seconds=1)
+            job = (await scheduler.submit(a_job())).job
+            await asyncio.sleep(0.3)
+            scheduler.release(held)
+            begun = time.monotonic()
+            assert (await scheduler.wait("ada", job.id, 10)).state is State.SUCCEEDED
+            return time.monotonic() - begun
+
+    assert asyncio.run(scenario()) < 2
+
+
+def test_limits_that_do_not_grow_need_no_room(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with a_scheduler(tmp_path, slots=1) as (scheduler, _, _store):
+            until = time.time() + 60
+            held = await scheduler.hold("ada", DEFAULT_LIMITS, until=until, timeout_seconds=1)
+            waiting = asyncio.create_task(
+                scheduler.hold("eve", DEFAULT_LIMITS, until=until, timeout_seconds=1)
+            )
+            await asyncio.sleep(0)
+            same = scheduler.change(held, DEFAULT_LIMITS, until=until + 60)
+            assert same.until == until + 60
+            waiting.cancel()
+            scheduler.release(same)
+
+    asyncio.run(scenario())
