@@ -144,12 +144,13 @@ async def run_command(
     then: Then,
     cpu_count: int,
     cpu_before: float = 0.0,
+    kills_before: int = 0,
     on_start: Callable[[float], None],
 ) -> None:
     """A command's own time, from its start until its output is complete. What became of it is in `outcome`.
 
-    `cpu_before`: CPU seconds that the
-    sandbox had used already. Raises SandboxFailed.
+    `cpu_before` and `kills_before`: CPU seconds that the sandbox had used already, and processes of it that the kernel had
+    killed for want of memory. Raises SandboxFailed.
     """
     process = await taken.sandbox.run(
         limited(command, taken.place, outcome.limits),
@@ -166,7 +167,7 @@ async def run_command(
     outcome.started_at = time.time() - (time.monotonic() - process.started_at)
     on_start(outcome.started_at)
     stop.attach(taken, process)
-    with _time_limits(taken.place, outcome, stop, cpu_count, cpu_before):
+    with _time_limits(taken.place, outcome, stop, cpu_count, cpu_before, kills_before):
         outcome.exit = await process.exited()
     stop.over = True
     outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
@@ -177,7 +178,12 @@ async def run_command(
 
 @contextlib.contextmanager
 def _time_limits(
-    cgroup: Cgroup, outcome: Outcome, stop: Stop, cpu_count: int, cpu_before: float
+    cgroup: Cgroup,
+    outcome: Outcome,
+    stop: Stop,
+    cpu_count: int,
+    cpu_before: float,
+    kills_before: int,
 ) -> Iterator[None]:
     """Stop the job when its wall time or its CPU time is used up, or when it writes nothing for too long."""
     loop, limits = asyncio.get_running_loop(), outcome.limits
@@ -185,7 +191,7 @@ def _time_limits(
     watches = (
         _watch_cpu(cgroup, limits, stop, cpu_count, cpu_before),
         _watch_output(outcome, stop),
-        _watch_memory(cgroup, stop),
+        _watch_memory(cgroup, stop, kills_before),
     )
     try:
         yield
@@ -218,26 +224,48 @@ def _watch_cpu(
     return asyncio.get_running_loop().create_task(watch())
 
 
-def _watch_memory(cgroup: Cgroup, stop: Stop) -> "asyncio.Task[None] | None":
-    """A task that ends the job when it has, or wanted, more memory than it may; None where the kernel ends all of it."""
-    if not cgroup.samples_memory and not cgroup.kills_one_by_one:
+def _watch_memory(
+    cgroup: Cgroup, stop: Stop, kills_before: int
+) -> "asyncio.Task[None] | _KillWatch | None":
+    """What ends the job when it has, or wanted, more memory than it may; None where the kernel ends all of it."""
+    if cgroup.kills_one_by_one:
+        return _KillWatch(cgroup, stop, kills_before)
+    if not cgroup.samples_memory:
         return None
 
     async def watch() -> None:
-        kills_before = 0 if cgroup.samples_memory else cgroup.oom_kills()
         while True:
             began = time.monotonic()
-            if cgroup.samples_memory:
-                over = await asyncio.to_thread(cgroup.over_memory)
-            else:
-                over = cgroup.oom_kills() > kills_before
-            if over:
+            if await asyncio.to_thread(cgroup.over_memory):
                 stop(Reason.MEMORY)
                 return
             # A job of many processes takes longer to look at: it gets no more than a tenth of a processor.
             await asyncio.sleep(max(MEMORY_SECONDS, 9 * (time.monotonic() - began)))
 
     return asyncio.get_running_loop().create_task(watch())
+
+
+class _KillWatch:
+    """Ends what is left of a job of which the kernel killed a process. A timer: a short job has no more of it than that."""
+
+    def __init__(self, cgroup: Cgroup, stop: Stop, kills_before: int) -> None:
+        self._cgroup = cgroup
+        self._stop = stop
+        self._kills_before = kills_before
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(MEMORY_SECONDS, self._look)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        try:
+            if self._cgroup.oom_kills() > self._kills_before:
+                self._stop(Reason.MEMORY)
+                return
+        except SandboxFailed:
+            return  # The cgroup is gone, and the job with it.
+        self._timer = self._loop.call_later(MEMORY_SECONDS, self._look)
 
 
 def _watch_output(outcome: Outcome, stop: Stop) -> "asyncio.Task[None] | None":

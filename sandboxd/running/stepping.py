@@ -144,6 +144,7 @@ class Steps:
                 then=Then.CLEAR,
                 cpu_count=self._ground.cpu_count,
                 cpu_before=before.cpu_seconds or 0.0,
+                kills_before=kills_before,
                 on_start=self._note_start,
             )
         self.ended = outcome.command_ended
