@@ -36,10 +36,17 @@ def service(prepared_host: None) -> Iterator[RunningService]:
         yield service
 
 
-def commits_per_job(service: RunningService, **options: Any) -> float:
+def is_slow(job: Any) -> bool:
+    """Whether it took longer than the patience for it, or nearly so: then its acceptance was written by itself."""
+    usage = job["usage"]
+    return bool(usage["setup_seconds"] + usage["wall_seconds"] > 0.008)
+
+
+def commits_per_job(service: RunningService, **options: Any) -> tuple[float, int]:
+    """How many, and how many of the jobs were slow."""
     database = service.data_dir / "sandboxd.sqlite3"
     with service.http() as http:
-        before = commits(database)
+        before, slow = commits(database), 0
         for _ in range(JOBS):
             headers = {"Prefer": "wait=30"}
             if options.get("idempotency"):
@@ -47,20 +54,22 @@ def commits_per_job(service: RunningService, **options: Any) -> float:
             body = {"image": "host", "command": ["true"]} | options.get("job", {})
             answer = http.post("/v1/jobs", json=body, headers=headers)
             assert answer.json()["state"] == "succeeded"
-        return (commits(database) - before) / JOBS
+            slow += is_slow(answer.json())
+        return (commits(database) - before) / JOBS, slow
 
 
 def test_a_short_job_whose_client_waits_takes_one_commit(service: RunningService) -> None:
-    per_job = commits_per_job(service)
-    assert 1 <= per_job <= 1.25  # One that was slower than the patience for it took two.
+    per_job, slow = commits_per_job(service)
+    # The maintenance may have had something to write, too.
+    assert 1 <= per_job <= 1.25 + slow / JOBS
 
 
 def test_what_may_be_seen_of_a_job_before_its_answer_is_on_the_disk_before_it_runs(
     service: RunningService,
 ) -> None:
-    assert commits_per_job(service, idempotency=True) >= 2
-    assert commits_per_job(service, job={"outputs": ["*.txt"]}) >= 2
-    assert commits_per_job(service, job={"keep_on_failure_seconds": 1}) >= 2
+    assert commits_per_job(service, idempotency=True)[0] >= 2
+    assert commits_per_job(service, job={"outputs": ["*.txt"]})[0] >= 2
+    assert commits_per_job(service, job={"keep_on_failure_seconds": 1})[0] >= 2
 
 
 def test_a_job_that_cannot_be_written_down_leaves_nothing(service: RunningService) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sandbox_bench import Bench, a_bench, children_of, run_in
-from waiting import TIME_FACTOR, wait_for
+from waiting import TIME_FACTOR
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import pool as pool_module
@@ -63,8 +63,13 @@ def with_pool(bench: Bench, work: Work, busy: int = 1, **bounds: Any) -> Any:
     result = bench.do(run())
     process = bench.launcher.process
     assert process is not None
-    # What a taker gave up while the launcher made it ends by itself, when init finds nobody there.
-    wait_for(lambda: not children_of(process.pid), "no sandbox is left")
+
+    async def gone() -> None:
+        while children_of(process.pid):  # noqa: ASYNC110 (another process: there is no event)
+            await asyncio.sleep(0.02)
+
+    # What a taker gave up while the launcher made it ends when the launcher has told of it, and init finds nobody there.
+    bench.do(asyncio.wait_for(gone(), 15 * TIME_FACTOR))
     return result
 
 
