@@ -98,7 +98,7 @@ class Service:
             log_directory=Path(settings.store.data_dir) / "logs",
             inline_log_bytes=settings.store.inline_log_bytes,
         )
-        self.tenants.on_change = self.scheduler.look_again
+        self.tenants.on_change = self.scheduler.look_at_waiting
         self.attack_gate = AttackGate(
             settings.isolation.attack_at_start,
             self.scheduler,

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +36,7 @@ from sandboxd.jobs import (
     Stream,
 )
 from sandboxd.metrics import Metrics
+from sandboxd.occupancy import Occupancy
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.pressure import FREE_DISK, Pressure
 from sandboxd.running.commands import Stop
@@ -60,8 +61,6 @@ _RECENT_LOGS = 64
 _MAINTENANCE_SECONDS = 5.0
 _PRESSURE_SECONDS = 1.0
 """Until a host that had too little of something is looked at again."""
-_MOST_KEPT_FREE = 0.5
-"""Of the host, for a sandbox that waits for room: for a larger one nobody is held up."""
 _NEW_PART = 0.1
 """Of the mean duration."""
 _EXPIRE_BATCH = 1000
@@ -70,11 +69,11 @@ _EXPIRE_BATCH = 1000
 class _Active:
     """A job that this process works on."""
 
-    def __init__(self, job: Job, log: JobLog, need: Room) -> None:
+    def __init__(self, job: Job, log: JobLog, occupant: Occupant) -> None:
         self.job = job
         self.log = log
-        self.need = need
-        self.until = time.time() + job.spec.limits.wall_seconds
+        self.occupant = occupant
+        """The room that it has."""
         self.stop = Stop()
         self.task: asyncio.Task[None] | None = None
         self.started_at: float | None = None
@@ -85,15 +84,6 @@ class _Active:
         """Of a job of steps: those that have ended."""
 
 
-class Held:
-    """Room that is held for something that is no job. Each is another, whatever it holds."""
-
-    def __init__(self, tenant: str, need: Room, until: float) -> None:
-        self.tenant = tenant
-        self.need = need
-        self.until = until
-
-
 class Capacity(NamedTuple):
     """What may be in use at once and what is."""
 
@@ -102,7 +92,7 @@ class Capacity(NamedTuple):
     busy: int
     """Slots of jobs."""
     held: int
-    """Slots of live sandboxes."""
+    """Slots of live sandboxes, and of jobs that are being stored."""
     queued: int
 
 
@@ -144,8 +134,7 @@ class Scheduler:
         self._runner = runner
         self._metrics = metrics
         self._owner = owner
-        self._room = room
-        """All that may be in use at once."""
+        self._occupancy = Occupancy(room)
         self._pressure = pressure
         self._tenants = tenants
         self._max_queued = max_queued
@@ -154,12 +143,6 @@ class Scheduler:
         self._log_directory = log_directory
         self._inline_log_bytes = inline_log_bytes
         self._active: dict[str, _Active] = {}
-        self._in_use = NOTHING
-        """By jobs that this process works on, and by who holds room."""
-        self._promised = NOTHING
-        """To jobs that are being claimed."""
-        self._arriving: set[Held] = set()
-        """Room of jobs that are being stored and will start then."""
         self._queued = 0
         self._may_wait = True
         """Whether the store may hold jobs that wait: only then is it asked."""
@@ -172,10 +155,6 @@ class Scheduler:
         self._starts: Watchers[None] = Watchers()
         self._run_ends: Watchers[None] = Watchers()
         self._settlement = Settlement(store, metrics, log_directory)
-        self._held: set[Held] = set()
-        """Room that somebody else has."""
-        self._wanting: deque[tuple[Held, asyncio.Future[None]]] = deque()
-        """Who waits for room to hold: before jobs that wait."""
         self._held_back = False
         """Jobs wait only because as many of their tenants' run as may."""
         self._lacking: str | None = None
@@ -247,69 +226,70 @@ class Scheduler:
         (`client_waits`), one commit may do for its acceptance and its end: then it has ended when this returns.
         Raises Unavailable, Invalid.
         """
-        if self._draining:
-            raise Unavailable(
-                "the service is shutting down", code="draining", retry_after_seconds=5
-            )
-        need = need_of(job.spec).within(self._room)
+        self._check_not_draining()
+        need = need_of(job.spec).within(self._occupancy.whole)
         lacking = self._pressure.lacking()
         if lacking == FREE_DISK:
             detail = "the host has too little free disk space for another record"
             raise Unavailable(detail, code="disk_low", retry_after_seconds=10)
         quotas = self._tenants.of(job.tenant)
-        fits = self._free.lacks(need) is None and not self._has_enough(job.tenant)
+        fits = self._occupancy.free.lacks(need) is None and not self._has_enough(job.tenant)
         at_once = not self._may_wait and lacking is None and fits
         if not at_once and self._queued >= self._max_queued:
             raise Unavailable(
                 f"{self._queued} jobs wait already", code="queue_full", retry_after_seconds=1
             )
-        if at_once and idempotency is None and not quotas.metered:
+        # In this turn of the loop: whoever comes in the same turn finds the room taken. And what follows is shielded: a client
+        # that goes away while its job is stored must not leave one that is claimed and never run.
+        occupant = self._enter(job, need) if at_once else None
+        if occupant is not None and idempotency is None and not quotas.metered:
             early = client_waits and _shows_only_in_its_answer(job.spec)
-            # Begun in this turn of the loop: whoever comes in the same turn finds its room taken.
             accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            active = self._begin(claimed_at_once(taken_in(job)), accepted, early=early)
+            claimed = claimed_at_once(taken_in(job))
+            active = self._begin(claimed, occupant, accepted, early=early)
             return await asyncio.shield(self._accept_begun(job, active, accepted, early))
-        # Shielded: a client that goes away while its job is stored must not leave one that is claimed and never run.
-        arriving = self._promise(job, need) if at_once else None
-        self._queued += arriving is None
-        return await asyncio.shield(self._accept(job, idempotency, arriving))
+        self._queued += occupant is None
+        return await asyncio.shield(self._accept(job, idempotency, occupant))
 
-    def _promise(self, job: Job, need: Room) -> Held:
-        """Room for a job that is being stored."""
-        arriving = Held(job.tenant, need, time.time() + job.spec.limits.wall_seconds)
-        self._arriving.add(arriving)
-        self._in_use = self._in_use.plus(need)
-        return arriving
+    def _check_not_draining(self) -> None:
+        """Raises Unavailable."""
+        if self._draining:
+            raise Unavailable(
+                "the service is shutting down", code="draining", retry_after_seconds=5
+            )
+
+    def _enter(self, job: Job, need: Room) -> Occupant:
+        """Room for a job from now on."""
+        until = time.time() + job.spec.limits.wall_seconds
+        return self._occupancy.enter(job.tenant, need, until)
 
     async def _accept(
-        self, job: Job, idempotency: Idempotency | None, arriving: Held | None
+        self, job: Job, idempotency: Idempotency | None, occupant: Occupant | None
     ) -> Submitted:
-        """Write the job down; where room was promised to it, it is claimed in the same step."""
+        """Write the job down; where it has room, it is claimed in the same step."""
         new = False
         try:
             submitted = await self._store.submit(
                 job,
                 idempotency=idempotency,
-                claim_owner=None if arriving is None else self._owner,
+                claim_owner=None if occupant is None else self._owner,
                 quotas=self._tenants.of(job.tenant),
             )
             new = not submitted.replayed
         finally:
-            if arriving is not None:
-                self._arriving.remove(arriving)
-                self._in_use = self._in_use.minus(arriving.need)
-            if not new:
-                self._queued -= arriving is None
-                self._hand_out()  # Somebody may wait for what was promised.
-                if arriving is not None and self._queued:
-                    self._notice_waiting()
+            if not new and occupant is not None:
+                self._occupancy.leave(occupant)
+                if self._queued:
+                    self.look_at_waiting()
+            elif not new:
+                self._queued -= 1
         if not new:
             return submitted
         self._metrics.submitted(job.spec)
-        if arriving is not None:
-            self._begin(submitted.job)
+        if occupant is not None:
+            self._begin(submitted.job, occupant)
             return submitted
-        self._notice_waiting()
+        self.look_at_waiting()
         if job.spec.queue_seconds is not None:
             self._look_again.set()
         return submitted
@@ -323,9 +303,8 @@ class Scheduler:
         """
         with self._ends.watching(job.id) as ended:
             if early:
-                await asyncio.sleep(
-                    0
-                )  # The command is on its way before the writer's thread takes processor time.
+                # The command is on its way before the writer's thread takes processor time.
+                await asyncio.sleep(0)
             active.handed_in.set()  # What comes next is put into the store's queue in this very step.
             try:
                 submitted = await self._store.submit(
@@ -435,96 +414,65 @@ class Scheduler:
     def capacity(self) -> Capacity:
         """What may be in use at once and what is, and how many jobs wait."""
         return Capacity(
-            room=self._room,
-            in_use=self._in_use,
+            room=self._occupancy.whole,
+            in_use=self._occupancy.in_use,
             busy=len(self._active),
-            held=len(self._held),
+            held=len(self._occupancy.occupants) - len(self._active),
             queued=self._queued,
         )
 
     async def hold(
         self, tenant: str, limits: Limits, *, until: float, timeout_seconds: float
-    ) -> "Held":
-        """Take room for what is no job, until `release`. It goes before the jobs that wait. Raises Unavailable.
+    ) -> Occupant:
+        """Take room for what is no job, until `release`. It goes before the jobs that wait. Raises Unavailable, QuotaExceeded.
 
         `until`: when it is given back at the latest (Unix time).
         """
-        if self._draining:
-            raise Unavailable(
-                "the service is shutting down", code="draining", retry_after_seconds=5
-            )
+        self._check_not_draining()
         if self._has_enough(tenant):
             most = self._tenants.most_at_once(tenant)
             detail = f"{most} jobs and sandboxes of yours run, as many as may at once"
             raise QuotaExceeded(detail, policy="max_concurrency", retry_after_seconds=1)
-        held = Held(tenant, room_for(limits).within(self._room), until)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._wanting.append((held, turn))
-        self._hand_out()
+        need = room_for(limits)
         try:
             async with asyncio.timeout(timeout_seconds):
-                await turn
+                return await self._occupancy.wait(tenant, need, until)
         except BaseException as error:
-            if (held, turn) in self._wanting:
-                self._wanting.remove((held, turn))
-                self._wake.set()
-            elif turn.done() and not turn.cancelled():
-                self.release(held)
+            self._wake.set()
             if isinstance(error, TimeoutError):
-                raise self._no_room(held) from None
+                raise self._no_room(need) from None
             raise
-        return held
 
-    def _no_room(self, held: "Held") -> Unavailable:
-        lacks = self._room.minus(self._in_use).lacks(held.need) or "slots"
+    def _no_room(self, need: Room) -> Unavailable:
+        whole = self._occupancy.whole
+        lacks = whole.minus(self._occupancy.in_use).lacks(need.within(whole)) or "slots"
         if lacks == "slots":
-            detail, code = f"all {self._room.slots} slots are busy", "no_slot"
+            detail, code = f"all {whole.slots} slots are busy", "no_slot"
         else:
             detail, code = f"too much of the {WORDS[lacks]} is in use", "no_room"
         return Unavailable(detail, code=code, retry_after_seconds=1)
 
-    def keep(self, job: Job, *, until: float) -> "Held":
+    def keep(self, job: Job, *, until: float) -> Occupant:
         """Hold the room of a job that is about to give it back."""
-        held = Held(job.tenant, need_of(job.spec).within(self._room), until)
-        self._add(held)
-        return held
+        return self._occupancy.enter(job.tenant, need_of(job.spec), until)
 
     def change(
-        self, held: "Held", limits: Limits, *, until: float, in_any_case: bool = False
-    ) -> "Held":
+        self, held: Occupant, limits: Limits, *, until: float, in_any_case: bool = False
+    ) -> Occupant:
         """Hold other room in its place. Raises Unavailable, and nothing has changed."""
-        other = Held(held.tenant, room_for(limits).within(self._room), until)
-        more = other.need.minus(held.need).positive()
-        if not in_any_case and more != NOTHING and self._free.lacks(more) is not None:
-            raise self._no_room(other)
+        need = room_for(limits)
+        more = need.within(self._occupancy.whole).minus(held.need).positive()
+        if not in_any_case and more != NOTHING and self._occupancy.free.lacks(more) is not None:
+            raise self._no_room(need)
+        other = self._occupancy.enter(held.tenant, need, until)
         self.release(held)
-        self._add(other)
         return other
 
-    def release(self, held: "Held") -> None:
-        """Give back room that was held."""
-        self._held.remove(held)
-        self._in_use = self._in_use.minus(held.need)
-        self._hand_out()
-        if self._held_back:
-            self._may_wait = True
-        self._wake.set()
-
-    def _add(self, held: "Held") -> None:
-        self._held.add(held)
-        self._in_use = self._in_use.plus(held.need)
-
-    def _hand_out(self) -> None:
-        """Give what is free to who waits to hold it, in their order."""
-        while self._wanting:
-            held, turn = self._wanting[0]
-            unused = self._room.minus(self._in_use).minus(self._promised)
-            if not turn.done():
-                if unused.lacks(held.need) is not None:
-                    return
-                self._add(held)
-                turn.set_result(None)
-            self._wanting.popleft()
+    def release(self, occupant: Occupant) -> None:
+        """Give back room: that was held, or that a job had."""
+        self._occupancy.leave(occupant)
+        if self._may_wait or self._held_back:
+            self.look_at_waiting()
 
     async def waits(self, job: Job) -> Waits:
         """What a job that waits is waiting for, and when it should start."""
@@ -538,7 +486,8 @@ class Scheduler:
         reason = self._lacking or WORDS[blocked.lacks if blocked else "slots"]
         expected = None
         if self._mean_seconds is not None:
-            expected = now + self._mean_seconds * (position + 1) / max(1, self._room.slots)
+            slots = max(1, self._occupancy.whole.slots)
+            expected = now + self._mean_seconds * (position + 1) / slots
         if blocked is not None and blocked.job_id == job.id and blocked.starts_by != math.inf:
             latest = max(now, blocked.starts_by)
             expected = latest if expected is None else min(expected, latest)
@@ -547,11 +496,7 @@ class Scheduler:
     def _has_enough(self, tenant: str) -> bool:
         """Whether as many jobs of this tenant run as may."""
         most = self._tenants.most_at_once(tenant)
-        if not most:
-            return False
-        running = sum(active.job.tenant == tenant for active in self._active.values())
-        others = (*self._held, *self._arriving, *(held for held, _ in self._wanting))
-        return running + sum(each.tenant == tenant for each in others) >= most
+        return 0 < most <= self._occupancy.count(tenant)
 
     def _note_seconds(self, job: Job) -> None:
         """A mean that forgets: the last ten or so count."""
@@ -563,19 +508,8 @@ class Scheduler:
 
     # Running
 
-    @property
-    def _free(self) -> Room:
-        free = self._room.minus(self._in_use).minus(self._promised)
-        for held, _ in self._wanting:
-            if held.need.share_of(self._room) <= _MOST_KEPT_FREE:
-                free = free.minus(held.need)
-        return free
-
-    def look_again(self) -> None:
-        """More may start now than before, for a reason that is not known here."""
-        self._notice_waiting()
-
-    def _notice_waiting(self) -> None:
+    def look_at_waiting(self) -> None:
+        """Jobs may wait that may start now."""
         self._may_wait = True
         self._wake.set()
 
@@ -583,13 +517,12 @@ class Scheduler:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            free = self._free
-            if free.slots <= 0 or not self._may_wait or self._draining:
+            if self._occupancy.free.slots <= 0 or not self._may_wait or self._draining:
                 continue
             try:
                 self._lacking = self._pressure.lacking()
                 if self._lacking is None:
-                    await self._claim(free)
+                    await self._claim()
                     continue
             except Exception:
                 # Whatever it is: what waits must be looked at again.
@@ -597,45 +530,46 @@ class Scheduler:
                 self._may_wait = True
             asyncio.get_running_loop().call_later(_PRESSURE_SECONDS, self._wake.set)
 
-    async def _claim(self, free: Room) -> None:
-        now = time.time()
-        running = [Occupant(a.job.tenant, a.need, a.until) for a in self._active.values()]
-        running += [
-            Occupant(each.tenant, each.need, each.until) for each in (*self._held, *self._arriving)
-        ]
+    async def _claim(self) -> None:
+        now, whole, occupants = time.time(), self._occupancy.whole, self._occupancy.occupants
         choice, turns = Choice(), dict(self._turns)
+        free = self._occupancy.promise()
 
         def choose(waiting: Sequence[Candidate]) -> Sequence[str]:
             nonlocal choice
             choice = admission.choose(
-                waiting, running, self._room, free, now, turns, self._tenants.most_at_once
+                waiting, occupants, whole, free, now, turns, self._tenants.most_at_once
             )
             return choice.job_ids
 
-        self._promised = self._promised.plus(free)
         self._may_wait = False
+        jobs: list[Job] = []
         try:
             jobs = await self._store.claim(self._owner, choose, now)
         except SandboxdError as error:
             # The maintenance asks again: until then nothing is lost but time.
             logger.warning("claim failed", error=str(error))
             self._may_wait = True
-            self._hand_out()
             return
         finally:
-            self._promised = self._promised.minus(free)
+            self._occupancy.take_back(free)
+            for job in jobs:
+                self._begin(job, self._enter(job, need_of(job.spec)))
+            self._occupancy.hand_out()  # Only now: what is left.
         self._blocked, self._held_back = choice.blocked, choice.held_back
         self._queued = max(0, self._queued - len(jobs))
         if choice.blocked is not None:
             self._may_wait = True  # Until something ends there is nothing to do.
         elif jobs:
-            self._notice_waiting()  # Not all that wait were looked at.
-        for job in jobs:
-            self._begin(job)
-        self._hand_out()  # Only now: what is left.
+            self.look_at_waiting()  # Not all that wait were looked at.
 
     def _begin(
-        self, job: Job, accepted: "asyncio.Future[None] | None" = None, *, early: bool = False
+        self,
+        job: Job,
+        occupant: Occupant,
+        accepted: "asyncio.Future[None] | None" = None,
+        *,
+        early: bool = False,
     ) -> _Active:
         log = JobLog(
             self._log_directory,
@@ -643,9 +577,7 @@ class Scheduler:
             limit_bytes=job.spec.limits.output_bytes,
             inline_bytes=self._inline_log_bytes,
         )
-        need = need_of(job.spec).within(self._room)
-        active = self._active[job.id] = _Active(job, log, need)
-        self._in_use = self._in_use.plus(need)
+        active = self._active[job.id] = _Active(job, log, occupant)
         self._turn += 1
         self._turns[job.tenant] = self._turn
         if job.cancel_requested:
@@ -675,10 +607,7 @@ class Scheduler:
             logger.exception("job not settled", job_id=active.job.id)
         finally:
             del self._active[active.job.id]
-            self._in_use = self._in_use.minus(active.need)
-            self._hand_out()
-            if self._may_wait or self._held_back:
-                self._notice_waiting()
+            self.release(active.occupant)
 
     async def _attempt(self, active: _Active, accepted: "asyncio.Future[None] | None") -> Result:
         loop = asyncio.get_running_loop()
@@ -785,7 +714,7 @@ class Scheduler:
                 deleted = await self._store.delete_expired(time.time(), _EXPIRE_BATCH)
                 with _told("files not removed"):
                     await asyncio.to_thread(self._remove_files_of, deleted)
-                self._notice_waiting()
+                self.look_at_waiting()
                 due = await self._store.next_due(time.time())
             except SandboxdError as error:
                 logger.warning("maintenance failed", error=str(error))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from sandboxd.admission import Occupant
 from sandboxd.errors import Conflict, SandboxdError, Unavailable
 from sandboxd.ids import new_id
 from sandboxd.images.catalogue import Images
@@ -32,7 +33,7 @@ from sandboxd.sandbox_values import (
     SandboxState,
 )
 from sandboxd.sandboxes.live import LiveSandbox
-from sandboxd.scheduler import Held, Scheduler
+from sandboxd.scheduler import Scheduler
 from sandboxd.settings import SandboxSettings
 from sandboxd.store.sqlite import SqliteStore
 
@@ -74,7 +75,7 @@ class Sandboxes:
         self._live: dict[str, LiveSandbox] = {}
         self._tenants: dict[str, str] = {}
         """Id to tenant of each that lives or is being made."""
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, Occupant] = {}
         """Id to the room that each has."""
         self._ends: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()

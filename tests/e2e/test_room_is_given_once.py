@@ -82,7 +82,7 @@ async def a_scheduler(
         log_directory=tmp_path / "logs",
         inline_log_bytes=2**16,
     )
-    tenants.on_change = scheduler.look_again
+    tenants.on_change = scheduler.look_at_waiting
     await scheduler.start()
     await asyncio.sleep(0.05)  # It finds that nobody waits.
     try:
