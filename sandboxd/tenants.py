@@ -10,16 +10,9 @@ from sandboxd.store.sqlite import SqliteStore
 class Tenants:
     """Quotas by tenant, as the store has them, and how many requests each has left."""
 
-    def __init__(
-        self,
-        store: SqliteStore,
-        usual: TenantQuotas,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, store: SqliteStore, usual: TenantQuotas) -> None:
         self._store = store
         self._usual = usual
-        self._clock = clock
         self._own: dict[str, TenantQuotas] = {}
         self.on_change: Callable[[], None] = lambda: None
         """Called when a tenant may have other things than before."""
@@ -53,7 +46,7 @@ class Tenants:
         if not quotas.requests_per_minute:
             return None
         shape = (quotas.requests_per_minute, quotas.request_burst)
-        now = self._clock()
+        now = time.monotonic()
         bucket = self._buckets.get(tenant)
         if bucket is None or bucket.shape != shape:
             bucket = self._buckets[tenant] = TokenBucket(*shape, now)

@@ -5,7 +5,6 @@ Limits and admission keep jobs from each other; what else runs on the host is ne
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -25,19 +24,17 @@ class Pressure:
         *,
         min_free_memory_bytes: int,
         min_free_disk_bytes: int,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`directory` is on the file system that must not become full. A floor of 0 is none."""
         self._directory = directory
         self._min_free_memory_bytes = min_free_memory_bytes
         self._min_free_disk_bytes = min_free_disk_bytes
-        self._clock = clock
         self._seen: str | None = None
-        self._look_at = clock()
+        self._look_at = time.monotonic()
 
     def lacking(self) -> str | None:
         """What there is too little of: FREE_DISK or FREE_MEMORY; None: nothing. Where it cannot be told: FREE_DISK."""
-        now = self._clock()
+        now = time.monotonic()
         if now >= self._look_at:
             try:
                 self._seen = self._look()

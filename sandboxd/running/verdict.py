@@ -61,7 +61,6 @@ class Outcome:
     oom_kills: int = 0
     checkers_cpu_seconds: float = 0.0
     """Of a job of steps: what the programs that judged it used, each in a sandbox of its own."""
-    """RLIMIT_CPU is all that limits CPU time on this host."""
     usage: CgroupUsage = field(default_factory=CgroupUsage)
     enforcement: dict[str, Any] = field(default_factory=dict)
     received_bytes: int | None = 0

@@ -10,7 +10,6 @@ from waiting import TIME_FACTOR
 
 from sandboxd.client import Client
 
-MIB = 2**20
 FINE = ("succeeded", "exited")
 NO_MEMORY = ("out_of_memory", "memory")
 CPU = ("timed_out", "cpu_seconds")

@@ -1,13 +1,13 @@
 """Jobs with gVisor's runsc: a kernel of their own, and the same ends, output and limits."""
 
 import hashlib
-import textwrap
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from running_service import RunningService
+from runtime_jobs import Run, end_of, python
 from waiting import TIME_FACTOR
 
 from sandboxd.client import Client, Job
@@ -16,12 +16,6 @@ GVISOR = "runsc"
 MIB = 2**20
 
 # Debian's runsc of 2022 does not know what its ls, stat and the like ask for (statx): so these tests do without them.
-
-
-class Run(Protocol):
-    """Run a command with runsc."""
-
-    def __call__(self, *argv: str, **options: Any) -> Job: ...
 
 
 @pytest.fixture
@@ -33,15 +27,6 @@ def run(oci_service: RunningService, oci_client: Client) -> Iterator[Run]:
 
     yield run_with
     oci_service.assert_nothing_left(oci_client)
-
-
-def python(code: str) -> tuple[str, ...]:
-    return ("python3", "-c", textwrap.dedent(code))
-
-
-def end_of(job: Job) -> tuple[str, str, int | None, str | None]:
-    assert job.exit is not None
-    return job.state, job.reason, job.exit.code, job.exit.signal
 
 
 def test_the_command_has_a_kernel_of_its_own(run: Run) -> None:

@@ -3,23 +3,17 @@
 import errno
 import hashlib
 import json
-import textwrap
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from running_service import RunningService
+from runtime_jobs import Run, end_of, python
 from waiting import wait_for
 
 from sandboxd.client import Client, InvalidRequest, Job
 
 MIB = 2**20
-
-
-class Run(Protocol):
-    """Run a command with the runtime at hand."""
-
-    def __call__(self, *argv: str, **options: Any) -> Job: ...
 
 
 @pytest.fixture
@@ -31,15 +25,6 @@ def run(oci_service: RunningService, oci_client: Client, runtime: str) -> Iterat
 
     yield run_with
     oci_service.assert_nothing_left(oci_client)
-
-
-def python(code: str) -> tuple[str, ...]:
-    return ("python3", "-c", textwrap.dedent(code))
-
-
-def end_of(job: Job) -> tuple[str, str, int | None, str | None]:
-    assert job.exit is not None
-    return job.state, job.reason, job.exit.code, job.exit.signal
 
 
 # Ends

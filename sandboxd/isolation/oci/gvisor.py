@@ -12,7 +12,8 @@ import socket
 from typing import Any, NoReturn
 
 from sandboxd.isolation import init, protocol
-from sandboxd.isolation.oci import keeper, root
+from sandboxd.isolation.oci import keeper
+from sandboxd.isolation.oci.keeper import name_of
 from sandboxd.isolation.spec import Exit
 
 _SIGNALLED = 128
@@ -30,18 +31,7 @@ class SentryKeeper(keeper.Keeper):
 
     def load(self, request: protocol.Run, path: str, descriptors: list[int]) -> int:
         """Have the sentry made. Returns its pid. Raises OSError, SandboxFailed, ValueError."""
-        self.write_config(request, path)
-        self.call(
-            "create",
-            "--bundle",
-            root.BUNDLE,
-            "--pid-file",
-            keeper.PID_FILE,
-            name_of(request.number),
-            streams=descriptors,
-        )
-        with open(keeper.PID_FILE, encoding="ascii") as file:
-            return int(file.read())
+        return self.create(request, path, descriptors)
 
     def begin(self, request: protocol.Run, pid: int) -> None:
         """Have the sentry start the command. Raises SandboxFailed, and with this process the sandbox ends."""
@@ -57,7 +47,3 @@ class SentryKeeper(keeper.Keeper):
         if how.code is None or how.code <= _SIGNALLED or how.code > _SIGNALLED + signal.NSIG - 1:
             return how
         return how._replace(code=None, signal=how.code - _SIGNALLED)
-
-
-def name_of(number: int) -> str:
-    return f"command-{number}"

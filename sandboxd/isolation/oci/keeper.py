@@ -123,17 +123,21 @@ class Keeper(init.Init):
 
         Raises OSError, SandboxFailed, ValueError.
         """
-        name = f"command-{request.number}"
+        pid = self.create(request, path, descriptors)
+        tracing.seize(pid)
+        self.forbid_namespaces_of(pid)
+        self.start(name_of(request.number), pid)
+        return pid
+
+    def create(self, request: protocol.Run, path: str, descriptors: list[int]) -> int:
+        """Have the runtime make a container. Returns its pid. Raises OSError, SandboxFailed, ValueError."""
         self.write_config(request, path)
+        name = name_of(request.number)
         self.call(
             "create", "--bundle", root.BUNDLE, "--pid-file", PID_FILE, name, streams=descriptors
         )
         with open(PID_FILE, encoding="ascii") as file:
-            pid = int(file.read())
-        tracing.seize(pid)
-        self.forbid_namespaces_of(pid)
-        self.start(name, pid)
-        return pid
+            return int(file.read())
 
     def write_config(self, request: protocol.Run, path: str) -> None:
         command, argv = request.command, request.command.argv
@@ -267,3 +271,8 @@ class Keeper(init.Init):
         if self.ended:
             return self.ended.pop(0)
         return super().wait()
+
+
+def name_of(number: int) -> str:
+    """What a command's container is called."""
+    return f"command-{number}"
