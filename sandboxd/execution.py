@@ -26,6 +26,7 @@ from sandboxd.images.catalogue import Images
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation.spec import Machine
 from sandboxd.jobs import Artifact, InputFile, Job, Reason, State, Stream
 from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
@@ -105,11 +106,14 @@ class Execution:
 
     def _make_pool(self, settings: Settings, parked: int) -> Pool[Cgroup]:
         isolation = settings.isolation
+        limits = settings.limits
+        usual = Machine(self.cgroups.likely_cpus(limits), limits.memory_bytes)
 
         def set_usual_limits(taken: Taken[Cgroup]) -> None:
             """Most jobs have them: then there is nothing left to write."""
             if taken.sandbox.spec.runtime is None:
-                taken.place.apply(settings.limits)
+                taken.place.apply(limits)
+                taken.sandbox.show(usual)
 
         return Pool(
             self.launcher,

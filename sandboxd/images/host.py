@@ -24,13 +24,14 @@ _COPIED_FROM_ETC = (
     "debian_version",
     "localtime",
     "alternatives",
+    "java-*",
     "mime.types",
     "protocols",
     "services",
     "ssl/certs/ca-certificates.crt",
     "ssl/openssl.cnf",
 )
-"""What programs need to start and find each other. All of it is the same on every machine with these packages."""
+"""Patterns of what programs need to start and find each other. All of it is the same on every machine with these packages."""
 
 _PASSWD = f"""\
 root:x:0:0:root:/root:/bin/sh
@@ -83,11 +84,11 @@ def _make_etc(etc: Path) -> None:
     etc.mkdir()
     for name, content in (("passwd", _PASSWD), ("group", _GROUP), ("nsswitch.conf", _NSSWITCH)):
         (etc / name).write_text(content, encoding="ascii")
-    for name in _COPIED_FROM_ETC:
-        source = Path("/etc", name)
-        if source.exists():
-            (etc / name).parent.mkdir(parents=True, exist_ok=True)
-            copy_public(source, etc / name)
+    for pattern in _COPIED_FROM_ETC:
+        for source in Path("/etc").glob(pattern):
+            target = etc / source.relative_to("/etc")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_public(source, target)
 
 
 def copy_public(source: Path, target: Path) -> None:

@@ -16,8 +16,10 @@ from typing import NamedTuple, NoReturn
 
 from sandboxd.errors import SandboxdError
 from sandboxd.isolation import (
+    clocks,
     command,
     files,
+    machine,
     mounts,
     network,
     privileges,
@@ -25,7 +27,8 @@ from sandboxd.isolation import (
     scratch,
     syscalls,
 )
-from sandboxd.isolation.spec import Command, Exit, SandboxSpec, Then, Unusable
+from sandboxd.isolation.sandbox_ids import inside_to_launcher
+from sandboxd.isolation.spec import Command, Exit, Machine, SandboxSpec, Then, Unusable, Used
 
 UNPACKING = frozenset({"chown", "dac_override", "fowner", "fsetid"})
 """What init keeps in a sandbox that is for unpacking an image and runs no command."""
@@ -70,6 +73,9 @@ class Order(NamedTuple):
     seccomp_program: bytes
     title: tuple[int, int]
     """Where the command line lies that the launcher was started with."""
+    cpus: dict[int, str]
+    """What the host's /proc/cpuinfo says of each CPU."""
+    own_clocks: bool
 
 
 def main(order: Order, channel: socket.socket, mapper: socket.socket) -> NoReturn:
@@ -109,6 +115,7 @@ class Init:
         self.unmasked_proc: int | None = None
         self.layer: int | None = None
         """What the commands write to, as a mount with nothing above it."""
+        self.machine: machine.Files | None = None
         self.carry_out: CarryOut = refuse
         self.running: dict[int, tuple[int, Then]] = {}
         """Process id of each command to its number and what follows it."""
@@ -119,6 +126,8 @@ class Init:
         """At the end: nothing but us is left."""
         self.unreaped = False
         """There may be dead children."""
+        self.patience_ms: int | None = _SOON_MS
+        """How long to wait for a command before it is rehearsed; None: for ever."""
 
     def steps(self) -> list[Callable[[], None]]:
         """How the walls are built, in this order."""
@@ -127,6 +136,8 @@ class Init:
             self.load_tools,
             self.join_cgroups,
             self.mount_file_system,
+            self.start_clocks,
+            self.show_machine,
             self.bring_up_network,
             self.change_root,
             self.set_hostname,
@@ -203,6 +214,17 @@ class Init:
             # Below what a privileged process (systemd, for a user's service) last set, nobody but root may go.
             self.own_oom_score = os.read(self.oom_score, 8)
 
+    def start_clocks(self) -> None:
+        """For the commands only: a time namespace is entered by children."""
+        if self.order.own_clocks and self.unmasked_proc is not None:
+            clocks.start_anew(self.unmasked_proc)
+
+    def show_machine(self) -> None:
+        """The commands' own, as soon as they have one."""
+        if self.unmasked_proc is not None:
+            owner = inside_to_launcher(self.spec.uid, self.order.id_count)
+            self.machine = machine.Files(self.order.templates, self.order.cpus, owner)
+
     def bring_up_network(self) -> None:
         network.bring_up_loopback()
 
@@ -263,10 +285,11 @@ class Init:
         poll = select.poll()
         poll.register(children, select.POLLIN)
         poll.register(self.channel, select.POLLIN)
-        if not poll.poll(_SOON_MS):
-            self.rehearse()
         while not self.over:
-            for descriptor, _ in poll.poll(0 if self.unreaped else None):
+            ready = poll.poll(0 if self.unreaped else self.patience_ms)
+            if not ready and self.patience_ms is not None:
+                self.rehearse()
+            for descriptor, _ in ready:
                 if descriptor == children:
                     os.read(children, 128)
                     self.unreaped = True
@@ -282,6 +305,7 @@ class Init:
 
         The pages that this writes to are the launcher's until then, and copied one by one (fork(2)): a fifth of a millisecond.
         """
+        self.patience_ms = None
         if self.spec.writable_root or self.spec.runtime is not None:
             return
         channel = self.channel
@@ -309,6 +333,8 @@ class Init:
                 self.pass_on_signal(request)
             case protocol.Go():
                 self.let_go(request)
+            case protocol.Show():
+                self.show(request.machine, request.used)
             case protocol.Changes():
                 self.tell_changes(request, descriptors[0])
             case protocol.Place() | protocol.Collect():
@@ -321,14 +347,21 @@ class Init:
         for descriptor in descriptors:
             os.close(descriptor)
 
+    def show(self, shown: Machine | None, used: Used | None = None) -> None:
+        """Let the files of the machine say this from now on. None: what they said before."""
+        if self.machine is not None:
+            self.machine.show(shown, used)
+
     def run(self, request: protocol.Run, descriptors: list[int]) -> None:
         """Start a command with the three descriptors as its streams, or with a terminal, whose master goes to the service."""
+        self.patience_ms = None
         terminal = command.open_terminal(request.terminal) if request.terminal else None
         if isinstance(terminal, Unusable):
             self.tell_not_started(request, terminal)
             return
         master = [terminal.master] if terminal else []
         descriptors.extend(master)  # Closed together.
+        self.show(request.command.machine)
         self.set_oom_score(_COMMAND_OOM_SCORE)
         before = time.monotonic()
         started = command.start(request.command, terminal.path if terminal else descriptors)

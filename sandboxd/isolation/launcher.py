@@ -17,7 +17,9 @@ from typing import NoReturn
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import (
+    clocks,
     init,
+    machine,
     mounts,
     network,
     privileges,
@@ -35,8 +37,13 @@ _SANDBOX_NAMESPACES = (
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
 )
-"""And, made by init once it is in its cgroup, a cgroup namespace."""
-NAMESPACE_NAMES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
+"""And, made by init, a cgroup namespace (once it is in its cgroup) and one of time."""
+
+
+def namespaces(*, native: bool) -> tuple[str, ...]:
+    """Of every sandbox here; `native`: of those whose init starts the commands itself."""
+    times = ("time",) if native and clocks.offered() else ()
+    return ("user", "mount", "pid", "net", "ipc", "uts", "cgroup", *times)
 
 
 def main(control_fd: int, parent_pid: int, stage: str, counted: bool) -> NoReturn:
@@ -102,6 +109,8 @@ class LauncherProcess:
         syscalls.mount_propagation("/", syscalls.MS_REC | syscalls.MS_SLAVE)
         self.own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.templates = mounts.make_templates(stage)
+        self.cpus = machine.read_cpus()
+        self.own_clocks = clocks.offered()
         self.poll.register(self.control, select.POLLIN)
         protocol.send(self.control, protocol.LauncherReady())
         # What is frozen is not touched by a collection: the pages stay shared with every init.
@@ -153,6 +162,8 @@ class LauncherProcess:
                 request.show_cgroup,
                 self.seccomp_program,
                 self.title,
+                self.cpus,
+                self.own_clocks,
             )
             enter(order, channel, mapper)
         created = protocol.Created(number=request.number, pid=pid)

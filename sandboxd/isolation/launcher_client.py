@@ -81,7 +81,7 @@ class Launcher:
             seccomp = _profile_digest()
         return Walls(
             id_map=idmap.IdMapMode.RANGE if self.ids else idmap.IdMapMode.SINGLE,
-            namespaces=launcher.NAMESPACE_NAMES,
+            namespaces=launcher.namespaces(native=runtime is None),
             seccomp_digest=seccomp,
             no_new_privileges=True,
             capabilities=(),

@@ -110,7 +110,7 @@ def make_templates(stage: str) -> Templates:
     """
     stage_mount = _new_mount("tmpfs", {"size": "1m", "nr_inodes": "256", "mode": "0755"}, _NODEV)
     _attach(stage_mount, stage)
-    for name in ("scratch", "root", "runtime", "dev", "sys", "empty"):
+    for name in ("scratch", "machine", "root", "runtime", "dev", "sys", "empty"):
         os.mkdir(f"{stage}/{name}")
     _attach(
         _new_mount("tmpfs", {"size": "4k", "nr_inodes": "2"}, _RO | _NOSUID | _NODEV | _NOEXEC),
@@ -370,6 +370,17 @@ def attach_new(
     """Mount a new file system without set-id programs and device files."""
     attributes = _NOSUID | _NODEV | (_RO if read_only else 0)
     _attach(_new_mount(filesystem, options, attributes), target)
+
+
+def attach_and_hold(filesystem: str, options: Mapping[str, str | None], target: str) -> int:
+    """Mount a new file system for files that nobody runs. Returns its root, the caller's to close."""
+    mount = _new_mount(filesystem, options, _NOSUID | _NODEV | _NOEXEC)
+    try:
+        syscalls.move_mount(mount, syscalls.AT_FDCWD, target)
+    except BaseException:
+        os.close(mount)
+        raise
+    return mount
 
 
 def _attach(mount_fd: int, target: str) -> None:

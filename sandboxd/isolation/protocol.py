@@ -17,12 +17,14 @@ from sandboxd.isolation.spec import (
     Command,
     Exit,
     File,
+    Machine,
     NetworkMode,
     OciRuntime,
     SandboxSpec,
     TerminalSize,
     Then,
     Unusable,
+    Used,
 )
 
 INLINE_BYTES = 64 * 2**10
@@ -178,6 +180,13 @@ class Go(NamedTuple):
     command: int
 
 
+class Show(NamedTuple):
+    """What the commands are to see of the machine, also those that run already. None: what they saw before."""
+
+    machine: Machine | None
+    used: Used | None
+
+
 class Place(NamedTuple):
     """Comes with one descriptor: the contents of the files, one after the other in their order."""
 
@@ -228,7 +237,7 @@ class Empty(NamedTuple):
 
 ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
-ToInit = Run | Go | Signal | Place | Collect | Changes | Look | Remove | Unpack | Empty
+ToInit = Run | Go | Signal | Show | Place | Collect | Changes | Look | Remove | Unpack | Empty
 FromInit = (
     Ready
     | Failed
@@ -251,6 +260,7 @@ _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
         Run,
         Go,
         Signal,
+        Show,
         Place,
         Collect,
         Changes,
@@ -330,7 +340,15 @@ def from_above(encoded: bytes) -> Any:
         return message._replace(spec=spec)
     if isinstance(message, Run):
         size = TerminalSize(*message.terminal) if message.terminal else None
-        return Run(message.number, Command(*message.command), Then(message.then), size)
+        command = Command(*message.command)
+        if command.machine is not None:
+            command = command._replace(machine=Machine(*command.machine))
+        return Run(message.number, command, Then(message.then), size)
+    if isinstance(message, Show):
+        return Show(
+            Machine(*message.machine) if message.machine else None,
+            Used(*message.used) if message.used else None,
+        )
     if isinstance(message, Place):
         return Place(tuple([File(*file) for file in message.files]))
     return message

@@ -16,10 +16,12 @@ from sandboxd.isolation.spec import (
     Command,
     Exit,
     File,
+    Machine,
     SandboxSpec,
     TerminalSize,
     Then,
     Unusable,
+    Used,
 )
 
 _MOST_UNREAD_MESSAGES = 8
@@ -252,6 +254,11 @@ class Sandbox:
         """Send a signal to a command's process group. Nothing happens if it is gone."""
         with contextlib.suppress(OSError):
             protocol.send(self._channel, protocol.Signal(command=command, number=number))
+
+    def show(self, machine: Machine | None = None, used: Used | None = None) -> None:
+        """Say what the commands are to see of the machine from now on. Nothing happens if it is gone, or does not hear."""
+        with contextlib.suppress(OSError):
+            protocol.send(self._channel, protocol.Show(machine, used))
 
     def let_go(self, command: int) -> None:
         """For a process: its limits are set. Raises SandboxFailed."""

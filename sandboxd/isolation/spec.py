@@ -61,6 +61,22 @@ class SandboxSpec(NamedTuple):
     """What starts the command; None: init itself (`native`)."""
 
 
+class Machine(NamedTuple):
+    """What a command is to see of the machine: what it may use, not what the host has."""
+
+    cpus: tuple[int, ...]
+    """Numbers of the CPUs that it runs on."""
+    memory_bytes: int
+
+
+class Used(NamedTuple):
+    """What the commands of a sandbox have used of their machine so far."""
+
+    memory_bytes: int
+    """At this moment."""
+    cpu_seconds: float
+
+
 class Command(NamedTuple):
     """A command to run in a sandbox that stands."""
 
@@ -71,6 +87,8 @@ class Command(NamedTuple):
     """Absolute path inside the sandbox; made if it does not exist."""
     rlimits: dict[str, int]
     """Resource limit (`"nofile"`, `"fsize"`, …: getrlimit(2) without RLIMIT_) to soft and hard value."""
+    machine: Machine | None = None
+    """None: what the command before it saw, and before any the host."""
 
 
 class Then(enum.StrEnum):

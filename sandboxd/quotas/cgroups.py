@@ -11,12 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
+from sandboxd.quotas.affinity import Affinity, CpuShares
 from sandboxd.quotas.cgroup1 import Driver1, Group1
 from sandboxd.quotas.cgroup2 import Driver2, Group2
 from sandboxd.quotas.host import CONTROLLERS, CgroupVersion, Controller, Host
 from sandboxd.quotas.kernel_files import write_file
 from sandboxd.quotas.limits import Limits
-from sandboxd.quotas.sampled import CpuShares, SampledGroup
+from sandboxd.quotas.sampled import SampledGroup
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage
 
 _COUNTED = {"memory", "cpu", "cpuacct", "pids"}
@@ -77,6 +78,10 @@ class Cgroups:
         """Whether no cgroup limits memory."""
         return self.enforcement["memory"] == "sampled"
 
+    def likely_cpus(self, limits: Limits) -> tuple[int, ...]:
+        """On which CPUs a job with these limits would run if it were the only one."""
+        return self._shares.cpus[: math.ceil(limits.cpus)]
+
     def create(self, name: str) -> "Cgroup":
         """The cgroup of one job, without limits yet. Raises SandboxFailed."""
         _check_name(name)
@@ -87,9 +92,8 @@ class Cgroups:
             if group1 is not None:
                 group1.remove()
             raise
-        by_affinity = self.enforcement["cpus"] == "affinity"
-        sampled = SampledGroup(self._shares if by_affinity else None) if self._sampled else None
-        return Cgroup(group1, group2, sampled, self.enforcement)
+        sampled = SampledGroup() if self._sampled else None
+        return Cgroup(group1, group2, sampled, Affinity(self._shares), self.enforcement)
 
     def close(self) -> None:
         """Remove this instance's directories; processes that are still in them are killed."""
@@ -107,18 +111,21 @@ class Cgroup:
         group1: Group1 | None,
         group2: Group2 | None,
         sampled: SampledGroup | None,
+        affinity: Affinity,
         enforcement: dict[str, str],
     ) -> None:
         self._group1 = group1
         self._group2 = group2
         self._sampled = sampled
+        self._affinity = affinity
         self._enforcement = enforcement
         self._groups: Sequence[Group1 | Group2 | SampledGroup] = [
             group for group in (group1, group2, sampled) if group is not None
         ]
 
     def watch(self, init_pid: int) -> None:
-        """The sandbox's init, as the service sees it: what is sampled is below it."""
+        """The sandbox's init, as the service sees it: what is sampled, or kept on some CPUs, is below it."""
+        self._affinity.watch(init_pid)
         if self._sampled is not None:
             self._sampled.watch(init_pid)
 
@@ -146,6 +153,10 @@ class Cgroup:
         if self._enforcement["pids"] != "rlimit":
             return {}
         return {"nproc": limits.pids + _INIT}
+
+    def use_cpus(self, limits: Limits) -> tuple[int, ...]:
+        """Keep its processes on as many CPUs as they may have time of, and say on which."""
+        return self._affinity.use(limits.cpus)
 
     def join_files(self) -> tuple[str, ...]:
         """Absolute paths of the v1 files into which the sandbox's init, single-threaded, writes `0` as its first act."""
@@ -183,6 +194,7 @@ class Cgroup:
         """Set other limits, and go on counting. Raises SandboxFailed, on v1 also if it uses more memory than it may now."""
         for group in self._groups:
             group.change(limits)
+        self.use_cpus(limits)
 
     @property
     def can_freeze(self) -> bool:
@@ -242,6 +254,7 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Remove it; False: a process is still in it, try again when it has ended. Any number of calls is fine."""
+        self._affinity.give_back()
         removed = [group.remove() for group in self._groups]  # all are tried, so no generator
         return all(removed)
 

@@ -1,12 +1,13 @@
-"""Killing what is left in a cgroup, where the kernel has no file for it.
+"""Finding processes: those of a cgroup, to kill what is left in it, and those below another.
 
-Only a second line: a sandbox is killed by killing its init, which takes its whole pid namespace along.
+Killing by cgroup is only a second line: a sandbox is killed by killing its init, which takes its whole pid namespace along.
 """
 
 import os
 import select
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from sandboxd.quotas.kernel_files import open_directory
@@ -99,3 +100,24 @@ def _wait_ended(pidfds: list[int], deadline: float) -> bool:
             poll.unregister(pidfd)
             running -= 1
     return True
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """A process and all below it, as far as they are there when they are looked at."""
+    waiting = [pid]
+    while waiting:
+        pid = waiting.pop()
+        yield pid
+        waiting += _children(pid)
+
+
+def _children(pid: int) -> list[int]:
+    """Of all threads of a process (CONFIG_PROC_CHILDREN, which checkpointing needs and every distribution has)."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                found += map(int, file.read().split())
+    except OSError:
+        return found  # It has just ended.
+    return found

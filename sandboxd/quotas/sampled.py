@@ -7,22 +7,19 @@ it, and have their own limit. CPU time is that of the living, and of the dead th
 nobody waits for (SIGCHLD ignored: wait(2)) what it used since the last look is lost.
 
 A sample is late by the time between two looks: a job can have more for that long. Processes are limited by
-RLIMIT_NPROC, which the kernel counts for each user namespace, and CPU rates by affinity, rounded up to whole CPUs. The filter
+RLIMIT_NPROC, which the kernel counts for each user namespace, and CPU rates by `affinity` alone. The filter
 refuses system calls that take memory which no process has resident (`seccomp.UNCOUNTED`); what pipes and sockets hold is
 bounded by the limits on open files and processes alone.
-Sources: proc(5), getrlimit(2), user_namespaces(7), sched_setaffinity(2).
+Sources: proc(5), getrlimit(2), user_namespaces(7).
 """
 
-import math
 import os
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 import psutil
 
 from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.processes import descendants
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -30,34 +27,12 @@ _UTIME = 11
 """Index of utime in /proc/PID/stat after the name; stime, cutime and cstime follow."""
 
 
-class CpuShares:
-    """Which CPUs jobs run on: those with the fewest jobs, so many as each may use."""
-
-    def __init__(self, cpus: tuple[int, ...]) -> None:
-        self.cpus = cpus
-        self._jobs = Counter(dict.fromkeys(cpus, 0))
-
-    def take(self, count: int) -> tuple[int, ...]:
-        """Those that are used least. Empty: all of them, and nothing is to be given back."""
-        if count >= len(self._jobs):
-            return ()
-        chosen = tuple(sorted(sorted(self._jobs, key=self._jobs.__getitem__)[:count]))
-        self._jobs.update(chosen)
-        return chosen
-
-    def give_back(self, cpus: tuple[int, ...]) -> None:
-        """The job is over."""
-        self._jobs.subtract(cpus)
-
-
 class SampledGroup:
     """The processes below one init."""
 
     can_freeze = False
 
-    def __init__(self, shares: CpuShares | None) -> None:
-        """`shares`: None where a cgroup limits the CPU rate."""
-        self._shares = shares
+    def __init__(self) -> None:
         self._init: int | None = None
         self._own_memory_bytes = 0
         self._own_cpu_seconds = self._cpu_seconds = 0.0
@@ -65,8 +40,6 @@ class SampledGroup:
         self._pids_peak = 0
         self._memory_bytes: int | None = None
         """The limit; None before there is one."""
-        self._cpus: tuple[int, ...] = ()
-        """That it may run on; empty: all."""
         self._raw_cpu_seconds = 0.0
         self._looking = threading.Lock()
 
@@ -88,10 +61,6 @@ class SampledGroup:
     def change(self, limits: Limits) -> None:
         """Set other limits, and go on counting."""
         self._memory_bytes = limits.memory_bytes
-        if self._shares is not None and self._init is not None:
-            self._shares.give_back(self._cpus)
-            self._cpus = self._shares.take(math.ceil(limits.cpus))
-            self._pin(self._cpus or self._shares.cpus)
 
     def over_memory(self) -> bool:
         """Whether its processes have more than they may, at this moment."""
@@ -129,17 +98,8 @@ class SampledGroup:
         """Nothing: init's death takes all of them along."""
 
     def remove(self) -> bool:
-        """Give back its CPUs. Twice is harmless."""
-        if self._shares is not None:
-            self._shares.give_back(self._cpus)
-        self._cpus = ()
+        """Nothing was made."""
         return True
-
-    def _pin(self, cpus: Iterable[int]) -> None:
-        """All that run now, and so all that they make. The command itself may not change it (`seccomp.UNCOUNTED`)."""
-        for pid in descendants(self._init or 0):
-            with suppress(ProcessLookupError):
-                os.sched_setaffinity(pid, cpus)
 
     def _look(self) -> CgroupNow:
         """From any thread."""
@@ -167,27 +127,6 @@ class SampledGroup:
                 cpu += (user + system + of_dead_user + of_dead_system) / _TICKS
                 pids += 1
         return CgroupNow(cpu, memory, pids)
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """A process and all below it, as far as they are there when they are looked at."""
-    waiting = [pid]
-    while waiting:
-        pid = waiting.pop()
-        yield pid
-        waiting += _children(pid)
-
-
-def _children(pid: int) -> list[int]:
-    """Of all threads of a process (CONFIG_PROC_CHILDREN, which checkpointing needs and every distribution has)."""
-    found: list[int] = []
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
-                found += map(int, file.read().split())
-    except OSError:
-        return found  # It has just ended.
-    return found
 
 
 def _cpu_ticks(pid: int) -> tuple[int, int, int, int]:

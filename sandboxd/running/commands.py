@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.pool import Taken
-from sandboxd.isolation.sandbox import Process
-from sandboxd.isolation.spec import Command, Exit, Then, Unusable
+from sandboxd.isolation.sandbox import Process, Sandbox
+from sandboxd.isolation.spec import Command, Exit, Machine, Then, Unusable, Used
 from sandboxd.isolation.streams import Drain, Feed, PassThrough
 from sandboxd.jobs import Reason, Stream
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.usage import CgroupNow
 from sandboxd.running.verdict import Outcome
 
 MEMORY_SECONDS = 0.05
@@ -130,8 +131,14 @@ class StepStop(PartStop):
 
 
 def limited(command: Command, place: Cgroup, limits: Limits) -> Command:
-    """The command with what it has to be limited by itself, where no cgroup does it."""
-    return command._replace(rlimits=command.rlimits | place.rlimits(limits))
+    """The command with what it is to see of its limits, and what it has to be limited by itself, where no cgroup does it."""
+    machine = Machine(cpus=place.use_cpus(limits), memory_bytes=limits.memory_bytes)
+    return command._replace(rlimits=command.rlimits | place.rlimits(limits), machine=machine)
+
+
+def show_use(sandbox: Sandbox, now: CgroupNow) -> None:
+    """Let the commands of a sandbox see what they have used."""
+    sandbox.show(used=Used(now.memory_bytes or 0, now.cpu_seconds or 0.0))
 
 
 async def run_command(

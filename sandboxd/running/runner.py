@@ -40,6 +40,7 @@ from sandboxd.running.commands import (
     Sink,
     Stop,
     note_stop,
+    show_use,
 )
 from sandboxd.running.sampling import Samples
 from sandboxd.running.shapes import sandbox_spec
@@ -254,7 +255,7 @@ class Runner:
             if taken.sandbox.spec.runtime is None:
                 taken.place.apply(job.spec.limits)
             if samples is not None:
-                samples.start(taken.place.now)
+                samples.start(taken.place.now, lambda now: show_use(taken.sandbox, now))
             if job.spec.steps:
                 await attempt.run_steps(on_run)
             else:

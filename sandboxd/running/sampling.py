@@ -19,13 +19,18 @@ class Samples:
     def __init__(self) -> None:
         self.taken: list[Sample] = []
         self._look: Callable[[], CgroupNow] | None = None
+        self._tell: Callable[[CgroupNow], None] = lambda _: None
         self._pause = _FIRST_SECONDS
         self._longest_pause = _USUAL_SECONDS
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, look: Callable[[], CgroupNow]) -> None:
-        """Begin; `look` reads the figures. A job that is over sooner than the first look has no samples, and costs nothing."""
+    def start(self, look: Callable[[], CgroupNow], tell: Callable[[CgroupNow], None]) -> None:
+        """Begin; `look` reads the figures, and `tell` is told them.
+
+        A job that is over sooner than the first look has no samples, and costs nothing.
+        """
         self._look = look
+        self._tell = tell
         self._wait()
 
     def stop(self) -> None:
@@ -45,6 +50,7 @@ class Samples:
             now = self._look()
         except SandboxFailed:
             return  # The cgroup is gone, and the job with it.
+        self._tell(now)
         self.taken.append(Sample(time.time(), *now))
         if len(self.taken) == MOST_SAMPLES:
             # Half as many, half as often: the whole life of the job stays in sight.

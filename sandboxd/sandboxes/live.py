@@ -16,12 +16,14 @@ from sandboxd.errors import Conflict, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Taken
-from sandboxd.isolation.spec import Command
+from sandboxd.isolation.spec import Command, Machine
 from sandboxd.jobs import Reason, Usage
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
-from sandboxd.running.commands import MEMORY_SECONDS
+from sandboxd.quotas.usage import CgroupNow
+from sandboxd.running.commands import MEMORY_SECONDS, show_use
+from sandboxd.running.sampling import Samples
 from sandboxd.sandbox_values import SandboxReason, SandboxRecord, SandboxState
 from sandboxd.sandboxes.execs import Exec, ExecSpec, Leftover, new_log
 from sandboxd.store.logs import StoredLog, remove_log
@@ -111,7 +113,7 @@ class LiveSandbox:
     async def _run_exec(self, made: Exec, connected: bool) -> None:
         command = self._command(made.spec)
         try:
-            with self.in_use():
+            with self.in_use(), self._use_shown():
                 if connected:
                     result = await made.run_connected(self.taken, command)
                 else:
@@ -126,6 +128,20 @@ class LiveSandbox:
             self._over[made.id] = made
             if len(self._over) > _MOST_REMEMBERED:
                 _forget(self._over.popitem(last=False)[1])
+
+    @contextlib.contextmanager
+    def _use_shown(self) -> Iterator[None]:
+        """Within, the commands see what all of them use."""
+        samples = Samples()
+        samples.start(self.taken.place.now, self._show_use)
+        try:
+            yield
+        finally:
+            samples.stop()
+
+    def _show_use(self, now: CgroupNow) -> None:
+        if not self._frozen:  # Else nobody would take the message.
+            show_use(self.taken.sandbox, now)
 
     def _command(self, spec: ExecSpec) -> Command:
         plan, image = self.record.plan, self._image
@@ -241,6 +257,8 @@ class LiveSandbox:
             plan = self.record.plan
             if limits != plan.limits:
                 await asyncio.to_thread(self._change_limits, limits, plan.limits)
+                cpus = self.taken.place.use_cpus(limits)
+                self.taken.sandbox.show(Machine(cpus, limits.memory_bytes))
             plan = msgspec.structs.replace(
                 plan,
                 limits=limits,

@@ -80,6 +80,7 @@ def test_a_long_job_has_its_whole_life_in_a_bounded_number_of_samples(
 
     async def run() -> Samples:
         samples, looks, enough = Samples(), 0, asyncio.Event()
+        told: list[CgroupNow] = []
 
         def look() -> CgroupNow:
             nonlocal looks
@@ -89,10 +90,11 @@ def test_a_long_job_has_its_whole_life_in_a_bounded_number_of_samples(
                 raise SandboxFailed("cgroup cpu.stat", "gone")
             return CgroupNow(cpu_seconds=float(looks))
 
-        samples.start(look)
+        samples.start(look, told.append)
         await enough.wait()
         samples.stop()
         samples.stop()
+        assert len(told) == 3 * MOST_SAMPLES
         return samples
 
     taken = asyncio.run(run()).taken

@@ -1,5 +1,6 @@
 """Image `host`: the machine's programs, and nothing else of the machine."""
 
+import fnmatch
 import os
 from pathlib import Path
 
@@ -39,10 +40,10 @@ def test_only_usr_of_the_machine_is_visible(either: Bench) -> None:
     assert seen["/usr"] == sorted(os.listdir("/usr"))
     assert seen["/home"] == ["sandbox"]
     assert seen["/work"] == seen["/tmp"] == seen["/home/sandbox"] == []
-    assert set(seen["/etc"]) <= {
-        *(name.split("/")[0] for name in host._COPIED_FROM_ETC),
-        *("passwd", "group", "nsswitch.conf", "hosts", "hostname", "resolv.conf"),
-    }
+    made = {"passwd", "group", "nsswitch.conf", "hosts", "hostname", "resolv.conf"}
+    copied = [pattern.split("/")[0] for pattern in host._COPIED_FROM_ETC]
+    for name in set(seen["/etc"]) - made:
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in copied), name
 
 
 def test_no_link_in_etc_leads_anywhere_but_to_etc_and_usr(bench: Bench) -> None:

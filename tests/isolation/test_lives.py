@@ -321,7 +321,7 @@ def test_a_sandbox_whose_maker_gave_up_waiting_ends_itself(bench: Bench) -> None
         ({"hostname": "h" * 65}, "set_hostname", "Invalid argument"),
         ({"uid": 70_000}, "mount_file_system", "Invalid argument"),
         ({"gid": 70_000}, "mount_file_system", "Invalid argument"),
-        ({"uid": 70_000, "writable": ()}, "become_user", "Invalid argument"),
+        ({"uid": 70_000, "writable": ()}, "show_machine", "Invalid argument"),
     ],
 )
 def test_a_step_that_fails_names_itself_and_leaves_nothing(

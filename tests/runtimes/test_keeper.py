@@ -35,6 +35,8 @@ BY_THE_RUNTIME = {
 }
 FOR_EACH_COMMAND = {"forbid_more_namespaces"}
 ONLY_FOR_IMAGES = {"load_tools"}
+NO_WALLS = {"start_clocks", "show_machine"}
+"""What commands see of the machine: with a runtime it is the host (docs/isolation.md)."""
 
 
 def test_no_wall_of_native_sandboxes_is_forgotten() -> None:
@@ -42,7 +44,7 @@ def test_no_wall_of_native_sandboxes_is_forgotten() -> None:
     native = {step.__name__ for step in object.__new__(Init).steps()}
     ours = {step.__name__ for step in object.__new__(Keeper).steps()}
 
-    assert native - ours == BY_THE_RUNTIME | FOR_EACH_COMMAND | ONLY_FOR_IMAGES
+    assert native - ours == BY_THE_RUNTIME | FOR_EACH_COMMAND | ONLY_FOR_IMAGES | NO_WALLS
 
 
 # What the runtime cannot do
