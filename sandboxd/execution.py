@@ -296,4 +296,5 @@ def ceilings_of(ceilings: Limits, host: Host) -> Limits:
         output_bytes=ceilings.output_bytes,
         open_files=min(ceilings.open_files, host.rlimits["nofile"][1]),
         idle_seconds=ceilings.idle_seconds,
+        network_bytes=ceilings.network_bytes,
     )

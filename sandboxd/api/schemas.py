@@ -62,6 +62,10 @@ class LimitsRequest(Request, frozen=True, kw_only=True):
     idle_seconds: Annotated[
         float | None, Meta(description="How long the command may write nothing.")
     ] = None
+    network_bytes: Annotated[
+        int | str | None,
+        Meta(description="Received and sent together, with `egress`: bytes or a quantity."),
+    ] = None
     queue_seconds: Annotated[
         float | None, Meta(description="How long the job may wait before it is `expired`.")
     ] = None
@@ -378,6 +382,7 @@ class LimitsView(Answer, frozen=True, kw_only=True):
     output_bytes: int
     open_files: int
     idle_seconds: float
+    network_bytes: int
     queue_seconds: float | None
 
 

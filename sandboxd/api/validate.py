@@ -174,6 +174,7 @@ def _settle_limits(
             output_bytes=size_of("output_bytes"),
             open_files=asked.open_files,
             idle_seconds=asked.idle_seconds,
+            network_bytes=size_of("network_bytes"),
         ),
         defaults,
         ceilings,

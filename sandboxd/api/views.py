@@ -236,6 +236,7 @@ def _limits_view(spec: JobSpec) -> LimitsView:
         output_bytes=limits.output_bytes,
         open_files=limits.open_files,
         idle_seconds=limits.idle_seconds,
+        network_bytes=limits.network_bytes,
         queue_seconds=spec.queue_seconds,
     )
 

@@ -8,6 +8,9 @@ from sandboxd.quantities import format_quantity, parse_bytes
 LONGEST_SECONDS = 86_400.0
 """A day: the highest ceiling that comes with the program."""
 
+MOST_NETWORK_BYTES = 2**40
+"""The highest ceiling that comes with the program."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one job may use. Every job has a value for each: a default where it asked for nothing."""
@@ -30,6 +33,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Descriptors per process (RLIMIT_NOFILE)."""
     idle_seconds: float = LONGEST_SECONDS
     """How long the command may write nothing."""
+    network_bytes: int = MOST_NETWORK_BYTES
+    """Received and sent together, of a job with egress."""
 
 
 LEAST = Limits(
@@ -42,6 +47,7 @@ LEAST = Limits(
     output_bytes=0,
     open_files=8,
     idle_seconds=0.001,
+    network_bytes=0,
 )
 """Below these no command can start."""
 
@@ -58,6 +64,7 @@ class LimitsAsked(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes: int | None = None
     open_files: int | None = None
     idle_seconds: float | None = None
+    network_bytes: int | None = None
 
 
 WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk"}

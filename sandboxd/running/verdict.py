@@ -196,6 +196,8 @@ def _state_of_stop(reason: Reason) -> State:
             return State.OUT_OF_MEMORY
         case Reason.OUTPUT_BYTES:
             return State.OUTPUT_LIMIT
+        case Reason.NETWORK_BYTES:
+            return State.NETWORK_LIMIT
         case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE | Reason.SANDBOX_ENDED:
             return State.CANCELLED
         case Reason.SHUTDOWN | Reason.SERVICE_LOST | Reason.INTERNAL | Reason.LOG_FAILED:
@@ -331,6 +333,9 @@ def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa:
         case Reason.OUTPUT_BYTES:
             most = format_bytes(limits.output_bytes)
             return f"wrote more than {most} of output; the first {most} are kept"
+        case Reason.NETWORK_BYTES:
+            most = format_bytes(limits.network_bytes)
+            return _join(f"wanted to move more than {most} over the network", _moved(outcome), kept)
         case Reason.COMMAND_NOT_FOUND | Reason.COMMAND_NOT_EXECUTABLE | Reason.WORKDIR_UNUSABLE:
             return _unusable_sentence(outcome)
         case Reason.FILE_UNUSABLE:
@@ -372,6 +377,13 @@ def _refused_forks(outcome: Outcome) -> str:
     return f"more than {most} processes were refused {refused} time{'' if refused == 1 else 's'}"
 
 
+def _moved(outcome: Outcome) -> str:
+    received, sent = outcome.received_bytes, outcome.sent_bytes
+    if received is None or sent is None:
+        return ""
+    return f"{format_bytes(received)} were received, {format_bytes(sent)} sent"
+
+
 def _join(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 
@@ -387,5 +399,6 @@ _REMEDIES: dict[Reason, str] = {
     Reason.IDLE_SECONDS: "ask for more limits.idle_seconds, or write something now and then",
     Reason.MEMORY: "ask for more limits.memory",
     Reason.OUTPUT_BYTES: "ask for more limits.output_bytes, or write less",
+    Reason.NETWORK_BYTES: "ask for more limits.network_bytes",
     Reason.COMMAND_NOT_FOUND: "give a program that is in the image, by path or by a name in PATH",
 }

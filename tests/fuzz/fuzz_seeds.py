@@ -29,6 +29,7 @@ _JOB: dict[str, Any] = {
         "output_bytes": 1000,
         "open_files": 64,
         "idle_seconds": 1,
+        "network_bytes": "1Gi",
         "queue_seconds": 60,
     },
     "require": {"memory": "cgroup"},
