@@ -189,6 +189,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     io_write_bytes: int | None = None
     net_rx_bytes: int | None = None
     net_tx_bytes: int | None = None
+    cpu_pressure_seconds: float | None = None
+    """In which at least one of its processes waited for a CPU, as the next two."""
+    memory_pressure_seconds: float | None = None
+    io_pressure_seconds: float | None = None
     wall_seconds: float = 0.0
     """From the command's start to its end."""
     queue_seconds: float = 0.0
@@ -318,6 +322,14 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
     pids: int | None
     io_read_bytes: int | None
     io_write_bytes: int | None
+    cpu_pressure_seconds: float | None = None
+    """In which at least one of its processes waited for a CPU so far, as the next two."""
+    memory_pressure_seconds: float | None = None
+    io_pressure_seconds: float | None = None
+    cpu_full_pressure_seconds: float | None = None
+    """In which all of them that were not asleep waited, as the next two."""
+    memory_full_pressure_seconds: float | None = None
+    io_full_pressure_seconds: float | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -399,6 +399,12 @@ class UsageView(Answer, frozen=True, kw_only=True):
     io_write_bytes: int | None
     net_rx_bytes: int | None
     net_tx_bytes: int | None
+    cpu_pressure_seconds: Annotated[
+        float | None,
+        Meta(description="In which at least one process waited for a CPU."),
+    ]
+    memory_pressure_seconds: float | None
+    io_pressure_seconds: float | None
     wall_seconds: float
     queue_seconds: float
     setup_seconds: float
@@ -667,6 +673,17 @@ class SampleView(Answer, frozen=True, kw_only=True):
     pids: int | None
     io_read_bytes: int | None
     io_write_bytes: int | None
+    cpu_pressure_seconds: Annotated[
+        float | None,
+        Meta(description="In which at least one process waited for a CPU."),
+    ]
+    memory_pressure_seconds: float | None
+    io_pressure_seconds: float | None
+    cpu_full_pressure_seconds: Annotated[
+        float | None, Meta(description="In which all of them waited that were not asleep.")
+    ]
+    memory_full_pressure_seconds: float | None
+    io_full_pressure_seconds: float | None
 
 
 class SampleList(Answer, frozen=True, kw_only=True):

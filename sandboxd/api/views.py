@@ -180,14 +180,8 @@ def event_view(event: JobEvent) -> EventView:
 
 
 def sample_view(sample: Sample) -> SampleView:
-    return SampleView(
-        time=rfc3339(sample.at),
-        cpu_seconds=sample.cpu_seconds,
-        memory_bytes=sample.memory_bytes,
-        pids=sample.pids,
-        io_read_bytes=sample.io_read_bytes,
-        io_write_bytes=sample.io_write_bytes,
-    )
+    counted = {name: getattr(sample, name) for name in sample.__struct_fields__ if name != "at"}
+    return SampleView(time=rfc3339(sample.at), **counted)
 
 
 def image_view(image: Image) -> ImageView:

@@ -28,6 +28,7 @@ from sandboxd.quotas.kernel_files import (
 )
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import clean_instance, kill_processes, list_processes
+from sandboxd.quotas.stalls import Stalls, is_counted, read_stalls
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage, peak_since
 
 CPU_PERIOD_USEC = 100_000
@@ -65,6 +66,7 @@ class Driver2:
             clean_instance(self.instance_fd)
             enable_controllers(self.instance_fd, controllers)
             self.offered = self._check_files(host)
+            self.counts_stalls = is_counted(self.instance_fd)
             undo.pop_all()
 
     def create(self, name: str) -> "Group2":
@@ -126,6 +128,7 @@ class Group2:
         self._most_pids = 0
         self._own_cpu: dict[str, int] = {}
         self._peaks_before: dict[str, int] = {}
+        self._stalls_before = Stalls()
 
     def directory_fd(self) -> int:
         """For clone3(CLONE_INTO_CGROUP); ours to close."""
@@ -147,6 +150,7 @@ class Group2:
             self._own_pids = read_number(self._fd, "pids.current") - started
         self.change(limits)
         self._own_cpu = read_table(self._fd, "cpu.stat")
+        self._stalls_before = self._read_stalls()
         self._peaks_before = {
             name: read_number(self._fd, name)
             for name in ("memory.peak", "pids.peak")
@@ -215,12 +219,16 @@ class Group2:
         if "io" in controllers:
             io_read, io_write = parse_io_stat(read_file(self._fd, "io.stat"))
         cpu = parse_cpu_stat(read_file(self._fd, "cpu.stat"), self._own_cpu)
+        stalls = self._read_stalls().since(self._stalls_before)
         return cpu._replace(
             memory_peak_bytes=memory_peak,
             pids_peak=pids_peak,
             io_read_bytes=io_read,
             io_write_bytes=io_write,
             forks_refused=refused,
+            cpu_pressure_seconds=stalls.cpu_pressure_seconds,
+            memory_pressure_seconds=stalls.memory_pressure_seconds,
+            io_pressure_seconds=stalls.io_pressure_seconds,
         )
 
     def now(self) -> CgroupNow:
@@ -233,7 +241,11 @@ class Group2:
             pids = max(0, read_number(self._fd, "pids.current") - self._own_pids)
         if "io" in controllers:
             io_read, io_write = parse_io_stat(read_file(self._fd, "io.stat"))
-        return CgroupNow(self.cpu_seconds(), memory, pids, io_read, io_write)
+        stalls = self._read_stalls().since(self._stalls_before)
+        return CgroupNow(self.cpu_seconds(), memory, pids, io_read, io_write, stalls)
+
+    def _read_stalls(self) -> Stalls:
+        return read_stalls(self._fd) if self._driver.counts_stalls else Stalls()
 
     def _peak_since(self, name: str, own: int) -> int | None:
         return peak_since(self._peaks_before.get(name, 0), read_number(self._fd, name), own)

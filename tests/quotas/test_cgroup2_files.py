@@ -37,6 +37,8 @@ throttled_usec 250000
 nr_bursts 0
 burst_usec 0
 """
+PRESSURE_FILES = ("cpu.pressure", "memory.pressure", "io.pressure")
+PRESSURE = "some avg10=0.00 avg60=0.00 avg300=0.00 total=1000000\n"
 MEMORY_EVENTS = "low 0\nhigh 0\nmax 12\noom 1\noom_kill 2\noom_group_kill 1\n"
 IO_STAT = """\
 8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0
@@ -72,6 +74,8 @@ def subtree(tmp_path: Path) -> Path:
     (tmp_path / "one").mkdir()
     for name in INSTANCE_FILES:
         (tmp_path / "one" / name).touch()
+    for name in PRESSURE_FILES:
+        (tmp_path / "one" / name).write_text(PRESSURE)
     return tmp_path
 
 
@@ -87,6 +91,7 @@ def group(subtree: Path) -> Group2:
         "pids.peak": "5\n",
         "cpu.stat": CPU_STAT,
         "io.stat": IO_STAT,
+        **dict.fromkeys(PRESSURE_FILES, PRESSURE),
     }
     writable = (
         "memory.max",
@@ -134,8 +139,20 @@ def test_usage_is_what_the_job_had_without_init(group: Group2) -> None:
         pids_peak=4,
         io_read_bytes=4196,
         io_write_bytes=8192,
+        cpu_pressure_seconds=0.0,
+        memory_pressure_seconds=0.0,
+        io_pressure_seconds=0.0,
     )
     assert group.oom_kills() == 2
+
+
+def test_waiting_is_counted_from_when_the_limits_were_set(group: Group2, subtree: Path) -> None:
+    group.apply(LIMITS)
+    (subtree / "one" / "job" / "cpu.pressure").write_text("some avg10=0.00 total=1500000\n")
+
+    usage = group.read()
+    assert (usage.cpu_pressure_seconds, usage.memory_pressure_seconds) == (0.5, 0.0)
+    assert group.now().stalls.cpu_pressure_seconds == 0.5
 
 
 def test_a_command_that_is_there_already_counts_for_the_job(group: Group2, subtree: Path) -> None:
