@@ -30,6 +30,7 @@ from sandboxd.quotas.kernel_files import (
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import clean_instance, kill_processes
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage, peak_since, split_cpu
+from sandboxd.quotas.weights import cpu_shares
 
 CPU_PERIOD_USEC = 100_000
 """Over which the CPU rate is enforced: the kernel's default, and its longest stall of a job that used up its share."""
@@ -187,6 +188,11 @@ class Group1:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
             self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_quota_us", str(quota))
+
+    def weigh(self, priority: int) -> None:
+        """Set its share where CPUs are short. Raises SandboxFailed."""
+        if self._cpu_fd is not None:
+            self._limits.write(self._cpu_fd, f"{self._name}/cpu.shares", str(cpu_shares(priority)))
 
     def _change_memory(self, memory_fd: int, size_bytes: int) -> None:
         files = ["memory.limit_in_bytes"]

@@ -30,6 +30,7 @@ from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import clean_instance, kill_processes, list_processes
 from sandboxd.quotas.stalls import Stalls, is_counted, read_stalls
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage, peak_since
+from sandboxd.quotas.weights import cpu_weight
 
 CPU_PERIOD_USEC = 100_000
 """Over which the CPU rate is enforced: the kernel's default."""
@@ -170,6 +171,11 @@ class Group2:
         if "cpu" in controllers:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             self._limits.write(self._fd, "cpu.max", f"{quota} {CPU_PERIOD_USEC}")
+
+    def weigh(self, priority: int) -> None:
+        """Set its share where CPUs are short. Raises SandboxFailed."""
+        if "cpu" in self._driver.controllers:
+            self._limits.write(self._fd, "cpu.weight", str(cpu_weight(priority)))
 
     @property
     def can_freeze(self) -> bool:

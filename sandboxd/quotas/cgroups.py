@@ -18,6 +18,7 @@ from sandboxd.quotas.kernel_files import write_file
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.sampled import CpuShares, SampledGroup
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage
+from sandboxd.quotas.weights import DEFAULT_PRIORITY
 
 _COUNTED = {"memory", "cpu", "cpuacct", "pids"}
 _INIT = 1
@@ -183,6 +184,12 @@ class Cgroup:
         """Set other limits, and go on counting. Raises SandboxFailed, on v1 also if it uses more memory than it may now."""
         for group in self._groups:
             group.change(limits)
+
+    def weigh(self, priority: int) -> None:
+        """Set its share where CPUs are short; without a cgroup all have the same. Raises SandboxFailed."""
+        for group in (self._group1, self._group2):
+            if group is not None and priority != DEFAULT_PRIORITY:
+                group.weigh(priority)
 
     @property
     def can_freeze(self) -> bool:

@@ -270,6 +270,7 @@ class Runner:
             )
             if taken.sandbox.spec.runtime is None:
                 taken.place.apply(job.spec.limits)
+            taken.place.weigh(job.spec.priority)
             if samples is not None:
                 samples.start(taken.place.now)
             if job.spec.steps:

@@ -4,9 +4,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from waiting import TIME_FACTOR
+from waiting import TIME_FACTOR, wait_for
 
 from sandboxd.client import Client, Job
+from sandboxd.quotas.host import probe_host
 
 pytestmark = pytest.mark.usefixtures("neighbour")
 
@@ -255,6 +256,21 @@ def test_the_cpu_rate_is_held(client: Client) -> None:
     assert job.usage.cpu_throttled_seconds is not None
     assert job.usage.cpu_seconds / job.usage.wall_seconds < 0.4
     assert job.usage.cpu_throttled_seconds > 0
+
+
+def test_a_priority_is_the_kernels_weight(client: Client) -> None:
+    controller = probe_host().controllers["cpu"]
+    name, heavy = (
+        ("cpu.weight", "1000\n") if controller.version == "cgroup2" else ("cpu.shares", "10240\n")
+    )
+    assert controller.directory is not None
+
+    job = client.submit(["sleep", "600"], priority=50)
+    wait_for(lambda: client.get(job.id).state == "running", "it runs")
+    weights = [file.read_text() for file in Path(controller.directory).glob(f"*/*/{name}")]
+    client.cancel(job.id, grace_seconds=0)
+
+    assert heavy in weights
 
 
 # Memory
