@@ -54,7 +54,6 @@ class Execution:
         shutil.rmtree(run, ignore_errors=True)
         (run / "stage").mkdir(parents=True, mode=0o700)
         self.host = probe_host()
-        self.ceilings = ceilings_of(settings.ceilings, self.host)
         self._image_limits = msgspec.structs.replace(
             settings.limits,
             cpus=float(self.host.cpus),
@@ -64,6 +63,9 @@ class Execution:
         instance = hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:16]
         self.cgroups = open_cgroups(
             self.host, instance=instance, delegated=isolation.cgroups == "auto"
+        )
+        self.ceilings = ceilings_of(
+            settings.ceilings, self.host, counts_swap=self.cgroups.counts_swap
         )
         if self.cgroups.samples_memory:
             # A look at a job takes the longer the more processes it has.
@@ -284,8 +286,8 @@ def serves_one_tenant(isolation: IsolationSettings) -> bool:
     return idmap.choose(isolation.id_map, idmap.find_range()) is idmap.IdMapMode.SINGLE
 
 
-def ceilings_of(ceilings: Limits, host: Host) -> Limits:
-    """The operator's ceilings, but never more than the host has."""
+def ceilings_of(ceilings: Limits, host: Host, *, counts_swap: bool) -> Limits:
+    """The operator's ceilings, but never more than the host has, and no swap that nothing limits."""
     return Limits(
         cpus=min(ceilings.cpus, host.cpus),
         memory_bytes=min(ceilings.memory_bytes, host.memory_bytes),
@@ -297,4 +299,5 @@ def ceilings_of(ceilings: Limits, host: Host) -> Limits:
         open_files=min(ceilings.open_files, host.rlimits["nofile"][1]),
         idle_seconds=ceilings.idle_seconds,
         network_bytes=ceilings.network_bytes,
+        swap_bytes=min(ceilings.swap_bytes, host.swap_bytes) if counts_swap else 0,
     )

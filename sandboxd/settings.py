@@ -149,6 +149,7 @@ DEFAULT_LIMITS = Limits(
     open_files=1024,
     idle_seconds=LONGEST_SECONDS,
     network_bytes=2**30,
+    swap_bytes=0,
 )
 CEILINGS = Limits(
     cpus=64.0,
@@ -161,6 +162,7 @@ CEILINGS = Limits(
     open_files=65_536,
     idle_seconds=LONGEST_SECONDS,
     network_bytes=MOST_NETWORK_BYTES,
+    swap_bytes=0,
 )
 
 

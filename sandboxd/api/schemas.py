@@ -66,6 +66,10 @@ class LimitsRequest(Request, frozen=True, kw_only=True):
         int | str | None,
         Meta(description="Received and sent together, with `egress`: bytes or a quantity."),
     ] = None
+    swap: Annotated[
+        int | str | None,
+        Meta(description="What may be swapped out, beside the memory: bytes or a quantity."),
+    ] = None
     queue_seconds: Annotated[
         float | None, Meta(description="How long the job may wait before it is `expired`.")
     ] = None
@@ -383,6 +387,7 @@ class LimitsView(Answer, frozen=True, kw_only=True):
     open_files: int
     idle_seconds: float
     network_bytes: int
+    swap: int
     queue_seconds: float | None
 
 

@@ -175,6 +175,7 @@ def _settle_limits(
             open_files=asked.open_files,
             idle_seconds=asked.idle_seconds,
             network_bytes=size_of("network_bytes"),
+            swap_bytes=size_of("swap"),
         ),
         defaults,
         ceilings,

@@ -231,6 +231,7 @@ def _limits_view(spec: JobSpec) -> LimitsView:
         open_files=limits.open_files,
         idle_seconds=limits.idle_seconds,
         network_bytes=limits.network_bytes,
+        swap=limits.swap_bytes,
         queue_seconds=spec.queue_seconds,
     )
 

@@ -142,7 +142,7 @@ class Group1:
         self._pids_fd = driver.fds.get("pids")
         self._freezer_fd = driver.fds.get("freezer")
         self._limits = Written()
-        self._memory_limit = 0
+        self._memory_and_swap_limit = 0
         """0: none yet."""
         self._own_memory_bytes = 0
         self._own_pids = 0
@@ -180,7 +180,8 @@ class Group1:
         """Set other limits, and go on counting. Raises SandboxFailed, also if it uses more memory than it may now."""
         name = self._name
         if self._memory_fd is not None:
-            self._change_memory(self._memory_fd, limits.memory_bytes + self._own_memory_bytes)
+            size_bytes = limits.memory_bytes + self._own_memory_bytes
+            self._change_memory(self._memory_fd, size_bytes, limits.swap_bytes)
         if self._pids_fd is not None:
             self._limits.write(self._pids_fd, f"{name}/pids.max", str(limits.pids + self._own_pids))
             self._most_pids = limits.pids
@@ -194,18 +195,19 @@ class Group1:
         if self._cpu_fd is not None:
             self._limits.write(self._cpu_fd, f"{self._name}/cpu.shares", str(cpu_shares(priority)))
 
-    def _change_memory(self, memory_fd: int, size_bytes: int) -> None:
-        files = ["memory.limit_in_bytes"]
+    def _change_memory(self, memory_fd: int, size_bytes: int, swap_bytes: int) -> None:
         limit = round_to_pages(size_bytes)
+        with_swap = round_to_pages(size_bytes + swap_bytes)
+        files = [("memory.limit_in_bytes", limit)]
         if self._driver.has_swap_limit:
-            # Never below limit_in_bytes, so it comes second when that falls (from none at first), and first when it rises.
-            rises = limit > self._memory_limit > 0
-            files.insert(0 if rises else 1, "memory.memsw.limit_in_bytes")
+            # Never below limit_in_bytes: it comes first when that rises above it, else (from none at first) second.
+            rises = limit > self._memory_and_swap_limit > 0
+            files.insert(0 if rises else 1, ("memory.memsw.limit_in_bytes", with_swap))
         if self._driver.has_socket_limit:
-            files.append("memory.kmem.tcp.limit_in_bytes")
-        for file in files:
-            self._limits.write(memory_fd, f"{self._name}/{file}", str(limit))
-        self._memory_limit = limit
+            files.append(("memory.kmem.tcp.limit_in_bytes", limit))
+        for file, value in files:
+            self._limits.write(memory_fd, f"{self._name}/{file}", str(value))
+        self._memory_and_swap_limit = with_swap
 
     @property
     def can_freeze(self) -> bool:

@@ -89,6 +89,10 @@ class Driver2:
             os.rmdir(self._instance, dir_fd=self._delegated_fd)
         self._closing.close()
 
+    @property
+    def has_swap_limit(self) -> bool:
+        return "memory.swap.max" in self.offered
+
     def _hold(self, fd: int) -> int:
         self._closing.callback(os.close, fd)
         return fd
@@ -144,8 +148,6 @@ class Group2:
         controllers = self._driver.controllers
         if "memory" in controllers:
             self._own_memory_bytes = read_number(self._fd, "memory.current")
-            if "memory.swap.max" in self._driver.offered:
-                self._limits.write(self._fd, "memory.swap.max", "0")
             self._limits.write(self._fd, "memory.oom.group", "1")
         if "pids" in controllers:
             self._own_pids = read_number(self._fd, "pids.current") - started
@@ -165,6 +167,8 @@ class Group2:
             self._limits.write(
                 self._fd, "memory.max", str(limits.memory_bytes + self._own_memory_bytes)
             )
+            if self._driver.has_swap_limit:
+                self._limits.write(self._fd, "memory.swap.max", str(limits.swap_bytes))
         if "pids" in controllers:
             self._limits.write(self._fd, "pids.max", str(limits.pids + self._own_pids))
             self._most_pids = limits.pids

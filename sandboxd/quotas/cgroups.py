@@ -72,6 +72,12 @@ class Cgroups:
         self._driver2 = driver2
         self.enforcement = enforcement_of(versions)
         """Limit, in the API's words, to what enforces it."""
+        self.counts_swap = (driver1 is not None and driver1.has_swap_limit) or (
+            driver2 is not None and driver2.has_swap_limit
+        )
+        """Where not, there is no swap at all: else no driver would have been opened."""
+        if self.counts_swap:
+            self.enforcement["swap"] = self.enforcement["memory"]
 
     @property
     def samples_memory(self) -> bool:

@@ -18,7 +18,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     cpus: float
     """CPU rate, in CPUs (0.5 is half of one)."""
     memory_bytes: int
-    """Resident memory, page cache and tmpfs files together; swap is off."""
+    """Resident memory, page cache and tmpfs files together."""
     pids: int
     """Processes and threads at once."""
     disk_bytes: int
@@ -35,6 +35,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """How long the command may write nothing."""
     network_bytes: int = MOST_NETWORK_BYTES
     """Received and sent together, of a job with egress."""
+    swap_bytes: int = 0
+    """What may be swapped out, beside the memory."""
 
 
 LEAST = Limits(
@@ -48,6 +50,7 @@ LEAST = Limits(
     open_files=8,
     idle_seconds=0.001,
     network_bytes=0,
+    swap_bytes=0,
 )
 """Below these no command can start."""
 
@@ -65,9 +68,10 @@ class LimitsAsked(msgspec.Struct, frozen=True, kw_only=True):
     open_files: int | None = None
     idle_seconds: float | None = None
     network_bytes: int | None = None
+    swap_bytes: int | None = None
 
 
-WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk"}
+WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk", "swap_bytes": "swap"}
 """Where the API's word for a limit is not the field's name."""
 
 
@@ -98,4 +102,6 @@ def _out_of_bounds(name: str, wish: float, least: float, most: float) -> str:
     quantity = format_quantity(int(wish))
     if parse_bytes(quantity) != wish:
         quantity = str(wish)
+    if least == most:
+        return f"{quantity} is not to be had here: it has to be {format_quantity(int(most))}"
     return f"{quantity} is not from {format_quantity(int(least))} to {format_quantity(int(most))}"

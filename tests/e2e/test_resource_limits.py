@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from waiting import TIME_FACTOR, wait_for
 
-from sandboxd.client import Client, Job
+from sandboxd.client import Client, InvalidRequest, Job
 from sandboxd.quotas.host import probe_host
 
 pytestmark = pytest.mark.usefixtures("neighbour")
@@ -274,6 +274,16 @@ def test_a_priority_is_the_kernels_weight(client: Client) -> None:
 
 
 # Memory
+
+
+def test_swap_that_is_not_to_be_had_is_refused(client: Client) -> None:
+    """By default an operator allows none, whatever the host has."""
+    with pytest.raises(InvalidRequest) as refused:
+        client.run(["true"], limits={"swap": "64Mi"})
+
+    assert [fault.pointer for fault in refused.value.faults] == ["/limits/swap"]
+    assert "it has to be 0" in refused.value.faults[0].detail
+
 
 HOGS = {
     "heap": "held = []\nwhile True: held.append(b'x' * 2**20)",

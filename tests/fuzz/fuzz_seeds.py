@@ -30,6 +30,7 @@ _JOB: dict[str, Any] = {
         "open_files": 64,
         "idle_seconds": 1,
         "network_bytes": "1Gi",
+        "swap": 0,
         "queue_seconds": 60,
     },
     "require": {"memory": "cgroup"},

@@ -7,6 +7,7 @@ into the leaf, that the controllers can be enabled, that the kernel enforces wha
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sandboxd.errors import HostNotReady, SandboxFailed
@@ -120,6 +121,8 @@ def test_limits_are_written_with_what_init_has_on_top(group: Group2, subtree: Pa
     assert (job / "memory.max").read_text() == str(67 * MIB)
     assert (job / "memory.swap.max").read_text() == "0"
     assert (job / "memory.oom.group").read_text() == "1"
+    group.change(msgspec.structs.replace(LIMITS, swap_bytes=MIB))
+    assert (job / "memory.swap.max").read_text() == str(MIB)
     assert (job / "pids.max").read_text() == "17"
     assert (job / "cpu.max").read_text() == "50000 100000"
 

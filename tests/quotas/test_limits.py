@@ -17,6 +17,7 @@ MOST = msgspec.structs.replace(
         (LimitsAsked(memory_bytes=1000 * 2**30), "1000Gi is not from 4Mi to 23.5Gi"),
         (LimitsAsked(memory_bytes=1), "1 is not from 4Mi to 23.5Gi"),
         (LimitsAsked(memory_bytes=4 * 2**20 - 1), "4194303 is not from 4Mi to 23.5Gi"),
+        (LimitsAsked(swap_bytes=2**20), "1Mi is not to be had here: it has to be 0"),
         (LimitsAsked(cpus=9.5), "9.5 is not from 0.01 to 4.0"),
     ],
 )
