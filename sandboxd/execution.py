@@ -29,6 +29,7 @@ from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.jobs import Artifact, InputFile, Job, Reason, State, Stream
 from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
+from sandboxd.quotas.disks import HOST_FILES, find_disks
 from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
 from sandboxd.running.commands import Stop
@@ -59,10 +60,17 @@ class Execution:
             cpus=float(self.host.cpus),
             memory_bytes=_IMAGE_MEMORY_BYTES,
             pids=_IMAGE_PIDS,
+            io_bytes_per_second=0,
         )
         instance = hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:16]
+        disks = find_disks((str(images_directory), str(state), HOST_FILES))
+        rates = settings.limits.io_bytes_per_second or settings.ceilings.io_bytes_per_second
         self.cgroups = open_cgroups(
-            self.host, instance=instance, delegated=isolation.cgroups == "auto"
+            self.host,
+            instance=instance,
+            delegated=isolation.cgroups == "auto",
+            disks=() if disks.untold else disks.numbers,
+            with_blkio=bool(rates),
         )
         self.ceilings = ceilings_of(
             settings.ceilings, self.host, counts_swap=self.cgroups.counts_swap
@@ -300,4 +308,5 @@ def ceilings_of(ceilings: Limits, host: Host, *, counts_swap: bool) -> Limits:
         idle_seconds=ceilings.idle_seconds,
         network_bytes=ceilings.network_bytes,
         swap_bytes=min(ceilings.swap_bytes, host.swap_bytes) if counts_swap else 0,
+        io_bytes_per_second=ceilings.io_bytes_per_second,
     )

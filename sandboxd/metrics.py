@@ -87,6 +87,7 @@ FEATURES = {
     "cgroup pids": "cgroup_pids",
     "cgroup io": "cgroup_io",
     "cgroup freezer": "cgroup_freezer",
+    "cgroup blkio": "cgroup_blkio",
     "egress": "egress",
 }
 """What `isolation.features` calls a feature, and the cgroup controllers that we may use, to their labels: the first is for

@@ -150,6 +150,7 @@ DEFAULT_LIMITS = Limits(
     idle_seconds=LONGEST_SECONDS,
     network_bytes=2**30,
     swap_bytes=0,
+    io_bytes_per_second=0,
 )
 CEILINGS = Limits(
     cpus=64.0,
@@ -163,6 +164,7 @@ CEILINGS = Limits(
     idle_seconds=LONGEST_SECONDS,
     network_bytes=MOST_NETWORK_BYTES,
     swap_bytes=0,
+    io_bytes_per_second=0,
 )
 
 

@@ -70,6 +70,12 @@ class LimitsRequest(Request, frozen=True, kw_only=True):
         int | str | None,
         Meta(description="What may be swapped out, beside the memory: bytes or a quantity."),
     ] = None
+    io_bytes_per_second: Annotated[
+        int | str | None,
+        Meta(
+            description="Read from disks, and as many written to them: bytes or a quantity; 0: no limit."
+        ),
+    ] = None
     queue_seconds: Annotated[
         float | None, Meta(description="How long the job may wait before it is `expired`.")
     ] = None
@@ -388,6 +394,7 @@ class LimitsView(Answer, frozen=True, kw_only=True):
     idle_seconds: float
     network_bytes: int
     swap: int
+    io_bytes_per_second: int
     queue_seconds: float | None
 
 

@@ -176,6 +176,7 @@ def _settle_limits(
             idle_seconds=asked.idle_seconds,
             network_bytes=size_of("network_bytes"),
             swap_bytes=size_of("swap"),
+            io_bytes_per_second=size_of("io_bytes_per_second"),
         ),
         defaults,
         ceilings,

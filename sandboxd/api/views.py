@@ -232,6 +232,7 @@ def _limits_view(spec: JobSpec) -> LimitsView:
         idle_seconds=limits.idle_seconds,
         network_bytes=limits.network_bytes,
         swap=limits.swap_bytes,
+        io_bytes_per_second=limits.io_bytes_per_second,
         queue_seconds=spec.queue_seconds,
     )
 

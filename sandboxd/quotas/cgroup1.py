@@ -46,8 +46,14 @@ PIDS_PEAK_SINCE = (6, 1)
 class Driver1:
     """The instance's directories. Made at start, kept open for as long as the service runs."""
 
-    def __init__(self, controllers: list[Controller], host: Host, instance: str) -> None:
-        """`controllers` are delegated ones of v1. Raises SandboxFailed, HostNotReady."""
+    def __init__(
+        self,
+        controllers: list[Controller],
+        host: Host,
+        instance: str,
+        disks: tuple[str, ...] = (),
+    ) -> None:
+        """`controllers` are delegated ones of v1, `disks` those whose rate is to be limited. Raises SandboxFailed, HostNotReady."""
         self._closing = ExitStack()
         self._instance = instance
         self._delegated_fds: list[int] = []
@@ -63,6 +69,7 @@ class Driver1:
             self.has_swap_limit = self._check_swap_limit(host)
             self.has_socket_limit = self._check_socket_limit()
             self.has_pids_peak = self._check_pids_peak(host)
+            self.disks = disks if self._has_rates() else ()
             undo.pop_all()
 
     def create(self, name: str) -> "Group1":
@@ -121,6 +128,11 @@ class Driver1:
             )
         return False
 
+    def _has_rates(self) -> bool:
+        """The kernel may have been built without (CONFIG_BLK_DEV_THROTTLING)."""
+        fd = self.fds.get("blkio")
+        return fd is not None and exists(fd, "blkio.throttle.read_bps_device")
+
     def _check_pids_peak(self, host: Host) -> bool:
         fd = self.fds.get("pids")
         if fd is None or exists(fd, "pids.peak"):
@@ -141,6 +153,8 @@ class Group1:
         self._cpuacct_fd = driver.fds.get("cpuacct")
         self._pids_fd = driver.fds.get("pids")
         self._freezer_fd = driver.fds.get("freezer")
+        self._blkio_fd = driver.fds.get("blkio")
+        self._io_bytes_per_second = 0
         self._limits = Written()
         self._memory_and_swap_limit = 0
         """0: none yet."""
@@ -189,6 +203,14 @@ class Group1:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
             self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_quota_us", str(quota))
+        if self._blkio_fd is not None and limits.io_bytes_per_second != self._io_bytes_per_second:
+            self._change_io(self._blkio_fd, limits.io_bytes_per_second)
+
+    def _change_io(self, blkio_fd: int, bytes_per_second: int) -> None:
+        for disk in self._driver.disks:
+            for file in ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device"):
+                write_file(blkio_fd, f"{self._name}/{file}", f"{disk} {bytes_per_second}")
+        self._io_bytes_per_second = bytes_per_second
 
     def weigh(self, priority: int) -> None:
         """Set its share where CPUs are short. Raises SandboxFailed."""

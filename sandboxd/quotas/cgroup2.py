@@ -51,9 +51,14 @@ class Driver2:
     """The instance's directory in the delegated subtree."""
 
     def __init__(
-        self, directory: str, controllers: frozenset[str], host: Host, instance: str
+        self,
+        directory: str,
+        controllers: frozenset[str],
+        host: Host,
+        instance: str,
+        disks: tuple[str, ...] = (),
     ) -> None:
-        """`directory` is the delegated subtree. Raises SandboxFailed, HostNotReady."""
+        """`directory` is the delegated subtree, `disks` those whose rate is to be limited. Raises SandboxFailed, HostNotReady."""
         self._closing = ExitStack()
         self._instance = instance
         self.controllers = controllers
@@ -68,6 +73,7 @@ class Driver2:
             enable_controllers(self.instance_fd, controllers)
             self.offered = self._check_files(host)
             self.counts_stalls = is_counted(self.instance_fd)
+            self.disks = disks if exists(self.instance_fd, "io.max") else ()
             undo.pop_all()
 
     def create(self, name: str) -> "Group2":
@@ -134,6 +140,7 @@ class Group2:
         self._own_cpu: dict[str, int] = {}
         self._peaks_before: dict[str, int] = {}
         self._stalls_before = Stalls()
+        self._io_bytes_per_second = 0
 
     def directory_fd(self) -> int:
         """For clone3(CLONE_INTO_CGROUP); ours to close."""
@@ -175,6 +182,14 @@ class Group2:
         if "cpu" in controllers:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             self._limits.write(self._fd, "cpu.max", f"{quota} {CPU_PERIOD_USEC}")
+        if limits.io_bytes_per_second != self._io_bytes_per_second:
+            self._change_io(limits.io_bytes_per_second)
+
+    def _change_io(self, bytes_per_second: int) -> None:
+        most = bytes_per_second or "max"
+        for disk in self._driver.disks:
+            write_file(self._fd, "io.max", f"{disk} rbps={most} wbps={most}")
+        self._io_bytes_per_second = bytes_per_second
 
     def weigh(self, priority: int) -> None:
         """Set its share where CPUs are short. Raises SandboxFailed."""

@@ -113,7 +113,7 @@ class Runner:
         faults = []
         if not self._best_effort:
             for limit, word in self._enforcement.items():
-                if word == "none":
+                if word == "none" and _is_asked_for(limit, spec):
                     detail = f"this host cannot enforce {limit}; see `sandboxd doctor`"
                     faults.append(Fault(f"/limits/{limit}", detail))
         if self._id_count and spec.user is not None and max(spec.user) >= self._id_count:
@@ -327,6 +327,11 @@ class Runner:
             },
             **self._networks.record(spec.network),
         }
+
+
+def _is_asked_for(limit: str, spec: JobSpec) -> bool:
+    """Whether the job has this limit at all."""
+    return limit != "io_bytes_per_second" or spec.limits.io_bytes_per_second > 0
 
 
 def _satisfies(offered: str, least: str) -> bool:

@@ -31,6 +31,7 @@ _JOB: dict[str, Any] = {
         "idle_seconds": 1,
         "network_bytes": "1Gi",
         "swap": 0,
+        "io_bytes_per_second": "1Mi",
         "queue_seconds": 60,
     },
     "require": {"memory": "cgroup"},

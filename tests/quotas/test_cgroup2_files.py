@@ -83,7 +83,8 @@ def subtree(tmp_path: Path) -> Path:
 @pytest.fixture
 def group(subtree: Path) -> Group2:
     """A job whose files hold what the kernel would have put into them."""
-    made = Driver2(str(subtree), CONTROLLERS, host(), "one").create("job")
+    (subtree / "one" / "io.max").touch()
+    made = Driver2(str(subtree), CONTROLLERS, host(), "one", ("254:0",)).create("job")
     files = {
         "memory.current": f"{3 * MIB}\n",
         "memory.peak": f"{13 * MIB}\n",
@@ -125,6 +126,20 @@ def test_limits_are_written_with_what_init_has_on_top(group: Group2, subtree: Pa
     assert (job / "memory.swap.max").read_text() == str(MIB)
     assert (job / "pids.max").read_text() == "17"
     assert (job / "cpu.max").read_text() == "50000 100000"
+    assert not (job / "io.max").exists()
+
+
+def test_a_rate_is_written_for_each_disk_and_taken_back(group: Group2, subtree: Path) -> None:
+    io_max = subtree / "one" / "job" / "io.max"
+    io_max.touch()
+
+    group.change(msgspec.structs.replace(LIMITS, io_bytes_per_second=MIB))
+    held = io_max.read_text()
+    io_max.write_text("")  # Unlike the kernel's, a file keeps what is longer.
+    group.change(LIMITS)
+
+    assert held == f"254:0 rbps={MIB} wbps={MIB}"
+    assert io_max.read_text() == "254:0 rbps=max wbps=max"
 
 
 def test_usage_is_what_the_job_had_without_init(group: Group2) -> None:
