@@ -1,10 +1,11 @@
 """Whatever a job takes more of than it may, it ends in the right state, says so in figures, and nobody else notices."""
 
+import itertools
 import textwrap
 from pathlib import Path
 
 import pytest
-from waiting import TIME_FACTOR, wait_for
+from waiting import TIME_FACTOR
 
 from sandboxd.client import Client, InvalidRequest, Job
 from sandboxd.quotas.host import probe_host
@@ -265,11 +266,12 @@ def test_a_priority_is_the_kernels_weight(client: Client) -> None:
     )
     assert controller.directory is not None
 
-    job = client.submit(["sleep", "600"], priority=50)
-    wait_for(lambda: client.get(job.id).state == "running", "it runs")
+    job = client.submit(["sh", "-c", "echo ready; exec sleep 600"], priority=50)
+    said = [piece.data for piece in itertools.islice(client.logs(job.id, follow=True), 1)]
     weights = [file.read_text() for file in Path(controller.directory).glob(f"*/*/{name}")]
     client.cancel(job.id, grace_seconds=0)
 
+    assert said == [b"ready\n"], client.get(job.id)
     assert heavy in weights
 
 
