@@ -30,6 +30,7 @@ from sandboxd.isolation.spec import Machine
 from sandboxd.jobs import Artifact, InputFile, Job, Reason, State, Stream
 from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
+from sandboxd.quotas.disks import HOST_FILES, find_disks
 from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
 from sandboxd.running.commands import Stop
@@ -55,16 +56,25 @@ class Execution:
         shutil.rmtree(run, ignore_errors=True)
         (run / "stage").mkdir(parents=True, mode=0o700)
         self.host = probe_host()
-        self.ceilings = ceilings_of(settings.ceilings, self.host)
         self._image_limits = msgspec.structs.replace(
             settings.limits,
             cpus=float(self.host.cpus),
             memory_bytes=_IMAGE_MEMORY_BYTES,
             pids=_IMAGE_PIDS,
+            io_bytes_per_second=0,
         )
         instance = hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:16]
+        disks = find_disks((str(images_directory), str(state), HOST_FILES))
+        rates = settings.limits.io_bytes_per_second or settings.ceilings.io_bytes_per_second
         self.cgroups = open_cgroups(
-            self.host, instance=instance, delegated=isolation.cgroups == "auto"
+            self.host,
+            instance=instance,
+            delegated=isolation.cgroups == "auto",
+            disks=() if disks.untold else disks.numbers,
+            with_blkio=bool(rates),
+        )
+        self.ceilings = ceilings_of(
+            settings.ceilings, self.host, counts_swap=self.cgroups.counts_swap
         )
         if self.cgroups.samples_memory:
             # A look at a job takes the longer the more processes it has.
@@ -288,8 +298,8 @@ def serves_one_tenant(isolation: IsolationSettings) -> bool:
     return idmap.choose(isolation.id_map, idmap.find_range()) is idmap.IdMapMode.SINGLE
 
 
-def ceilings_of(ceilings: Limits, host: Host) -> Limits:
-    """The operator's ceilings, but never more than the host has."""
+def ceilings_of(ceilings: Limits, host: Host, *, counts_swap: bool) -> Limits:
+    """The operator's ceilings, but never more than the host has, and no swap that nothing limits."""
     return Limits(
         cpus=min(ceilings.cpus, host.cpus),
         memory_bytes=min(ceilings.memory_bytes, host.memory_bytes),
@@ -300,4 +310,7 @@ def ceilings_of(ceilings: Limits, host: Host) -> Limits:
         output_bytes=ceilings.output_bytes,
         open_files=min(ceilings.open_files, host.rlimits["nofile"][1]),
         idle_seconds=ceilings.idle_seconds,
+        network_bytes=ceilings.network_bytes,
+        swap_bytes=min(ceilings.swap_bytes, host.swap_bytes) if counts_swap else 0,
+        io_bytes_per_second=ceilings.io_bytes_per_second,
     )

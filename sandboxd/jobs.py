@@ -22,6 +22,7 @@ class State(enum.StrEnum):
     TIMED_OUT = "timed_out"
     OUT_OF_MEMORY = "out_of_memory"
     OUTPUT_LIMIT = "output_limit"
+    NETWORK_LIMIT = "network_limit"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     ERROR = "error"
@@ -52,6 +53,7 @@ class Reason(enum.StrEnum):
     IDLE_SECONDS = "idle_seconds"
     MEMORY = "memory"
     OUTPUT_BYTES = "output_bytes"
+    NETWORK_BYTES = "network_bytes"
     QUEUE_SECONDS = "queue_seconds"
     CANCELLED_BY_CLIENT = "cancelled_by_client"
     CLIENT_GONE = "client_gone"
@@ -187,6 +189,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     io_write_bytes: int | None = None
     net_rx_bytes: int | None = None
     net_tx_bytes: int | None = None
+    cpu_pressure_seconds: float | None = None
+    """In which at least one of its processes waited for a CPU, as the next two."""
+    memory_pressure_seconds: float | None = None
+    io_pressure_seconds: float | None = None
     wall_seconds: float = 0.0
     """From the command's start to its end."""
     queue_seconds: float = 0.0
@@ -316,6 +322,14 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
     pids: int | None
     io_read_bytes: int | None
     io_write_bytes: int | None
+    cpu_pressure_seconds: float | None = None
+    """In which at least one of its processes waited for a CPU so far, as the next two."""
+    memory_pressure_seconds: float | None = None
+    io_pressure_seconds: float | None = None
+    cpu_full_pressure_seconds: float | None = None
+    """In which all of them that were not asleep waited, as the next two."""
+    memory_full_pressure_seconds: float | None = None
+    io_full_pressure_seconds: float | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

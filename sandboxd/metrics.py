@@ -54,6 +54,7 @@ ENDS: dict[State, tuple[Reason, ...]] = {
     State.TIMED_OUT: (Reason.WALL_SECONDS, Reason.CPU_SECONDS, Reason.IDLE_SECONDS),
     State.OUT_OF_MEMORY: (Reason.MEMORY,),
     State.OUTPUT_LIMIT: (Reason.OUTPUT_BYTES,),
+    State.NETWORK_LIMIT: (Reason.NETWORK_BYTES,),
     State.CANCELLED: (Reason.CANCELLED_BY_CLIENT, Reason.CLIENT_GONE),
     State.EXPIRED: (Reason.QUEUE_SECONDS,),
     State.ERROR: (
@@ -86,6 +87,7 @@ FEATURES = {
     "cgroup pids": "cgroup_pids",
     "cgroup io": "cgroup_io",
     "cgroup freezer": "cgroup_freezer",
+    "cgroup blkio": "cgroup_blkio",
     "egress": "egress",
 }
 """What `isolation.features` calls a feature, and the cgroup controllers that we may use, to their labels: the first is for

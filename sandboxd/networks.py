@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from sandboxd.errors import Fault, SandboxFailed
 from sandboxd.isolation.destinations import Bounds, Destination, parse_destination, texts
-from sandboxd.isolation.egress import Connection, Egress
+from sandboxd.isolation.egress import Allowance, Connection, Egress
 from sandboxd.isolation.firewall import Traffic
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import NetworkMode
@@ -47,10 +47,17 @@ class Networks:
         return faults
 
     async def connect(
-        self, network: Network, sandbox: Sandbox, adopt: Callable[[int], None]
+        self,
+        network: Network,
+        sandbox: Sandbox,
+        adopt: Callable[[int], None],
+        *,
+        most_bytes: int,
+        on_used_up: Callable[[], None],
     ) -> Connection | None:
         """Connect a sandbox that has run nothing yet; None where it has no network. Raises SandboxFailed.
 
+        It may receive and send `most_bytes` together; `on_used_up` is called when it wanted more.
         What was allowed when the job was accepted may not be any more: the settings in force now count.
         """
         if network.mode is NetworkMode.NONE:
@@ -58,7 +65,14 @@ class Networks:
         faults = self.check(network)
         if self._egress is None or faults:
             raise SandboxFailed("connect network", "; ".join(fault.detail for fault in faults))
-        return await self._egress.open(sandbox, self._destinations(self._egress, network), adopt)
+        allowance = Allowance(most_bytes, on_used_up)
+        destinations = self._destinations(self._egress, network)
+        return await self._egress.open(sandbox, destinations, allowance, adopt)
+
+    @staticmethod
+    def enforcement(network: Network) -> dict[str, str]:
+        """What enforces the limits that only a job with a network has."""
+        return {} if network.mode is NetworkMode.NONE else {"network_bytes": "nftables"}
 
     def record(self, network: Network) -> dict[str, object]:
         """What bounds the network, for the job's record."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sandboxd.quotas.limits import LONGEST_SECONDS, Limits
+from sandboxd.quotas.limits import LONGEST_SECONDS, MOST_NETWORK_BYTES, Limits
 from sandboxd.quotas.tenants import TenantQuotas
 
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
@@ -148,6 +148,9 @@ DEFAULT_LIMITS = Limits(
     output_bytes=16 * 2**20,
     open_files=1024,
     idle_seconds=LONGEST_SECONDS,
+    network_bytes=2**30,
+    swap_bytes=0,
+    io_bytes_per_second=0,
 )
 CEILINGS = Limits(
     cpus=64.0,
@@ -159,6 +162,9 @@ CEILINGS = Limits(
     output_bytes=2**30,
     open_files=65_536,
     idle_seconds=LONGEST_SECONDS,
+    network_bytes=MOST_NETWORK_BYTES,
+    swap_bytes=0,
+    io_bytes_per_second=0,
 )
 
 

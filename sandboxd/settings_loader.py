@@ -25,7 +25,7 @@ from sandboxd.addresses import parse_address
 from sandboxd.errors import SettingsError
 from sandboxd.isolation.destinations import LEAST_RATE_BYTES, parse_destination
 from sandboxd.quantities import parse_bytes, parse_cpus
-from sandboxd.quotas.limits import LEAST
+from sandboxd.quotas.limits import LEAST, is_too_little
 from sandboxd.settings import SECRETS, RuntimeSettings, ServerSettings, Settings
 
 SYSTEM_CONFIG_FILE = Path("/etc/sandboxd/config.toml")
@@ -203,10 +203,14 @@ def _from_flags(flags: Mapping[str, Any]) -> Iterator[_Candidate]:
             yield _Candidate(key, value, f"flag {flag}", is_text=False)
 
 
+_SIZES = ("_bytes", "_bytes_per_second")
+"""Ends of the names of settings that are written as quantities."""
+
+
 def _read(field: _Field, candidate: _Candidate) -> Any:
     """The value in the setting's own type and unit. Raises ValueError that says what is accepted."""
     value = candidate.value
-    if field.name.endswith("_bytes") and isinstance(value, int | str):
+    if field.name.endswith(_SIZES) and isinstance(value, int | str):
         value = parse_bytes(value)
     elif field.name == "cpus" and isinstance(value, str):
         value = parse_cpus(value)
@@ -225,7 +229,7 @@ def _read(field: _Field, candidate: _Candidate) -> Any:
 def _check(field: _Field, value: Any) -> None:
     """What a type cannot say."""
     section = field.key.partition(".")[0]
-    if section in ("limits", "ceilings") and value < getattr(LEAST, field.name):
+    if section in ("limits", "ceilings") and is_too_little(field.name, value):
         raise ValueError(f"must be at least {getattr(LEAST, field.name)}")
     match field.key:
         case "server.listen":
@@ -261,7 +265,7 @@ def _accepted(field: _Field) -> str:
         limits = "".join(f", at least {extra.ge}" for extra in extras if extra.ge is not None)
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(typing.get_args(kind))
-    if field.name.endswith("_bytes"):
+    if field.name.endswith(_SIZES):
         return 'a number of bytes or a quantity such as "128Mi"'
     if field.name == "cpus":
         return 'a number of CPUs such as 0.5 or "500m"'

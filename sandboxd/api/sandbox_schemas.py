@@ -31,6 +31,8 @@ class SandboxLimitsRequest(Request, frozen=True, kw_only=True):
     pids: Annotated[int | None, Meta(description="Processes and threads at once.")] = None
     disk: Quantity = None
     open_files: Annotated[int | None, Meta(description="Descriptors per process.")] = None
+    swap: Quantity = None
+    io_bytes_per_second: Quantity = None
 
 
 class SandboxRequest(Request, frozen=True, kw_only=True):

@@ -62,6 +62,20 @@ class LimitsRequest(Request, frozen=True, kw_only=True):
     idle_seconds: Annotated[
         float | None, Meta(description="How long the command may write nothing.")
     ] = None
+    network_bytes: Annotated[
+        int | str | None,
+        Meta(description="Received and sent together, with `egress`: bytes or a quantity."),
+    ] = None
+    swap: Annotated[
+        int | str | None,
+        Meta(description="What may be swapped out, beside the memory: bytes or a quantity."),
+    ] = None
+    io_bytes_per_second: Annotated[
+        int | str | None,
+        Meta(
+            description="Read from disks, and as many written to them: bytes or a quantity; 0: no limit."
+        ),
+    ] = None
     queue_seconds: Annotated[
         float | None, Meta(description="How long the job may wait before it is `expired`.")
     ] = None
@@ -378,6 +392,9 @@ class LimitsView(Answer, frozen=True, kw_only=True):
     output_bytes: int
     open_files: int
     idle_seconds: float
+    network_bytes: int
+    swap: int
+    io_bytes_per_second: int
     queue_seconds: float | None
 
 
@@ -394,6 +411,12 @@ class UsageView(Answer, frozen=True, kw_only=True):
     io_write_bytes: int | None
     net_rx_bytes: int | None
     net_tx_bytes: int | None
+    cpu_pressure_seconds: Annotated[
+        float | None,
+        Meta(description="In which at least one process waited for a CPU."),
+    ]
+    memory_pressure_seconds: float | None
+    io_pressure_seconds: float | None
     wall_seconds: float
     queue_seconds: float
     setup_seconds: float
@@ -662,6 +685,17 @@ class SampleView(Answer, frozen=True, kw_only=True):
     pids: int | None
     io_read_bytes: int | None
     io_write_bytes: int | None
+    cpu_pressure_seconds: Annotated[
+        float | None,
+        Meta(description="In which at least one process waited for a CPU."),
+    ]
+    memory_pressure_seconds: float | None
+    io_pressure_seconds: float | None
+    cpu_full_pressure_seconds: Annotated[
+        float | None, Meta(description="In which all of them waited that were not asleep.")
+    ]
+    memory_full_pressure_seconds: float | None
+    io_full_pressure_seconds: float | None
 
 
 class SampleList(Answer, frozen=True, kw_only=True):

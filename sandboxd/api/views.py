@@ -180,14 +180,8 @@ def event_view(event: JobEvent) -> EventView:
 
 
 def sample_view(sample: Sample) -> SampleView:
-    return SampleView(
-        time=rfc3339(sample.at),
-        cpu_seconds=sample.cpu_seconds,
-        memory_bytes=sample.memory_bytes,
-        pids=sample.pids,
-        io_read_bytes=sample.io_read_bytes,
-        io_write_bytes=sample.io_write_bytes,
-    )
+    counted = {name: getattr(sample, name) for name in sample.__struct_fields__ if name != "at"}
+    return SampleView(time=rfc3339(sample.at), **counted)
 
 
 def image_view(image: Image) -> ImageView:
@@ -236,6 +230,9 @@ def _limits_view(spec: JobSpec) -> LimitsView:
         output_bytes=limits.output_bytes,
         open_files=limits.open_files,
         idle_seconds=limits.idle_seconds,
+        network_bytes=limits.network_bytes,
+        swap=limits.swap_bytes,
+        io_bytes_per_second=limits.io_bytes_per_second,
         queue_seconds=spec.queue_seconds,
     )
 

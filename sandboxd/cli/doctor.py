@@ -17,6 +17,7 @@ from sandboxd.isolation.known_bugs import (
     read_runc_version,
 )
 from sandboxd.isolation.runtime_features import probe_runtime
+from sandboxd.quotas.disks import HOST_FILES, find_disks
 from sandboxd.quotas.host import (
     CONTROLLERS,
     CgroupVersion,
@@ -77,7 +78,8 @@ def examine(settings: Settings) -> list[Feature]:
     ]
     controllers = [examine_controller(host.controllers[name], user) for name in CONTROLLERS]
     data_dir = examine_data_dir(settings.store.data_dir, user)
-    return [*features, *controllers, examine_swap(host), data_dir]
+    rates = examine_disk_rates(host, settings, user)
+    return [*features, *controllers, examine_swap(host), rates, data_dir]
 
 
 def examine_controller(controller: Controller, user: str) -> Feature:
@@ -111,6 +113,23 @@ def examine_swap(host: Host) -> Feature:
             "swap", Status.MISSING, detail, "as root: swapoff -a, or boot with swapaccount=1"
         )
     return Feature("swap", Status.OK, "limited by cgroups" if host.swap_bytes else "none", "")
+
+
+def examine_disk_rates(host: Host, settings: Settings, user: str) -> Feature:
+    """Whether `limits.io_bytes_per_second` can be enforced. A job that asks for it is refused where it cannot."""
+    name = "disk rates"
+    disks = find_disks((settings.store.data_dir, HOST_FILES))
+    if disks.untold:
+        detail = f"the disk of {', '.join(disks.untold)} cannot be told: no rate is limited"
+        return Feature(name, Status.WARNING, detail, "keep it on a file system of a disk")
+    if host.controllers["io"].directory is not None:
+        return Feature(name, Status.OK, f"cgroup2, of {', '.join(disks.numbers)}", "")
+    if not (settings.limits.io_bytes_per_second or settings.ceilings.io_bytes_per_second):
+        return Feature(name, Status.OK, "not limited: no limit or ceiling is set", "")
+    if host.controllers["blkio"].directory is not None:
+        return Feature(name, Status.OK, f"cgroup1, of {', '.join(disks.numbers)}", "")
+    detail = f"neither io (v2) nor blkio (v1) is delegated to {user}: no rate is limited"
+    return Feature(name, Status.WARNING, detail, f"as root: sandboxd setup --user {user}")
 
 
 def examine_data_dir(directory: str, user: str) -> Feature:

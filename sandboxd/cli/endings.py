@@ -33,7 +33,7 @@ def exit_code_of(ending: Ending, *, interrupted_by: int | None = None) -> int:
     match ending.state:
         case State.SUCCEEDED | State.FAILED:
             return _own_code(ending.exit)
-        case State.OUT_OF_MEMORY | State.OUTPUT_LIMIT:
+        case State.OUT_OF_MEMORY | State.OUTPUT_LIMIT | State.NETWORK_LIMIT:
             return SIGNAL_BASE + signal.SIGKILL
         case State.TIMED_OUT:
             return TIMED_OUT

@@ -177,7 +177,7 @@ def _amount(name: str, word: str) -> int | float | str:
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(word)
-    if name in ("cpus", "memory", "disk", "output_bytes"):
+    if name in ("cpus", "memory", "disk", "swap", "output_bytes", "network_bytes"):
         return word
     raise click.UsageError(f'--{name.replace("_", "-")} takes a number, not "{word}"')
 

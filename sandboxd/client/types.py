@@ -182,6 +182,14 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     pids: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
+    cpu_pressure_seconds: float | None = None
+    """In which at least one of its processes waited for a CPU so far, as the next two."""
+    memory_pressure_seconds: float | None = None
+    io_pressure_seconds: float | None = None
+    cpu_full_pressure_seconds: float | None = None
+    """In which all of them that were not asleep waited, as the next two."""
+    memory_full_pressure_seconds: float | None = None
+    io_full_pressure_seconds: float | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxd.errors import SandboxdError, SandboxFailed
 from sandboxd.isolation import firewall
@@ -40,6 +40,7 @@ _START_SECONDS = 10.0
 _MOST_REASON = 500
 _MOST_SOCKETS = 1024
 """Of one pasta: connections that one sandbox can have through it, a little less."""
+_MOST_EVENT = 2**16
 _ADDRESSES = ("-a", "192.0.0.2", "-n", "255.255.255.248", "-g", "192.0.0.1")
 """RFC 7335: addresses for such a translator, never routed and nobody's network."""
 _ADDRESSES6 = ("-a", "fd73:616e:6462::2", "-g", "fd73:616e:6462::1")
@@ -47,6 +48,14 @@ _QUIET = ("--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra", "-D", "none")
 """By default pasta takes its gateway's address for the host's loopback; the rest nobody asks it for."""
 _NO_PORTS = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")
 """By default it forwards ports that anybody listens at, both ways."""
+
+
+class Allowance(NamedTuple):
+    """How much may go through, received and sent together."""
+
+    most_bytes: int
+    on_used_up: Callable[[], None]
+    """Called when more was to go through. It is not called for traffic that stops before anybody heard of it."""
 
 
 class Egress:
@@ -63,6 +72,7 @@ class Egress:
         self,
         sandbox: Sandbox,
         destinations: Sequence[Destination],
+        allowance: Allowance,
         adopt: Callable[[int], None],
     ) -> "Connection":
         """Connect a sandbox that has not run anything yet. `adopt` puts a process, by its pid, into the sandbox's cgroup.
@@ -73,7 +83,7 @@ class Egress:
             allowed = Allowed(tuple(destinations), self.bounds, own_addresses())
             if not sandbox.alive:
                 raise SandboxFailed("open network", "the sandbox ended")
-            connection = Connection(self._tools, sandbox, allowed)
+            connection = Connection(self._tools, sandbox, allowed, allowance)
         except (OSError, ValueError) as error:
             raise SandboxFailed("open network", str(error)) from error
         try:
@@ -91,18 +101,22 @@ class Egress:
 class Connection:
     """One sandbox's way out: its firewall, its pasta, its resolver."""
 
-    def __init__(self, tools: dict[str, str], sandbox: Sandbox, allowed: Allowed) -> None:
+    def __init__(
+        self, tools: dict[str, str], sandbox: Sandbox, allowed: Allowed, allowance: Allowance
+    ) -> None:
         from sandboxd.isolation.resolver import Resolver  # dnspython is large: only who has egress
 
         self.allowed = allowed
+        self._allowance = allowance
         self._tools = tools
         with contextlib.ExitStack() as undo:
-            namespace, resolver = sandbox.network
+            namespace, resolver, events = sandbox.network
             self._network = fcntl.fcntl(namespace, fcntl.F_DUPFD_CLOEXEC, 3)
             undo.callback(os.close, self._network)
             self._owner = fcntl.ioctl(self._network, _NS_GET_USERNS)
             undo.callback(os.close, self._owner)
             os.set_inheritable(self._owner, False)
+            self._events = undo.enter_context(socket.socket(fileno=os.dup(events)))
             self._asked = socket.socket(fileno=os.dup(resolver))
             self._closing = undo.pop_all()
         self._closing.callback(self._asked.close)
@@ -111,7 +125,8 @@ class Connection:
 
     async def start(self, adopt: Callable[[int], None]) -> None:
         """Load the rules and start pasta. Raises SandboxFailed."""
-        await self._load(firewall.rules(self.allowed))
+        await self._load(firewall.rules(self.allowed, self._allowance.most_bytes))
+        self._hear_of_quota()
         await self._start_pasta(adopt)
         await self._resolver.start(self._asked)
 
@@ -134,6 +149,27 @@ class Connection:
                 self._pasta.kill()
             await self._pasta.wait()
         self._closing.close()
+
+    def _hear_of_quota(self) -> None:
+        """Tell when the kernel says that the quota is used up: what is more is dropped by then, and for good."""
+        self._events.setblocking(False)
+        self._heard()  # What it has told so far is that the rules were loaded.
+        loop = asyncio.get_running_loop()
+
+        def hear() -> None:
+            if any(map(firewall.tells_of_quota, self._heard())):
+                self._allowance.on_used_up()
+
+        loop.add_reader(self._events, hear)
+        self._closing.callback(loop.remove_reader, self._events)
+
+    def _heard(self) -> list[bytes]:
+        """What the kernel tells of the rules. Should it have been too much at once, the end of the job sees what was stopped."""
+        heard = []
+        with contextlib.suppress(OSError):
+            while True:
+                heard.append(self._events.recv(_MOST_EVENT))
+        return heard
 
     async def _pin(self, pins: "Sequence[Pin]") -> None:
         try:

@@ -6,6 +6,7 @@ a rate is dropped, which is how TCP learns to go slower.
 """
 
 import json
+import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,10 @@ _QUESTIONS = 100
 _MOST_PINS = 4096
 _MOST_REFUSED = 64
 """Destinations that are remembered for the record; the others are refused all the same."""
+_NLMSGHDR = struct.Struct("=IH10x")
+"""Length and type of a message: struct nlmsghdr (linux/netlink.h)."""
+_NEW_OBJECT = 10 << 8 | 18
+"""NFNL_SUBSYS_NFTABLES and NFT_MSG_NEWOBJ."""
 _LEAST_BURST_BYTES = 256 * 2**10
 """A packet inside a sandbox is up to 64 KiB long."""
 
@@ -40,11 +45,16 @@ class Traffic(NamedTuple):
 
     received_bytes: int
     sent_bytes: int
+    used_up: bool
+    """Whether more was to go through than may."""
     refused: tuple[Refusal, ...]
 
 
-def rules(allowed: Allowed) -> str:
-    """The whole table. A name is not in it: `pin` opens what the resolver has found."""
+def rules(allowed: Allowed, most_bytes: int) -> str:
+    """The whole table. A name is not in it: `pin` opens what the resolver has found.
+
+    `most_bytes` may go through, both ways together; what is more is dropped.
+    """
     opened = allowed.opened()
     others = [entry for entry in allowed.destinations if not entry.name and entry not in opened]
     burst = max(allowed.bounds.rate_bytes, _LEAST_BURST_BYTES)
@@ -57,6 +67,8 @@ def rules(allowed: Allowed) -> str:
 table {TABLE} {{
     counter received {{ }}
     counter sent {{ }}
+    counter stopped {{ }}
+    quota traffic {{ over {most_bytes} bytes }}
 {_range_set("denied", allowed.bounds.deny)}
 {_range_set("own", allowed.own_addresses)}
 {_range_set("closed", CLOSED)}
@@ -87,7 +99,12 @@ table {TABLE} {{
     }}
     chain pass {{
         {over} drop
+        quota name traffic counter name stopped drop
         counter name sent accept
+    }}
+    chain receive {{
+        quota name traffic counter name stopped drop
+        counter name received accept
     }}
     chain refuse {{
         update @refused4 {{ ip daddr . meta l4proto . th dport counter }}
@@ -102,10 +119,10 @@ table {TABLE} {{
     chain input {{
         type filter hook input priority filter; policy drop;
         iifname "lo" accept
-        tcp flags & (fin | syn | rst) != 0 counter name received accept
+        tcp flags & (fin | syn | rst) != 0 goto receive
         meta l4proto @full drop
         {over} add @full {{ meta l4proto }} drop
-        counter name received accept
+        goto receive
     }}
 }}
 """
@@ -123,7 +140,7 @@ def pin(pins: Iterable[tuple[Address, int | None]]) -> str:
 
 def traffic(listing: str) -> Traffic:
     """From what `nft -j list table` prints. Raises ValueError."""
-    counted = {"received": 0, "sent": 0}
+    counted = {"received": 0, "sent": 0, "stopped": 0}
     refused: list[Refusal] = []
     try:
         for entry in json.loads(listing)["nftables"]:
@@ -135,7 +152,22 @@ def traffic(listing: str) -> Traffic:
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"nft says what nobody understands: {error!r}") from error
     refused.sort(key=lambda each: -each.packets)
-    return Traffic(counted["received"], counted["sent"], tuple(refused))
+    return Traffic(counted["received"], counted["sent"], counted["stopped"] > 0, tuple(refused))
+
+
+def tells_of_quota(datagram: bytes) -> bool:
+    """Whether the kernel says in a datagram of NFNLGRP_NFTABLES that a quota is used up.
+
+    Once the rules are loaded this is the only object that it tells of: nft_quota_obj_do_eval() in net/netfilter/nft_quota.c.
+    """
+    while len(datagram) >= _NLMSGHDR.size:
+        length, kind = _NLMSGHDR.unpack_from(datagram)
+        if kind == _NEW_OBJECT:
+            return True
+        if length < _NLMSGHDR.size:
+            return False
+        datagram = datagram[-(-length // 4) * 4 :]
+    return False
 
 
 def _refusal(element: dict[str, Any]) -> Refusal:

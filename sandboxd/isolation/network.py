@@ -15,6 +15,9 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
 _IP_FREEBIND = 15
+_NETLINK_NETFILTER = 12
+_NFTABLES_EVENTS = 1 << 6
+"""The group NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h). Only who may set rules may hear of them."""
 
 
 def bring_up_loopback() -> None:
@@ -26,27 +29,33 @@ def bring_up_loopback() -> None:
 
 
 def lend(pid: int, pidfd: int, home: int) -> list[int]:
-    """Descriptors of the network namespace of a process, and of the resolver's socket in it, for the service.
+    """Descriptors of the network namespace of a process, and of two sockets in it, for the service: the resolver's, and one
+    that hears what the firewall tells.
 
     Called by the launcher of a sandbox that it has just cloned; `home` is the launcher's own namespace. Raises OSError.
     """
     namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         signal.pidfd_send_signal(pidfd, 0)  # It lives, so the number was its own.
-        return [namespace, _bind_resolver(namespace, home)]
+        return [namespace, *_bind_sockets(namespace, home)]
     except OSError:
         os.close(namespace)
         raise
 
 
-def _bind_resolver(namespace: int, home: int) -> int:
+def _bind_sockets(namespace: int, home: int) -> list[int]:
+    datagrams = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     syscalls.setns(namespace, syscalls.CLONE_NEWNET)
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as bound:
+        with (
+            socket.socket(socket.AF_INET, datagrams) as resolver,
+            socket.socket(socket.AF_NETLINK, datagrams, _NETLINK_NETFILTER) as firewall,
+        ):
             # Its init may not have set `lo` up yet: until then the address is nobody's.
-            bound.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-            bound.bind(RESOLVER)
-            return bound.detach()
+            resolver.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            resolver.bind(RESOLVER)
+            firewall.bind((0, _NFTABLES_EVENTS))
+            return [resolver.detach(), firewall.detach()]
     finally:
         go_home(home)
 

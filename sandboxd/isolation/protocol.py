@@ -69,7 +69,7 @@ class LauncherReady(NamedTuple):
 class Created(NamedTuple):
     """Comes with two descriptors: the socket to init, and a pidfd of it.
 
-    With egress two more: of its network namespace, and of the resolver's socket in it.
+    With egress three more: of its network namespace, and of two sockets in it, the resolver's and the firewall's.
     """
 
     number: int

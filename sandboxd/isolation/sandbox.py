@@ -144,7 +144,7 @@ class Sandbox:
         self.pid = pid
         """init's pid as the service sees it."""
         self.network = network
-        """With egress: descriptors of the network namespace, and of the resolver's socket in it."""
+        """With egress: descriptors of the network namespace, of the resolver's socket in it, and of the firewall's."""
         self._loop = loop
         self._channel = channel
         self._pidfd = pidfd

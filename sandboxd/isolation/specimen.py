@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.isolation.egress import Egress
+from sandboxd.isolation.egress import Allowance, Egress
 from sandboxd.isolation.idmap import IdRange
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.sandbox import Sandbox
@@ -78,7 +78,8 @@ def _make_image(root: Path) -> SandboxSpec:
 async def _run_connected(sandbox: Sandbox, egress: Egress | None) -> None:
     if egress is None:
         return await _run_true(sandbox)
-    connection = await egress.open(sandbox, (), lambda _: None)
+    nothing = Allowance(0, lambda: None)
+    connection = await egress.open(sandbox, (), nothing, lambda _: None)
     try:
         await _run_true(sandbox)
     finally:

@@ -30,6 +30,7 @@ from sandboxd.quotas.kernel_files import (
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import clean_instance, kill_processes
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage, peak_since, split_cpu
+from sandboxd.quotas.weights import cpu_shares
 
 CPU_PERIOD_USEC = 100_000
 """Over which the CPU rate is enforced: the kernel's default, and its longest stall of a job that used up its share."""
@@ -45,8 +46,14 @@ PIDS_PEAK_SINCE = (6, 1)
 class Driver1:
     """The instance's directories. Made at start, kept open for as long as the service runs."""
 
-    def __init__(self, controllers: list[Controller], host: Host, instance: str) -> None:
-        """`controllers` are delegated ones of v1. Raises SandboxFailed, HostNotReady."""
+    def __init__(
+        self,
+        controllers: list[Controller],
+        host: Host,
+        instance: str,
+        disks: tuple[str, ...] = (),
+    ) -> None:
+        """`controllers` are delegated ones of v1, `disks` those whose rate is to be limited. Raises SandboxFailed, HostNotReady."""
         self._closing = ExitStack()
         self._instance = instance
         self._delegated_fds: list[int] = []
@@ -62,6 +69,7 @@ class Driver1:
             self.has_swap_limit = self._check_swap_limit(host)
             self.has_socket_limit = self._check_socket_limit()
             self.has_pids_peak = self._check_pids_peak(host)
+            self.disks = disks if self._has_rates() else ()
             undo.pop_all()
 
     def create(self, name: str) -> "Group1":
@@ -120,6 +128,11 @@ class Driver1:
             )
         return False
 
+    def _has_rates(self) -> bool:
+        """The kernel may have been built without (CONFIG_BLK_DEV_THROTTLING)."""
+        fd = self.fds.get("blkio")
+        return fd is not None and exists(fd, "blkio.throttle.read_bps_device")
+
     def _check_pids_peak(self, host: Host) -> bool:
         fd = self.fds.get("pids")
         if fd is None or exists(fd, "pids.peak"):
@@ -140,8 +153,10 @@ class Group1:
         self._cpuacct_fd = driver.fds.get("cpuacct")
         self._pids_fd = driver.fds.get("pids")
         self._freezer_fd = driver.fds.get("freezer")
+        self._blkio_fd = driver.fds.get("blkio")
+        self._io_bytes_per_second = 0
         self._limits = Written()
-        self._memory_limit = 0
+        self._memory_and_swap_limit = 0
         """0: none yet."""
         self._own_memory_bytes = 0
         self._own_pids = 0
@@ -179,7 +194,8 @@ class Group1:
         """Set other limits, and go on counting. Raises SandboxFailed, also if it uses more memory than it may now."""
         name = self._name
         if self._memory_fd is not None:
-            self._change_memory(self._memory_fd, limits.memory_bytes + self._own_memory_bytes)
+            size_bytes = limits.memory_bytes + self._own_memory_bytes
+            self._change_memory(self._memory_fd, size_bytes, limits.swap_bytes)
         if self._pids_fd is not None:
             self._limits.write(self._pids_fd, f"{name}/pids.max", str(limits.pids + self._own_pids))
             self._most_pids = limits.pids
@@ -187,19 +203,33 @@ class Group1:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
             self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_quota_us", str(quota))
+        if self._blkio_fd is not None and limits.io_bytes_per_second != self._io_bytes_per_second:
+            self._change_io(self._blkio_fd, limits.io_bytes_per_second)
 
-    def _change_memory(self, memory_fd: int, size_bytes: int) -> None:
-        files = ["memory.limit_in_bytes"]
+    def _change_io(self, blkio_fd: int, bytes_per_second: int) -> None:
+        for disk in self._driver.disks:
+            for file in ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device"):
+                write_file(blkio_fd, f"{self._name}/{file}", f"{disk} {bytes_per_second}")
+        self._io_bytes_per_second = bytes_per_second
+
+    def weigh(self, priority: int) -> None:
+        """Set its share where CPUs are short. Raises SandboxFailed."""
+        if self._cpu_fd is not None:
+            self._limits.write(self._cpu_fd, f"{self._name}/cpu.shares", str(cpu_shares(priority)))
+
+    def _change_memory(self, memory_fd: int, size_bytes: int, swap_bytes: int) -> None:
         limit = round_to_pages(size_bytes)
+        with_swap = round_to_pages(size_bytes + swap_bytes)
+        files = [("memory.limit_in_bytes", limit)]
         if self._driver.has_swap_limit:
-            # Never below limit_in_bytes, so it comes second when that falls (from none at first), and first when it rises.
-            rises = limit > self._memory_limit > 0
-            files.insert(0 if rises else 1, "memory.memsw.limit_in_bytes")
+            # Never below limit_in_bytes: it comes first when that rises above it, else (from none at first) second.
+            rises = limit > self._memory_and_swap_limit > 0
+            files.insert(0 if rises else 1, ("memory.memsw.limit_in_bytes", with_swap))
         if self._driver.has_socket_limit:
-            files.append("memory.kmem.tcp.limit_in_bytes")
-        for file in files:
-            self._limits.write(memory_fd, f"{self._name}/{file}", str(limit))
-        self._memory_limit = limit
+            files.append(("memory.kmem.tcp.limit_in_bytes", limit))
+        for file, value in files:
+            self._limits.write(memory_fd, f"{self._name}/{file}", str(value))
+        self._memory_and_swap_limit = with_swap
 
     @property
     def can_freeze(self) -> bool:

@@ -28,7 +28,9 @@ from sandboxd.quotas.kernel_files import (
 )
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import clean_instance, kill_processes, list_processes
+from sandboxd.quotas.stalls import Stalls, is_counted, read_stalls
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage, peak_since
+from sandboxd.quotas.weights import cpu_weight
 
 CPU_PERIOD_USEC = 100_000
 """Over which the CPU rate is enforced: the kernel's default."""
@@ -49,9 +51,14 @@ class Driver2:
     """The instance's directory in the delegated subtree."""
 
     def __init__(
-        self, directory: str, controllers: frozenset[str], host: Host, instance: str
+        self,
+        directory: str,
+        controllers: frozenset[str],
+        host: Host,
+        instance: str,
+        disks: tuple[str, ...] = (),
     ) -> None:
-        """`directory` is the delegated subtree. Raises SandboxFailed, HostNotReady."""
+        """`directory` is the delegated subtree, `disks` those whose rate is to be limited. Raises SandboxFailed, HostNotReady."""
         self._closing = ExitStack()
         self._instance = instance
         self.controllers = controllers
@@ -65,6 +72,8 @@ class Driver2:
             clean_instance(self.instance_fd)
             enable_controllers(self.instance_fd, controllers)
             self.offered = self._check_files(host)
+            self.counts_stalls = is_counted(self.instance_fd)
+            self.disks = disks if exists(self.instance_fd, "io.max") else ()
             undo.pop_all()
 
     def create(self, name: str) -> "Group2":
@@ -85,6 +94,10 @@ class Driver2:
         with suppress(OSError):  # a process in state D holds it; the next start tries again
             os.rmdir(self._instance, dir_fd=self._delegated_fd)
         self._closing.close()
+
+    @property
+    def has_swap_limit(self) -> bool:
+        return "memory.swap.max" in self.offered
 
     def _hold(self, fd: int) -> int:
         self._closing.callback(os.close, fd)
@@ -126,6 +139,8 @@ class Group2:
         self._most_pids = 0
         self._own_cpu: dict[str, int] = {}
         self._peaks_before: dict[str, int] = {}
+        self._stalls_before = Stalls()
+        self._io_bytes_per_second = 0
 
     def directory_fd(self) -> int:
         """For clone3(CLONE_INTO_CGROUP); ours to close."""
@@ -140,13 +155,12 @@ class Group2:
         controllers = self._driver.controllers
         if "memory" in controllers:
             self._own_memory_bytes = read_number(self._fd, "memory.current")
-            if "memory.swap.max" in self._driver.offered:
-                self._limits.write(self._fd, "memory.swap.max", "0")
             self._limits.write(self._fd, "memory.oom.group", "1")
         if "pids" in controllers:
             self._own_pids = read_number(self._fd, "pids.current") - started
         self.change(limits)
         self._own_cpu = read_table(self._fd, "cpu.stat")
+        self._stalls_before = self._read_stalls()
         self._peaks_before = {
             name: read_number(self._fd, name)
             for name in ("memory.peak", "pids.peak")
@@ -160,12 +174,27 @@ class Group2:
             self._limits.write(
                 self._fd, "memory.max", str(limits.memory_bytes + self._own_memory_bytes)
             )
+            if self._driver.has_swap_limit:
+                self._limits.write(self._fd, "memory.swap.max", str(limits.swap_bytes))
         if "pids" in controllers:
             self._limits.write(self._fd, "pids.max", str(limits.pids + self._own_pids))
             self._most_pids = limits.pids
         if "cpu" in controllers:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
             self._limits.write(self._fd, "cpu.max", f"{quota} {CPU_PERIOD_USEC}")
+        if limits.io_bytes_per_second != self._io_bytes_per_second:
+            self._change_io(limits.io_bytes_per_second)
+
+    def _change_io(self, bytes_per_second: int) -> None:
+        most = bytes_per_second or "max"
+        for disk in self._driver.disks:
+            write_file(self._fd, "io.max", f"{disk} rbps={most} wbps={most}")
+        self._io_bytes_per_second = bytes_per_second
+
+    def weigh(self, priority: int) -> None:
+        """Set its share where CPUs are short. Raises SandboxFailed."""
+        if "cpu" in self._driver.controllers:
+            self._limits.write(self._fd, "cpu.weight", str(cpu_weight(priority)))
 
     @property
     def can_freeze(self) -> bool:
@@ -215,12 +244,16 @@ class Group2:
         if "io" in controllers:
             io_read, io_write = parse_io_stat(read_file(self._fd, "io.stat"))
         cpu = parse_cpu_stat(read_file(self._fd, "cpu.stat"), self._own_cpu)
+        stalls = self._read_stalls().since(self._stalls_before)
         return cpu._replace(
             memory_peak_bytes=memory_peak,
             pids_peak=pids_peak,
             io_read_bytes=io_read,
             io_write_bytes=io_write,
             forks_refused=refused,
+            cpu_pressure_seconds=stalls.cpu_pressure_seconds,
+            memory_pressure_seconds=stalls.memory_pressure_seconds,
+            io_pressure_seconds=stalls.io_pressure_seconds,
         )
 
     def now(self) -> CgroupNow:
@@ -233,7 +266,11 @@ class Group2:
             pids = max(0, read_number(self._fd, "pids.current") - self._own_pids)
         if "io" in controllers:
             io_read, io_write = parse_io_stat(read_file(self._fd, "io.stat"))
-        return CgroupNow(self.cpu_seconds(), memory, pids, io_read, io_write)
+        stalls = self._read_stalls().since(self._stalls_before)
+        return CgroupNow(self.cpu_seconds(), memory, pids, io_read, io_write, stalls)
+
+    def _read_stalls(self) -> Stalls:
+        return read_stalls(self._fd) if self._driver.counts_stalls else Stalls()
 
     def _peak_since(self, name: str, own: int) -> int | None:
         return peak_since(self._peaks_before.get(name, 0), read_number(self._fd, name), own)

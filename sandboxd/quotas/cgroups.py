@@ -19,6 +19,7 @@ from sandboxd.quotas.kernel_files import write_file
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.sampled import SampledGroup
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage
+from sandboxd.quotas.weights import DEFAULT_PRIORITY
 
 _COUNTED = {"memory", "cpu", "cpuacct", "pids"}
 _INIT = 1
@@ -35,21 +36,31 @@ _NO_CGROUP = {
 """Limits that need no cgroup, and what enforces them."""
 
 
-def open_cgroups(host: Host, *, instance: str, delegated: bool = True) -> "Cgroups":
+def open_cgroups(
+    host: Host,
+    *,
+    instance: str,
+    delegated: bool = True,
+    disks: tuple[str, ...] = (),
+    with_blkio: bool = False,
+) -> "Cgroups":
     """Make this instance's own directories in what is delegated to us.
 
     What a dead instance of the same name left is killed and removed: the caller makes sure that it is dead (the store's
-    lock). Without `delegated` none is made, whatever was delegated. Raises SandboxFailed (a file that must be there is not), HostNotReady (memory limits would not hold).
+    lock). Without `delegated` none is made, whatever was delegated. `disks` are those whose rate a job may have limited; on v1
+    that takes one more directory for every job (`with_blkio`). Raises SandboxFailed (a file that must be there is not), HostNotReady (memory limits would not hold).
     """
     _check_name(instance)
     ours = [each for each in host.controllers.values() if delegated and each.directory]
+    if not with_blkio:
+        ours = [each for each in ours if each.name != "blkio"]
     first = [each for each in ours if each.version is CgroupVersion.V1]
     second = [each for each in ours if each.version is CgroupVersion.V2]
     with ExitStack() as undo:
-        driver1 = Driver1(first, host, instance) if first else None
+        driver1 = Driver1(first, host, instance, disks) if first else None
         if driver1 is not None:
             undo.callback(driver1.close)
-        driver2 = _open_driver2(second, host, instance)
+        driver2 = _open_driver2(second, host, instance, disks)
         undo.pop_all()
     versions = {each.name: each.version for each in ours}
     return Cgroups(driver1, driver2, versions, CpuShares(tuple(sorted(os.sched_getaffinity(0)))))
@@ -72,6 +83,13 @@ class Cgroups:
         self._driver2 = driver2
         self.enforcement = enforcement_of(versions)
         """Limit, in the API's words, to what enforces it."""
+        self.counts_swap = (driver1 is not None and driver1.has_swap_limit) or (
+            driver2 is not None and driver2.has_swap_limit
+        )
+        """Where not, there is no swap at all: else no driver would have been opened."""
+        if self.counts_swap:
+            self.enforcement["swap"] = self.enforcement["memory"]
+        self.enforcement["io_bytes_per_second"] = _rates_by(driver1, driver2)
 
     @property
     def samples_memory(self) -> bool:
@@ -196,6 +214,12 @@ class Cgroup:
             group.change(limits)
         self.use_cpus(limits)
 
+    def weigh(self, priority: int) -> None:
+        """Set its share where CPUs are short; without a cgroup all have the same. Raises SandboxFailed."""
+        for group in (self._group1, self._group2):
+            if group is not None and priority != DEFAULT_PRIORITY:
+                group.weigh(priority)
+
     @property
     def can_freeze(self) -> bool:
         """Whether its processes can be stopped all at once: with the freezer of v1, or with v2."""
@@ -275,7 +299,18 @@ def enforcement_of(versions: dict[str, CgroupVersion | None]) -> dict[str, str]:
     }
 
 
-def _open_driver2(controllers: list[Controller], host: Host, instance: str) -> Driver2 | None:
+def _rates_by(driver1: Driver1 | None, driver2: Driver2 | None) -> str:
+    """What limits the rate of disks."""
+    if driver2 is not None and driver2.disks:
+        return CgroupVersion.V2.value
+    if driver1 is not None and driver1.disks:
+        return CgroupVersion.V1.value
+    return "none"
+
+
+def _open_driver2(
+    controllers: list[Controller], host: Host, instance: str, disks: tuple[str, ...]
+) -> Driver2 | None:
     """The v2 driver, where v2 has any controller that a limit needs."""
     names = frozenset(controller.name for controller in controllers)
     if not names & set(CONTROLLERS):
@@ -283,7 +318,7 @@ def _open_driver2(controllers: list[Controller], host: Host, instance: str) -> D
     directory = controllers[0].directory
     if directory is None:
         return None
-    return Driver2(directory, names, host, instance)
+    return Driver2(directory, names, host, instance, disks)
 
 
 def _check_name(name: str) -> None:

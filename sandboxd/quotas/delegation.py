@@ -105,7 +105,7 @@ def plan_cgroup1(controllers: dict[str, Controller], user: str) -> list[Step]:
     """One directory per v1 hierarchy; those that share one (`cpu,cpuacct`) share it."""
     mounts = dict.fromkeys(
         os.path.realpath(controllers[name].mount or "")
-        for name in (*CONTROLLERS, "freezer")
+        for name in (*CONTROLLERS, *OPTIONAL_CONTROLLERS)
         if controllers[name].version is CgroupVersion.V1
     )
     return [

@@ -1,5 +1,7 @@
 """Limits of a job: what they are, and what happens when a job asks for more than the operator allows."""
 
+import math
+
 import msgspec
 
 from sandboxd.errors import Fault
@@ -8,6 +10,9 @@ from sandboxd.quantities import format_quantity, parse_bytes
 LONGEST_SECONDS = 86_400.0
 """A day: the highest ceiling that comes with the program."""
 
+MOST_NETWORK_BYTES = 2**40
+"""The highest ceiling that comes with the program."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one job may use. Every job has a value for each: a default where it asked for nothing."""
@@ -15,7 +20,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     cpus: float
     """CPU rate, in CPUs (0.5 is half of one)."""
     memory_bytes: int
-    """Resident memory, page cache and tmpfs files together; swap is off."""
+    """Resident memory, page cache and tmpfs files together."""
     pids: int
     """Processes and threads at once."""
     disk_bytes: int
@@ -30,6 +35,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Descriptors per process (RLIMIT_NOFILE)."""
     idle_seconds: float = LONGEST_SECONDS
     """How long the command may write nothing."""
+    network_bytes: int = MOST_NETWORK_BYTES
+    """Received and sent together, of a job with egress."""
+    swap_bytes: int = 0
+    """What may be swapped out, beside the memory."""
+    io_bytes_per_second: int = 0
+    """Read from disks, and as many written to them; 0: no limit."""
 
 
 LEAST = Limits(
@@ -42,6 +53,9 @@ LEAST = Limits(
     output_bytes=0,
     open_files=8,
     idle_seconds=0.001,
+    network_bytes=0,
+    swap_bytes=0,
+    io_bytes_per_second=2**20,
 )
 """Below these no command can start."""
 
@@ -58,10 +72,27 @@ class LimitsAsked(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes: int | None = None
     open_files: int | None = None
     idle_seconds: float | None = None
+    network_bytes: int | None = None
+    swap_bytes: int | None = None
+    io_bytes_per_second: int | None = None
 
 
-WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk"}
+WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk", "swap_bytes": "swap"}
 """Where the API's word for a limit is not the field's name."""
+
+
+_MAY_BE_ABSENT = frozenset({"io_bytes_per_second"})
+"""Of these, 0 stands for no limit at all: it is more than any."""
+
+
+def is_too_little(name: str, value: float) -> bool:
+    """Whether with such a limit no command can start or come to an end."""
+    least: float = getattr(LEAST, name)
+    return _amount(name, value) < least
+
+
+def _amount(name: str, value: float) -> float:
+    return math.inf if value == 0 and name in _MAY_BE_ABSENT else value
 
 
 def settle(asked: LimitsAsked, defaults: Limits, ceilings: Limits) -> tuple[Limits, list[Fault]]:
@@ -73,11 +104,12 @@ def settle(asked: LimitsAsked, defaults: Limits, ceilings: Limits) -> tuple[Limi
     values: dict[str, float | int] = {}
     for name in Limits.__struct_fields__:
         wish = getattr(asked, name)
-        least, most = getattr(LEAST, name), getattr(ceilings, name)
+        most = getattr(ceilings, name)
         if wish is None:
-            wish = min(getattr(defaults, name), most)
-        elif not least <= wish <= most:
+            wish = min(getattr(defaults, name), most, key=lambda value: _amount(name, value))
+        elif is_too_little(name, wish) or _amount(name, wish) > _amount(name, most):
             word = WIRE_NAMES.get(name, name)
+            least = getattr(LEAST, name)
             faults.append(Fault(f"/limits/{word}", _out_of_bounds(name, wish, least, most)))
             wish = most
         values[name] = wish
@@ -86,9 +118,13 @@ def settle(asked: LimitsAsked, defaults: Limits, ceilings: Limits) -> tuple[Limi
 
 def _out_of_bounds(name: str, wish: float, least: float, most: float) -> str:
     """Sizes as quantities, which is how people ask; a size that is none stays a number of bytes."""
-    if not name.endswith("_bytes"):
+    if "_bytes" not in name:
         return f"{wish} is not from {least} to {most}"
     quantity = format_quantity(int(wish))
     if parse_bytes(quantity) != wish:
         quantity = str(wish)
+    if most == 0 and name in _MAY_BE_ABSENT:
+        return f"{quantity} is neither 0, which is no limit, nor at least {format_quantity(int(least))}"
+    if least == most:
+        return f"{quantity} is not to be had here: it has to be {format_quantity(int(most))}"
     return f"{quantity} is not from {format_quantity(int(least))} to {format_quantity(int(most))}"

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from sandboxd.quotas.stalls import Stalls
+
 
 class CgroupUsage(NamedTuple):
     """Figures since the limits were applied. None: nothing on this host counts it."""
@@ -16,6 +18,10 @@ class CgroupUsage(NamedTuple):
     io_write_bytes: int | None = None
     forks_refused: int | None = None
     """How often a process or thread was not made because of the limit."""
+    cpu_pressure_seconds: float | None = None
+    """In which at least one process waited for a CPU, as the next two (`quotas.stalls`)."""
+    memory_pressure_seconds: float | None = None
+    io_pressure_seconds: float | None = None
 
     def filled_from(self, other: "CgroupUsage") -> "CgroupUsage":
         """This, with what is unknown here taken from `other` (the rest of a hybrid host)."""
@@ -47,11 +53,14 @@ class CgroupNow(NamedTuple):
     pids: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
+    stalls: Stalls = Stalls()
 
     def filled_from(self, other: "CgroupNow") -> "CgroupNow":
         """This, with what is unknown here taken from `other`."""
         pairs = zip(self, other, strict=True)
-        return CgroupNow._make(theirs if mine is None else mine for mine, theirs in pairs)
+        return CgroupNow._make(
+            theirs if mine in (None, Stalls()) else mine for mine, theirs in pairs
+        )
 
 
 def _difference(now: float | None, before: float | None) -> float | None:

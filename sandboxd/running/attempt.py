@@ -169,7 +169,9 @@ def failures_noted(outcome: Outcome) -> Iterator[None]:
         outcome.failure = _isolation_error(error)
 
 
-async def disconnect(taken: Taken[Cgroup], connection: Connection | None, outcome: Outcome) -> None:
+async def disconnect(
+    taken: Taken[Cgroup], connection: Connection | None, outcome: Outcome, stop: Stop
+) -> None:
     """What the command left behind in the sandbox dies first: nothing of it outlives its firewall."""
     if connection is None:
         return
@@ -180,6 +182,8 @@ async def disconnect(taken: Taken[Cgroup], connection: Connection | None, outcom
         outcome.received_bytes = traffic.received_bytes
         outcome.sent_bytes = traffic.sent_bytes
         outcome.denied = denied_of(traffic)
+        if traffic.used_up and stop.reason is None:  # The command was over before we heard of it.
+            stop(Reason.NETWORK_BYTES)
 
 
 def _isolation_error(error: Exception) -> JobError:

@@ -359,5 +359,7 @@ def note_stop(outcome: Outcome, *stops: Stop) -> None:
 
 
 def _came_too_late(stop: Stop, ended: Exit | None) -> bool:
-    """Whether the command had ended by itself when it was stopped. (Its output may be over the limit all the same.)"""
-    return ended is not None and ended.at <= stop.at and stop.reason is not Reason.OUTPUT_BYTES
+    """Whether the command had ended by itself when it was stopped. (It may be over a limit all the same.)"""
+    if stop.reason in (Reason.OUTPUT_BYTES, Reason.NETWORK_BYTES):
+        return False
+    return ended is not None and ended.at <= stop.at

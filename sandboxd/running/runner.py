@@ -29,6 +29,7 @@ from sandboxd.isolation.spec import (
 from sandboxd.jobs import (
     Job,
     JobSpec,
+    Reason,
     Result,
     RunResult,
     State,
@@ -53,7 +54,15 @@ class NotAccepted(Exception):
     """The job was not written down after all: nothing of it ran."""
 
 
-_KEPT = frozenset({State.FAILED, State.TIMED_OUT, State.OUT_OF_MEMORY, State.OUTPUT_LIMIT})
+_KEPT = frozenset(
+    {
+        State.FAILED,
+        State.TIMED_OUT,
+        State.OUT_OF_MEMORY,
+        State.OUTPUT_LIMIT,
+        State.NETWORK_LIMIT,
+    }
+)
 """Ends of a job's own doing, after which its sandbox may be of interest."""
 
 
@@ -105,7 +114,7 @@ class Runner:
         faults = []
         if not self._best_effort:
             for limit, word in self._enforcement.items():
-                if word == "none":
+                if word == "none" and _is_asked_for(limit, spec):
                     detail = f"this host cannot enforce {limit}; see `sandboxd doctor`"
                     faults.append(Fault(f"/limits/{limit}", detail))
         if self._id_count and spec.user is not None and max(spec.user) >= self._id_count:
@@ -167,7 +176,11 @@ class Runner:
 
     def _offered(self, spec: JobSpec) -> dict[str, str]:
         walls = self._walls(spec.network.mode, None)
-        return {**self._enforcement, "network": walls.network, "id_map": walls.id_map}
+        return {**self._limits(spec), "network": walls.network, "id_map": walls.id_map}
+
+    def _limits(self, spec: JobSpec) -> dict[str, str]:
+        """What enforces each limit of this job."""
+        return {**self._enforcement, **self._networks.enforcement(spec.network)}
 
     async def run(
         self,
@@ -250,10 +263,15 @@ class Runner:
             if attempt.stop.reason is not None:
                 return
             connection = await self._networks.connect(
-                job.spec.network, taken.sandbox, taken.place.adopt
+                job.spec.network,
+                taken.sandbox,
+                taken.place.adopt,
+                most_bytes=job.spec.limits.network_bytes,
+                on_used_up=lambda: attempt.stop(Reason.NETWORK_BYTES),
             )
             if taken.sandbox.spec.runtime is None:
                 taken.place.apply(job.spec.limits)
+            taken.place.weigh(job.spec.priority)
             if samples is not None:
                 samples.start(taken.place.now, lambda now: show_use(taken.sandbox, now))
             if job.spec.steps:
@@ -264,7 +282,7 @@ class Runner:
         finally:
             if samples is not None:
                 samples.stop()
-            await disconnect(taken, connection, outcome)
+            await disconnect(taken, connection, outcome, attempt.stop)
             outcome.oom_kills = taken.place.oom_kills()
             outcome.usage = taken.place.read().plus_cpu(outcome.checkers_cpu_seconds)
 
@@ -298,7 +316,7 @@ class Runner:
         """What enforced each limit and which walls stood: each job's record says it."""
         walls = self._walls(spec.network.mode, self._runtimes.get(spec.runtime))
         return {
-            "limits": dict(self._enforcement),
+            "limits": self._limits(spec),
             "walls": {
                 "id_map": walls.id_map,
                 "namespaces": list(walls.namespaces),
@@ -310,6 +328,11 @@ class Runner:
             },
             **self._networks.record(spec.network),
         }
+
+
+def _is_asked_for(limit: str, spec: JobSpec) -> bool:
+    """Whether the job has this limit at all."""
+    return limit != "io_bytes_per_second" or spec.limits.io_bytes_per_second > 0
 
 
 def _satisfies(offered: str, least: str) -> bool:

@@ -51,7 +51,7 @@ class Samples:
         except SandboxFailed:
             return  # The cgroup is gone, and the job with it.
         self._tell(now)
-        self.taken.append(Sample(time.time(), *now))
+        self.taken.append(Sample(time.time(), *now[:-1], *now.stalls))
         if len(self.taken) == MOST_SAMPLES:
             # Half as many, half as often: the whole life of the job stays in sight.
             del self.taken[1::2]

@@ -196,6 +196,8 @@ def _state_of_stop(reason: Reason) -> State:
             return State.OUT_OF_MEMORY
         case Reason.OUTPUT_BYTES:
             return State.OUTPUT_LIMIT
+        case Reason.NETWORK_BYTES:
+            return State.NETWORK_LIMIT
         case Reason.CANCELLED_BY_CLIENT | Reason.CLIENT_GONE | Reason.SANDBOX_ENDED:
             return State.CANCELLED
         case Reason.SHUTDOWN | Reason.SERVICE_LOST | Reason.INTERNAL | Reason.LOG_FAILED:
@@ -276,6 +278,9 @@ def _usage(outcome: Outcome) -> Usage:
         io_write_bytes=used.io_write_bytes,
         net_rx_bytes=outcome.received_bytes,
         net_tx_bytes=outcome.sent_bytes,
+        cpu_pressure_seconds=used.cpu_pressure_seconds,
+        memory_pressure_seconds=used.memory_pressure_seconds,
+        io_pressure_seconds=used.io_pressure_seconds,
         wall_seconds=wall,
         queue_seconds=outcome.queue_seconds,
         setup_seconds=started - outcome.claimed_at if started else 0.0,
@@ -331,6 +336,9 @@ def _sentence(outcome: Outcome, reason: Reason, limits: Limits) -> str:  # noqa:
         case Reason.OUTPUT_BYTES:
             most = format_bytes(limits.output_bytes)
             return f"wrote more than {most} of output; the first {most} are kept"
+        case Reason.NETWORK_BYTES:
+            most = format_bytes(limits.network_bytes)
+            return _join(f"wanted to move more than {most} over the network", _moved(outcome), kept)
         case Reason.COMMAND_NOT_FOUND | Reason.COMMAND_NOT_EXECUTABLE | Reason.WORKDIR_UNUSABLE:
             return _unusable_sentence(outcome)
         case Reason.FILE_UNUSABLE:
@@ -372,6 +380,13 @@ def _refused_forks(outcome: Outcome) -> str:
     return f"more than {most} processes were refused {refused} time{'' if refused == 1 else 's'}"
 
 
+def _moved(outcome: Outcome) -> str:
+    received, sent = outcome.received_bytes, outcome.sent_bytes
+    if received is None or sent is None:
+        return ""
+    return f"{format_bytes(received)} were received, {format_bytes(sent)} sent"
+
+
 def _join(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 
@@ -387,5 +402,6 @@ _REMEDIES: dict[Reason, str] = {
     Reason.IDLE_SECONDS: "ask for more limits.idle_seconds, or write something now and then",
     Reason.MEMORY: "ask for more limits.memory",
     Reason.OUTPUT_BYTES: "ask for more limits.output_bytes, or write less",
+    Reason.NETWORK_BYTES: "ask for more limits.network_bytes",
     Reason.COMMAND_NOT_FOUND: "give a program that is in the image, by path or by a name in PATH",
 }

@@ -26,7 +26,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from sandboxd.jobs import ACTIVE, WAITING, State
 
-REVISION = "0004"
+REVISION = "0005"
 """The migration that this release works with."""
 
 metadata = MetaData(

@@ -1,12 +1,14 @@
 """Whatever a job takes more of than it may, it ends in the right state, says so in figures, and nobody else notices."""
 
+import itertools
 import textwrap
 from pathlib import Path
 
 import pytest
 from waiting import TIME_FACTOR
 
-from sandboxd.client import Client, Job
+from sandboxd.client import Client, InvalidRequest, Job
+from sandboxd.quotas.host import probe_host
 
 pytestmark = pytest.mark.usefixtures("neighbour")
 
@@ -257,7 +259,33 @@ def test_the_cpu_rate_is_held(client: Client) -> None:
     assert job.usage.cpu_throttled_seconds > 0
 
 
+def test_a_priority_is_the_kernels_weight(client: Client) -> None:
+    controller = probe_host().controllers["cpu"]
+    name, heavy = (
+        ("cpu.weight", "1000\n") if controller.version == "cgroup2" else ("cpu.shares", "10240\n")
+    )
+    assert controller.directory is not None
+
+    job = client.submit(["sh", "-c", "echo ready; exec sleep 600"], priority=50)
+    said = [piece.data for piece in itertools.islice(client.logs(job.id, follow=True), 1)]
+    weights = [file.read_text() for file in Path(controller.directory).glob(f"*/*/{name}")]
+    client.cancel(job.id, grace_seconds=0)
+
+    assert said == [b"ready\n"], client.get(job.id)
+    assert heavy in weights
+
+
 # Memory
+
+
+def test_swap_that_is_not_to_be_had_is_refused(client: Client) -> None:
+    """By default an operator allows none, whatever the host has."""
+    with pytest.raises(InvalidRequest) as refused:
+        client.run(["true"], limits={"swap": "64Mi"})
+
+    assert [fault.pointer for fault in refused.value.faults] == ["/limits/swap"]
+    assert "it has to be 0" in refused.value.faults[0].detail
+
 
 HOGS = {
     "heap": "held = []\nwhile True: held.append(b'x' * 2**20)",

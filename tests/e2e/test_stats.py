@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from running_service import RunningService
@@ -35,6 +36,26 @@ def test_cpu_time_memory_and_processes_of_each_moment_are_kept(client: Client) -
     assert {sample.pids for sample in samples[1:]} == {1}
     first, last = samples[0].time, samples[-1].time
     assert job.started_at <= first < last <= job.finished_at
+
+
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/cpu.pressure").exists(), reason="cgroup v2 counts it")
+def test_how_long_a_job_waited_for_a_cpu_is_told(client: Client) -> None:
+    """A limit on its rate makes it wait, as others that run do."""
+    job = client.run(["python3", "-c", BURN], limits={"cpus": 0.2})
+    last = client.stats(job.id)[-1]
+
+    assert job.usage.cpu_pressure_seconds > 0.2 * TIME_FACTOR
+    assert (job.usage.memory_pressure_seconds, job.usage.io_pressure_seconds) >= (0, 0)
+    assert 0 < last.cpu_pressure_seconds <= job.usage.cpu_pressure_seconds
+    assert last.cpu_full_pressure_seconds <= last.cpu_pressure_seconds
+
+
+@pytest.mark.skipif(Path("/sys/fs/cgroup/cpu.pressure").exists(), reason="cgroup v2 counts it")
+def test_waiting_is_unknown_where_nothing_counts_it(client: Client) -> None:
+    job = client.run(["sleep", "0.2"])
+
+    assert job.usage.cpu_pressure_seconds is None
+    assert client.stats(job.id)[-1].cpu_pressure_seconds is None
 
 
 def test_a_job_that_runs_has_some_already(client: Client) -> None:

@@ -1,6 +1,7 @@
 """What a destination means, who may ask for it, and what a name may lead to: no network is needed for that."""
 
 import ipaddress
+import struct
 
 import pytest
 from hypothesis import given, settings
@@ -129,8 +130,8 @@ def test_no_destination_is_more_than_that_in_the_rules(text: str) -> None:
         found = parse_destination(text)
     except ValueError:
         return
-    plain = firewall.rules(Allowed((), bounds(), OWN))
-    rules = firewall.rules(Allowed((found,), bounds("public"), OWN))
+    plain = firewall.rules(Allowed((), bounds(), OWN), 1)
+    rules = firewall.rules(Allowed((found,), bounds("public"), OWN), 1)
 
     added = [line for line in rules.splitlines() if line not in plain.splitlines()]
     assert len(added) <= 1
@@ -216,3 +217,14 @@ def test_a_name_opens_the_ports_that_both_sides_name() -> None:
 
 def test_the_hosts_own_addresses_are_known() -> None:
     assert ipaddress.ip_network("127.0.0.0/8") in own_addresses()
+
+
+def test_only_the_end_of_a_quota_is_taken_for_it() -> None:
+    """struct nlmsghdr: length, type, flags, sequence, port. 0xa12 tells of an object, 0xa0c of an element that was added."""
+    element = struct.pack("=IHHII", 18, 0xA0C, 0, 1, 0) + b"abXX"
+    quota = struct.pack("=IHHII", 16, 0xA12, 0, 2, 0)
+
+    assert firewall.tells_of_quota(element + quota)
+    assert not firewall.tells_of_quota(element)
+    for broken in (b"", bytes(15), bytes(16), struct.pack("=IHHII", 3, 0, 0, 0, 0) + quota):
+        assert not firewall.tells_of_quota(broken)

@@ -298,6 +298,81 @@ print(json.dumps([got, time.monotonic() - began]))
     assert 0.1 * RATE_BYTES < (got - RATE_BYTES) / seconds < 1.1 * RATE_BYTES
 
 
+FETCH = f"""
+def fetch(size):
+    with socket.create_connection(("203.0.113.7", {STREAM_PORT})) as made:
+        made.send(b"%d" % size)
+        while made.recv(65536):
+            pass
+"""
+
+
+def test_a_job_that_wants_to_move_more_than_it_may_ends(jobs: Jobs) -> None:
+    most = 2**20
+
+    job = jobs.run(f"{FETCH}fetch({4 * most}); time.sleep(60)", limits={"network_bytes": most})
+
+    assert (job.state, job.reason) == ("network_limit", "network_bytes")
+    assert job.exit.stopped_by == "network_bytes"
+    assert "more than 1 MB over the network" in job.error.message
+    assert job.enforcement["limits"]["network_bytes"] == "nftables"
+    # The kernel tells of it: nobody had to look, and the job did not go on for its wall time.
+    assert job.usage.wall_seconds < 10
+
+
+def test_not_a_byte_more_than_the_limit_goes_through(jobs: Jobs) -> None:
+    """A packet inside is up to 64 KiB long, and one that is too much is dropped whole."""
+    most = 3 * 2**20
+
+    job = jobs.run(f"{FETCH}fetch({4 * most})", limits={"network_bytes": "3Mi"})
+
+    moved = job.usage.net_rx_bytes + job.usage.net_tx_bytes
+    assert most - 2**16 <= moved <= most
+
+
+def test_what_a_job_sends_counts_as_well(jobs: Jobs) -> None:
+    program = """
+made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(200):
+    made.sendto(bytes(1000), ("203.0.113.7", 443))
+"""
+    job = jobs.run(program, limits={"network_bytes": 100_000})
+
+    assert (job.state, job.reason) == ("network_limit", "network_bytes")
+    assert job.usage.net_tx_bytes > 0
+
+
+def test_a_job_just_below_its_limit_is_not_stopped(jobs: Jobs) -> None:
+    job = jobs.run(f"{FETCH}fetch({2**20})", limits={"network_bytes": int(1.2 * 2**20)})
+
+    assert job.state == "succeeded", job.error
+
+
+def test_steps_share_one_limit_of_the_network(jobs: Jobs) -> None:
+    fetch = {"command": ["python3", "-c", f"{TOOLS}{FETCH}fetch({2**20})"]}
+
+    job = jobs.client.run(
+        steps=[fetch, fetch], network={"mode": "egress"}, limits={"network_bytes": "1500Ki"}
+    )
+
+    assert (job.state, job.reason) == ("network_limit", "network_bytes")
+    assert [step.state for step in job.steps] == ["succeeded", "network_limit"]
+
+
+def test_a_limit_of_nothing_lets_nothing_through(jobs: Jobs) -> None:
+    job = jobs.run(reach_all([("203.0.113.7", 80)]), limits={"network_bytes": 0})
+
+    assert job.state == "network_limit"
+    assert (job.usage.net_rx_bytes, job.usage.net_tx_bytes) == (0, 0)
+
+
+def test_more_than_the_operator_allows_of_the_network_is_refused(jobs: Jobs) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        jobs.run("", limits={"network_bytes": "2Ti"})
+
+    assert {fault.pointer for fault in refused.value.faults} == {"/limits/network_bytes"}
+
+
 def test_connections_end_while_the_rate_is_used_up(jobs: Jobs) -> None:
     """pasta never sends the end of a connection a second time: if it were lost, both sides would wait."""
     size = 3 * RATE_BYTES // 100

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.api.validate import MAX_QUEUE_SECONDS
 from sandboxd.client import types
+from sandboxd.quantities import parse_bytes
+from sandboxd.quotas.limits import WIRE_NAMES
+from sandboxd.settings import CEILINGS, DEFAULT_LIMITS
 from sandboxd.settings_loader import fields
 
 TREE = Path(__file__).parents[2]
@@ -182,6 +186,19 @@ def test_every_link_inside_the_docs_leads_to_a_file() -> None:
 
     assert pages
     assert broken == []
+
+
+def test_the_table_of_limits_has_every_limit_with_its_default_and_ceiling() -> None:
+    page = (TREE / "docs" / "api.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\w.]*) \| ([\w.]*) \|", page, re.MULTILINE)
+    shown = {name: (default, ceiling) for name, default, ceiling in rows}
+
+    for name in DEFAULT_LIMITS.__struct_fields__:
+        default, ceiling = shown[WIRE_NAMES.get(name, name)]
+        for cell, limits in ((default, DEFAULT_LIMITS), (ceiling, CEILINGS)):
+            said = parse_bytes(cell) if "bytes" in name else float(cell)
+            assert said == getattr(limits, name), name
+    assert float(shown["queue_seconds"][1]) == MAX_QUEUE_SECONDS
 
 
 def test_the_documentation_lists_every_setting() -> None:

@@ -7,6 +7,7 @@ into the leaf, that the controllers can be enabled, that the kernel enforces wha
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sandboxd.errors import HostNotReady, SandboxFailed
@@ -37,6 +38,8 @@ throttled_usec 250000
 nr_bursts 0
 burst_usec 0
 """
+PRESSURE_FILES = ("cpu.pressure", "memory.pressure", "io.pressure")
+PRESSURE = "some avg10=0.00 avg60=0.00 avg300=0.00 total=1000000\n"
 MEMORY_EVENTS = "low 0\nhigh 0\nmax 12\noom 1\noom_kill 2\noom_group_kill 1\n"
 IO_STAT = """\
 8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0
@@ -72,13 +75,16 @@ def subtree(tmp_path: Path) -> Path:
     (tmp_path / "one").mkdir()
     for name in INSTANCE_FILES:
         (tmp_path / "one" / name).touch()
+    for name in PRESSURE_FILES:
+        (tmp_path / "one" / name).write_text(PRESSURE)
     return tmp_path
 
 
 @pytest.fixture
 def group(subtree: Path) -> Group2:
     """A job whose files hold what the kernel would have put into them."""
-    made = Driver2(str(subtree), CONTROLLERS, host(), "one").create("job")
+    (subtree / "one" / "io.max").touch()
+    made = Driver2(str(subtree), CONTROLLERS, host(), "one", ("254:0",)).create("job")
     files = {
         "memory.current": f"{3 * MIB}\n",
         "memory.peak": f"{13 * MIB}\n",
@@ -87,6 +93,7 @@ def group(subtree: Path) -> Group2:
         "pids.peak": "5\n",
         "cpu.stat": CPU_STAT,
         "io.stat": IO_STAT,
+        **dict.fromkeys(PRESSURE_FILES, PRESSURE),
     }
     writable = (
         "memory.max",
@@ -115,8 +122,24 @@ def test_limits_are_written_with_what_init_has_on_top(group: Group2, subtree: Pa
     assert (job / "memory.max").read_text() == str(67 * MIB)
     assert (job / "memory.swap.max").read_text() == "0"
     assert (job / "memory.oom.group").read_text() == "1"
+    group.change(msgspec.structs.replace(LIMITS, swap_bytes=MIB))
+    assert (job / "memory.swap.max").read_text() == str(MIB)
     assert (job / "pids.max").read_text() == "17"
     assert (job / "cpu.max").read_text() == "50000 100000"
+    assert not (job / "io.max").exists()
+
+
+def test_a_rate_is_written_for_each_disk_and_taken_back(group: Group2, subtree: Path) -> None:
+    io_max = subtree / "one" / "job" / "io.max"
+    io_max.touch()
+
+    group.change(msgspec.structs.replace(LIMITS, io_bytes_per_second=MIB))
+    held = io_max.read_text()
+    io_max.write_text("")  # Unlike the kernel's, a file keeps what is longer.
+    group.change(LIMITS)
+
+    assert held == f"254:0 rbps={MIB} wbps={MIB}"
+    assert io_max.read_text() == "254:0 rbps=max wbps=max"
 
 
 def test_usage_is_what_the_job_had_without_init(group: Group2) -> None:
@@ -134,8 +157,20 @@ def test_usage_is_what_the_job_had_without_init(group: Group2) -> None:
         pids_peak=4,
         io_read_bytes=4196,
         io_write_bytes=8192,
+        cpu_pressure_seconds=0.0,
+        memory_pressure_seconds=0.0,
+        io_pressure_seconds=0.0,
     )
     assert group.oom_kills() == 2
+
+
+def test_waiting_is_counted_from_when_the_limits_were_set(group: Group2, subtree: Path) -> None:
+    group.apply(LIMITS)
+    (subtree / "one" / "job" / "cpu.pressure").write_text("some avg10=0.00 total=1500000\n")
+
+    usage = group.read()
+    assert (usage.cpu_pressure_seconds, usage.memory_pressure_seconds) == (0.5, 0.0)
+    assert group.now().stalls.cpu_pressure_seconds == 0.5
 
 
 def test_a_command_that_is_there_already_counts_for_the_job(group: Group2, subtree: Path) -> None:

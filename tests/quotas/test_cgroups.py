@@ -267,7 +267,7 @@ def test_every_limit_says_what_enforces_it(cgroups: Cgroups, host: Host) -> None
 
     assert set(cgroups.enforcement) == {
         "cpus", "memory", "pids", "disk", "wall_seconds", "cpu_seconds", "idle_seconds", "output_bytes",
-        "open_files",
+        "open_files", "swap", "io_bytes_per_second",
     }  # fmt: skip
     assert {cgroups.enforcement[name] for name in ("cpus", "memory", "pids")} == words
     assert cgroups.enforcement["cpu_seconds"] == "sampled"
@@ -367,3 +367,37 @@ def test_other_limits_go_both_ways_and_forget_nothing(cgroup: Cgroup, spawn: Spa
     assert out == "ready\ntaken\n"
     assert over.returncode == -signal.SIGKILL
     assert (cgroup.read().memory_peak_bytes or 0) > 48 * MIB
+
+
+def test_swap_comes_on_top_of_memory_whichever_of_them_rises(
+    cgroups: Cgroups, host: Host, instance: str
+) -> None:
+    cgroup = cgroups.create("job")
+    directory = Path(host.controllers["memory"].directory or "", instance, "job")
+
+    for memory, swap in ((32, 0), (32, 64), (128, 0), (16, 8), (64, 256), (32, 0)):
+        cgroup.change(
+            msgspec.structs.replace(LIMITS, memory_bytes=memory * MIB, swap_bytes=swap * MIB)
+        )
+        if cgroup.directory_fd() is None:
+            names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+            expected = [memory * MIB, (memory + swap) * MIB]
+        else:
+            names, expected = ("memory.max", "memory.swap.max"), [memory * MIB, swap * MIB]
+        assert [int((directory / name).read_text()) for name in names] == expected
+
+
+def test_swap_is_used_up_to_its_limit_and_memory_is_not_exceeded(
+    cgroups: Cgroups, host: Host, spawn: Spawn
+) -> None:
+    if host.swap_bytes < 64 * MIB:
+        pytest.skip("this host has no swap")
+    cgroup = cgroups.create("job")
+    cgroup.apply(msgspec.structs.replace(LIMITS, memory_bytes=32 * MIB, swap_bytes=48 * MIB))
+
+    within, _ = spawn(cgroup, TAKE_WHEN_TOLD).communicate(f"{48 * MIB}\n")
+    beyond = spawn(cgroup, TAKE_WHEN_TOLD)
+    beyond.communicate(f"{128 * MIB}\n")
+
+    assert within == "ready\ntaken\n"
+    assert beyond.returncode == -signal.SIGKILL

@@ -26,7 +26,7 @@ def controllers(**versions: CgroupVersion | None) -> dict[str, Controller]:
             version=versions.get(name),
             mount=mounts.get(versions.get(name), f"/cgroup1/{name}"),
         )
-        for name in ("memory", "cpu", "cpuacct", "pids", "io", "freezer")
+        for name in ("memory", "cpu", "cpuacct", "pids", "io", "freezer", "blkio")
     }
 
 

@@ -45,7 +45,7 @@ def test_a_prepared_host_can_run_jobs_safely(
     assert names == [
         "account", "kernel", "user namespaces", "subordinate ids", "supplementary groups", "namespaces", "overlay",
         "proc and sysfs", "sandbox", "core dumps", "/dev/net/tun", "kernel fixes", "cgroup memory", "cgroup cpu", "cgroup cpuacct", "cgroup pids", "swap",
-        "data directory",
+        "disk rates", "data directory",
     ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ LIMITS = Limits(
     wall_seconds=10.0,
     cpu_seconds=2.0,
     output_bytes=16_000_000,
+    network_bytes=1_000_000,
     open_files=1024,
 )
 SPEC = JobSpec(image="host", command=("program",), limits=LIMITS)
@@ -60,6 +61,16 @@ def outcome(**facts: Any) -> Outcome:
         ({"stopped_by": Reason.CPU_SECONDS}, "timed_out", "cpu_seconds", "2 s of CPU time"),
         ({"stopped_by": Reason.IDLE_SECONDS}, "timed_out", "idle_seconds", "nothing for 86400 s"),
         ({"stopped_by": Reason.OUTPUT_BYTES}, "output_limit", "output_bytes", "more than 16 MB"),
+        (
+            {
+                "stopped_by": Reason.NETWORK_BYTES,
+                "received_bytes": 900_000,
+                "sent_bytes": 100_000,
+            },
+            "network_limit",
+            "network_bytes",
+            "more than 1 MB over the network; 900 kB were received, 100 kB sent",
+        ),
         ({"stopped_by": Reason.CANCELLED_BY_CLIENT}, "cancelled", "cancelled_by_client", "cancel"),
         ({"stopped_by": Reason.CLIENT_GONE}, "cancelled", "client_gone", "cancel"),
         ({"stopped_by": Reason.SHUTDOWN}, "error", "shutdown", "shut down"),
