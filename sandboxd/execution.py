@@ -26,14 +26,13 @@ from sandboxd.images.catalogue import Images
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Pool, Taken
-from sandboxd.isolation.spec import Machine
 from sandboxd.jobs import Artifact, InputFile, Job, Reason, State, Stream
 from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups
 from sandboxd.quotas.disks import HOST_FILES, find_disks
 from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
-from sandboxd.running.commands import Stop
+from sandboxd.running.commands import Stop, machine_of
 from sandboxd.running.runner import Runner
 from sandboxd.settings import IsolationSettings, Settings
 from sandboxd.settings_runtimes import oci_runtimes
@@ -117,7 +116,7 @@ class Execution:
     def _make_pool(self, settings: Settings, parked: int) -> Pool[Cgroup]:
         isolation = settings.isolation
         limits = settings.limits
-        usual = Machine(self.cgroups.likely_cpus(limits), limits.memory_bytes)
+        usual = machine_of(self.cgroups.likely_cpus(limits), limits)
 
         def set_usual_limits(taken: Taken[Cgroup]) -> None:
             """Most jobs have them: then there is nothing left to write."""

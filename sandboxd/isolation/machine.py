@@ -37,8 +37,6 @@ Active(file):          0 kB
 Inactive(file):        0 kB
 Unevictable:           0 kB
 Mlocked:               0 kB
-SwapTotal:             0 kB
-SwapFree:              0 kB
 Dirty:                 0 kB
 Writeback:             0 kB
 AnonPages:             0 kB
@@ -101,7 +99,7 @@ class Files:
             self._write("online", f"{ranges(cpus)}\n")
         if used is not None or machine != before:
             age_seconds = time.monotonic() - self._began
-            self._write("meminfo", meminfo(machine.memory_bytes, self._used.memory_bytes))
+            self._write("meminfo", meminfo(machine, self._used.memory_bytes))
             self._write("stat", stat(cpus, self._began_at, age_seconds, self._used.cpu_seconds))
             self._write("loadavg", "{:.2f} {:.2f} {:.2f} 1/1 1\n".format(*self._loads))
 
@@ -126,11 +124,15 @@ class Files:
             os.close(file)
 
 
-def meminfo(size_bytes: int, used_bytes: int) -> str:
-    """As /proc/meminfo, of a machine with so much memory."""
-    size = f"{size_bytes // 1024:8d} kB\n"
-    free = f"{max(0, size_bytes - used_bytes) // 1024:8d} kB\n"
-    return f"MemTotal:       {size}MemFree:        {free}MemAvailable:   {free}{_OTHER_MEMORY}"
+def meminfo(machine: Machine, used_bytes: int) -> str:
+    """As /proc/meminfo, of a machine of which so much is used; its swap is said to be free."""
+    size = f"{machine.memory_bytes // 1024:8d} kB\n"
+    free = f"{max(0, machine.memory_bytes - used_bytes) // 1024:8d} kB\n"
+    swap = f"{machine.swap_bytes // 1024:8d} kB\n"
+    return (
+        f"MemTotal:       {size}MemFree:        {free}MemAvailable:   {free}{_OTHER_MEMORY}"
+        f"SwapTotal:      {swap}SwapFree:       {swap}"
+    )
 
 
 def stat(cpus: tuple[int, ...], began: int, age_seconds: float, used_seconds: float) -> str:

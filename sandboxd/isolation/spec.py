@@ -67,6 +67,7 @@ class Machine(NamedTuple):
     cpus: tuple[int, ...]
     """Numbers of the CPUs that it runs on."""
     memory_bytes: int
+    swap_bytes: int
 
 
 class Used(NamedTuple):

@@ -130,9 +130,14 @@ class StepStop(PartStop):
             taken.sandbox.abandon()
 
 
+def machine_of(cpus: tuple[int, ...], limits: Limits) -> Machine:
+    """What commands with these limits are to see."""
+    return Machine(cpus=cpus, memory_bytes=limits.memory_bytes, swap_bytes=limits.swap_bytes)
+
+
 def limited(command: Command, place: Cgroup, limits: Limits) -> Command:
     """The command with what it is to see of its limits, and what it has to be limited by itself, where no cgroup does it."""
-    machine = Machine(cpus=place.use_cpus(limits), memory_bytes=limits.memory_bytes)
+    machine = machine_of(place.use_cpus(limits), limits)
     return command._replace(rlimits=command.rlimits | place.rlimits(limits), machine=machine)
 
 

@@ -16,13 +16,13 @@ from sandboxd.errors import Conflict, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Taken
-from sandboxd.isolation.spec import Command, Machine
+from sandboxd.isolation.spec import Command
 from sandboxd.jobs import Reason, Usage
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.usage import CgroupNow
-from sandboxd.running.commands import MEMORY_SECONDS, show_use
+from sandboxd.running.commands import MEMORY_SECONDS, machine_of, show_use
 from sandboxd.running.sampling import Samples
 from sandboxd.sandbox_values import SandboxReason, SandboxRecord, SandboxState
 from sandboxd.sandboxes.execs import Exec, ExecSpec, Leftover, new_log
@@ -258,7 +258,7 @@ class LiveSandbox:
             if limits != plan.limits:
                 await asyncio.to_thread(self._change_limits, limits, plan.limits)
                 cpus = self.taken.place.use_cpus(limits)
-                self.taken.sandbox.show(Machine(cpus, limits.memory_bytes))
+                self.taken.sandbox.show(machine_of(cpus, limits))
             plan = msgspec.structs.replace(
                 plan,
                 limits=limits,
