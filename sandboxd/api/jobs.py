@@ -73,7 +73,7 @@ async def submit(call: Call) -> Response:
 
 
 def _check_allowed(call: Call, spec: JobSpec) -> None:
-    """Raises Forbidden."""
+    """Raises NotAllowed."""
     check_allowed(call, image=spec.image, network_mode=spec.network.mode, runtime=spec.runtime)
 
 
@@ -223,6 +223,7 @@ async def _accept(
     job = Job(
         id=uploaded[0] if uploaded else new_id("job"),
         tenant=call.tenant,
+        key_id=call.principal.key_id,
         spec=spec,
         state=State.QUEUED,
         reason=Reason.SUBMITTED,

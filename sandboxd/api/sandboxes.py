@@ -51,7 +51,9 @@ async def create(call: Call) -> Response:
         settings=sandboxes.settings,
     )
     check_allowed(call, image=plan.image, network_mode=NetworkMode.NONE, runtime=NATIVE)
-    record = await sandboxes.create(call.tenant, plan, request_id=call.request_id)
+    record = await sandboxes.create(
+        call.tenant, plan, request_id=call.request_id, key_id=call.principal.key_id
+    )
     call.scope["state"]["sandbox_id"] = record.id
     headers = {"Location": f"/v1/sandboxes/{record.id}"}
     return json_answer(sandbox_view(record), HTTPStatus.CREATED, headers)

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Component, Reason, State, Verdict
-from sandboxd.quotas.tenants import TenantQuotas
+from sandboxd.quotas.tenants import Quotas, TenantQuotas
 from sandboxd.steps import Comparison, StopPolicy
 
 Quantity = Annotated[
@@ -276,6 +276,10 @@ class KeyRequest(Request, frozen=True, kw_only=True):
         Annotated[float, Meta(gt=0, le=10 * 366 * 86400)] | None,
         Meta(description="How long it is valid; left out: until it is revoked."),
     ] = None
+    quotas: Annotated[
+        Quotas | None,
+        Meta(description="What it may have of what its tenant may; left out: all of it."),
+    ] = None
 
 
 # What we send
@@ -431,7 +435,7 @@ class WaitingView(Answer, frozen=True, kw_only=True):
     for_: Annotated[
         str,
         Meta(
-            description="`slot`, `memory` or `cpus`: others have it; `tenant`: as many of your jobs run as may; `free_memory`, `free_disk`: the host itself has too "
+            description="`slot`, `memory` or `cpus`: others have it; `tenant`: as many of your jobs run as may; `key`: as many of your key's; `free_memory`, `free_disk`: the host itself has too "
             "little; `retry`: the pause before another attempt."
         ),
     ] = msgspec.field(name="for")
@@ -619,12 +623,24 @@ class MeteredView(Answer, frozen=True, kw_only=True):
     until: str
 
 
+class KeyQuotasView(Answer, frozen=True, kw_only=True):
+    """What your key may have of what your tenant may, and has used. 0 or empty: no bound of its own."""
+
+    id: str
+    quotas: Quotas
+    metered: list[MeteredView]
+
+
 class QuotasView(Answer, frozen=True, kw_only=True):
     """What your tenant may have, and has used. 0 or empty: no bound."""
 
     tenant: str
     quotas: TenantQuotas
     metered: list[MeteredView]
+    key: Annotated[
+        KeyQuotasView | None,
+        Meta(description="Of the key that you asked with: null if it has none of its own."),
+    ]
 
 
 class TenantView(Answer, frozen=True, kw_only=True):
@@ -732,6 +748,9 @@ class KeyView(Answer, frozen=True, kw_only=True):
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+    quotas: Annotated[
+        Quotas | None, Meta(description="Its own, besides its tenant's. Null: it has none.")
+    ]
 
 
 class NewKeyView(KeyView, frozen=True, kw_only=True):

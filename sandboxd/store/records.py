@@ -18,6 +18,7 @@ from sandboxd.jobs import (
     State,
     Stream,
 )
+from sandboxd.quotas.tenants import Quotas
 from sandboxd.steps import Step
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog, read_index
@@ -30,6 +31,7 @@ _LISTED_FIXED_BYTES = 512
 _to_json = msgspec.json.Encoder().encode
 _to_spec = msgspec.json.Decoder(JobSpec).decode
 _to_result = msgspec.json.Decoder(Result).decode
+_to_quotas = msgspec.json.Decoder(Quotas).decode
 _to_scopes = msgspec.json.Decoder(tuple[str, ...]).decode
 
 
@@ -108,6 +110,7 @@ def job_values(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "tenant": job.tenant,
+        "key_id": job.key_id,
         "state": job.state.value,
         "reason": job.reason.value,
         "priority": spec.priority,
@@ -263,6 +266,7 @@ def job_from(row: Row[Any]) -> Job:
     return Job(
         id=row.id,
         tenant=row.tenant,
+        key_id=row.key_id,
         spec=_to_spec(row.spec),
         state=State(row.state),
         reason=Reason(row.reason),
@@ -331,9 +335,14 @@ def log_from(row: Row[Any], base: Path) -> StoredLog:
 
 def key_values(key: ApiKey) -> dict[str, Any]:
     """The row of a key."""
-    return msgspec.structs.asdict(key) | {"scopes": _to_json(key.scopes).decode()}
+    quotas = None if key.quotas is None else _to_json(key.quotas).decode()
+    return msgspec.structs.asdict(key) | {
+        "scopes": _to_json(key.scopes).decode(),
+        "quotas": quotas,
+    }
 
 
 def key_from(row: Row[Any]) -> ApiKey:
     """The key of a row of the table `api_key`."""
-    return ApiKey(**{**row._mapping, "scopes": _to_scopes(row.scopes)})
+    quotas = None if row.quotas is None else _to_quotas(row.quotas)
+    return ApiKey(**{**row._mapping, "scopes": _to_scopes(row.scopes), "quotas": quotas})

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, exc
 from sandboxd.admission import Choose
 from sandboxd.errors import Unavailable
 from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, Sample, State
-from sandboxd.quotas.tenants import HourOfUse, TenantQuotas
+from sandboxd.quotas.tenants import Bounds, HourOfUse, Quotas, TenantQuotas, Whose
 from sandboxd.sandbox_values import SandboxPage, SandboxRecord, SandboxState
 from sandboxd.store import catalog, deletions, reads, sandboxes, tenants, writes
 from sandboxd.store.logs import StoredLog, remove_log
@@ -93,35 +93,46 @@ class SqliteStore:
         idempotency: Idempotency | None = None,
         claim_owner: str | None = None,
         patience_seconds: float = 0.0,
-        quotas: TenantQuotas | None = None,
+        bounds: Bounds | None = None,
     ) -> Submitted:
         """Accept a job; it is on the disk when this returns, which may be so much later that its end is, too.
 
         With `claim_owner` it is claimed in the same commit: `starting`, attempt 1, lease token 1. A request that was
         sent before, in the last 24 hours and with the same idempotency key, answers with the job that it made then.
         Raises Invalid (`idempotency_key_reused`) for another request with that key, and Conflict
-        (`idempotency_job_deleted`) if that job's record is gone, and QuotaExceeded where `quotas` say so.
+        (`idempotency_job_deleted`) if that job's record is gone, and QuotaExceeded where `bounds` say so.
         """
         return await self._write(
-            lambda c: writes.submit(c, job, idempotency, claim_owner, quotas),
+            lambda c: writes.submit(c, job, idempotency, claim_owner, bounds),
             patience_seconds=patience_seconds,
         )
 
-    async def claim(self, owner: str, choose: Choose, now: float) -> list[Job]:
+    async def claim(
+        self, owner: str, choose: Choose, now: float, *, passed_over: Collection[str] = ()
+    ) -> list[Job]:
         """Take the jobs that `choose` picks of those that may run, with their input.
 
-        It sees the first of each tenant, and is called by the thread that writes.
+        It sees the first of each tenant, without those of the keys that are `passed_over`, and is called by the thread that writes.
         """
-        return await self._write(lambda c: writes.claim(c, owner, choose, now))
+        return await self._write(lambda c: writes.claim(c, owner, choose, now, passed_over))
 
     async def mark_running(self, job_id: str, lease_token: int, started_at: float) -> None:
         """Note that the command started; nothing if the lease is stale. `finish` notes it too: short jobs skip this."""
         await self._write(lambda c: writes.mark_running(c, job_id, lease_token, started_at))
 
     async def finish(
-        self, job_id: str, lease_token: int, result: Result, log: StoredLog, finished_at: float
+        self,
+        job_id: str,
+        lease_token: int,
+        result: Result,
+        log: StoredLog,
+        finished_at: float,
+        *,
+        bounds: Bounds | None = None,
     ) -> Job | None:
         """End a job for good, with its log. None: the lease was lost, and nothing was written.
+
+        Where `bounds` have quotas of its key, what it used is counted for the key, too.
 
         The log's file is on the disk before the record says so; a short one moves into the database.
         """
@@ -130,7 +141,9 @@ class SqliteStore:
             with _as_unavailable():
                 kept = await asyncio.to_thread(self._settled, log)
         job = await self._write(
-            lambda c: writes.finish(c, job_id, lease_token, result, kept, finished_at, self._base)
+            lambda c: writes.finish(
+                c, job_id, lease_token, result, kept, finished_at, self._base, bounds
+            )
         )
         if job is not None and log.path is not None and kept.path is None:
             remove_log(log.path)
@@ -293,6 +306,10 @@ class SqliteStore:
         """Every key, oldest first."""
         return await self._read(catalog.list_keys)
 
+    async def quotas_of_keys(self) -> dict[str, Quotas]:
+        """Of every key that has its own, also if it is revoked."""
+        return await self._read(catalog.quotas_of_keys)
+
     async def revoke_key(self, key_id: str, now: float) -> bool:
         """Make a key worthless; the first time counts. False: there is no such key."""
         return await self._write(lambda c: catalog.revoke_key(c, key_id, now))
@@ -311,9 +328,9 @@ class SqliteStore:
         """What the tenant's jobs used that ended from hour `since` to before hour `until`, oldest first."""
         return await self._read(lambda c: tenants.uses(c, tenant, since, until))
 
-    async def used_and_reserved(self, tenant: str, now: float) -> dict[str, dict[str, float]]:
+    async def used_and_reserved(self, whose: Whose, now: float) -> dict[str, dict[str, float]]:
         """By what is metered and by window: what ended jobs used in it, and what the others may use yet."""
-        return await self._read(lambda c: tenants.used_and_reserved(c, tenant, now))
+        return await self._read(lambda c: tenants.used_and_reserved(c, whose, now))
 
     # Sandboxes that live long
 

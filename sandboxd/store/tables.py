@@ -26,7 +26,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from sandboxd.jobs import ACTIVE, WAITING, State
 
-REVISION = "0004"
+REVISION = "0005"
 """The migration that this release works with."""
 
 metadata = MetaData(
@@ -44,6 +44,7 @@ job = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("tenant", Text, nullable=False),
+    Column("key_id", Text),
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("priority", Integer, nullable=False),
@@ -92,6 +93,12 @@ Index(
     job.c.tenant,
     job.c.priority.desc(),
     job.c.id,
+    sqlite_where=state_in(WAITING),
+    postgresql_where=state_in(WAITING),
+)
+Index(
+    "ix_job_key",
+    job.c.key_id,
     sqlite_where=state_in(WAITING),
     postgresql_where=state_in(WAITING),
 )
@@ -146,6 +153,17 @@ usage_hour = Table(
     Column("memory_byte_seconds", Float, nullable=False),
 )
 """What the jobs of a tenant used that ended in an hour (hours since 1970)."""
+
+key_usage_hour = Table(
+    "key_usage_hour",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("hour", Integer, primary_key=True),
+    Column("jobs", BigInteger, nullable=False),
+    Column("cpu_seconds", Float, nullable=False),
+    Column("memory_byte_seconds", Float, nullable=False),
+)
+"""The same for each key that has quotas of its own."""
 
 job_stats = Table("job_stats", metadata, _job_id(), Column("samples", LargeBinary, nullable=False))
 """Samples of the jobs that ran long enough for any, as JSON."""
@@ -237,6 +255,7 @@ api_key = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),
+    Column("quotas", Text),
 )
 
 sandbox = Table(

@@ -4,10 +4,24 @@ Every change that a client can see raises the job's `sequence` by one and leaves
 a job proves with its lease token that it is still the one who may (`_HELD`): a stale lease changes nothing.
 """
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, null, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    null,
+    select,
+    update,
+)
 
 from sandboxd.admission import Choose
 from sandboxd.errors import Conflict, Invalid, NotFound
@@ -24,7 +38,7 @@ from sandboxd.jobs import (
     State,
     Usage,
 )
-from sandboxd.quotas.tenants import TenantQuotas
+from sandboxd.quotas.tenants import Bounds, Holder, Whose
 from sandboxd.store import tables, tenants
 from sandboxd.store.logs import StoredLog
 from sandboxd.store.prepared import Prepared
@@ -75,7 +89,7 @@ def submit(
     job: Job,
     idempotency: Idempotency | None,
     claim_owner: str | None,
-    quotas: TenantQuotas | None = None,
+    bounds: Bounds | None = None,
 ) -> Submitted:
     """Accept a job; with `claim_owner` it is theirs at once, as if they had claimed it.
 
@@ -86,8 +100,8 @@ def submit(
         if former is not None:
             return Submitted(former, replayed=True)
     # Before anything is changed: a refusal must not cost those that share its commit theirs.
-    if quotas is not None:
-        tenants.check(connection, job, quotas, waits=claim_owner is None, now=job.created_at)
+    if bounds is not None:
+        tenants.check(connection, job, bounds, waits=claim_owner is None, now=job.created_at)
     if idempotency is not None:
         _remember(connection, job, idempotency)
     job = taken_in(job)
@@ -155,26 +169,38 @@ _next_tenant = (
 _tenants = _tenants.union_all(select(_next_tenant).where(_tenants.c.name.is_not(None)))
 """Those with jobs that wait: a jump in the index for each, however many jobs it has."""
 _mine = _job.alias("mine")
-_in_line = (
-    select(_mine.c.id)
-    .where(
-        tables.state_in(WAITING, _mine),
-        _mine.c.tenant == _tenants.c.name,
-        _mine.c.run_at <= bindparam("now"),
+_OF_OTHER_KEYS = func.coalesce(_mine.c.key_id, "").not_in(bindparam("passed_over", expanding=True))
+
+
+def _candidates(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """The first of each tenant that may run now."""
+    in_line = (
+        select(_mine.c.id)
+        .where(
+            tables.state_in(WAITING, _mine),
+            _mine.c.tenant == _tenants.c.name,
+            _mine.c.run_at <= bindparam("now"),
+            *conditions,
+        )
+        .order_by(_mine.c.priority.desc(), _mine.c.id)
+        .limit(_LINE)
+        .correlate(_tenants)
+        .scalar_subquery()
     )
-    .order_by(_mine.c.priority.desc(), _mine.c.id)
-    .limit(_LINE)
-    .correlate(_tenants)
-    .scalar_subquery()
-)
-_CANDIDATES = select(
-    _job.c.id,
-    _job.c.tenant,
-    _job.c.priority,
-    _job.c.memory_bytes,
-    _job.c.millicpus,
-    _job.c.wall_seconds,
-).select_from(_tenants.join(_job, _job.c.id.in_(_in_line)))
+    return select(
+        _job.c.id,
+        _job.c.tenant,
+        _job.c.priority,
+        _job.c.memory_bytes,
+        _job.c.millicpus,
+        _job.c.wall_seconds,
+        _job.c.key_id,
+    ).select_from(_tenants.join(_job, _job.c.id.in_(in_line)))
+
+
+_CANDIDATES = _candidates()
+_CANDIDATES_OF_OTHER_KEYS = _candidates(_OF_OTHER_KEYS)
+"""A key that has enough must not fill the part of its tenant's line that is looked at."""
 _CLAIM = (
     update(_job)
     .where(_job.c.id.in_(bindparam("job_ids", expanding=True)), _WAITS)
@@ -190,18 +216,32 @@ _CLAIM = (
 )
 
 
-def claim(connection: Connection, owner: str, choose: Choose, now: float) -> list[Job]:
-    """Take the jobs that `choose` picks of those that may run now, in its order, with their input."""
-    candidates = [Candidate(*row) for row in connection.execute(_CANDIDATES, {"now": now})]
+def claim(
+    connection: Connection,
+    owner: str,
+    choose: Choose,
+    now: float,
+    passed_over: Collection[str] = (),
+) -> list[Job]:
+    """Take the jobs that `choose` picks of those that may run now, in its order, with their input.
+
+    `passed_over`: keys whose jobs are not looked at.
+    """
+    if passed_over:
+        values = {"now": now, "passed_over": list(passed_over)}
+        rows = connection.execute(_CANDIDATES_OF_OTHER_KEYS, values)
+    else:
+        rows = connection.execute(_CANDIDATES, {"now": now})
+    candidates = [Candidate(*row) for row in rows]
     job_ids = list(choose(candidates)) if candidates else []
     if not job_ids:
         return []
-    rows = connection.execute(_CLAIM, {"owner": owner, "job_ids": job_ids}).all()
-    wanted = tables.job_stdin.c.job_id.in_([row.id for row in rows])
+    claimed = connection.execute(_CLAIM, {"owner": owner, "job_ids": job_ids}).all()
+    wanted = tables.job_stdin.c.job_id.in_([row.id for row in claimed])
     stdin = {
         row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
     }
-    jobs = [job_from(row) for row in rows]
+    jobs = [job_from(row) for row in claimed]
     contents = _contents_of(connection, [job.id for job in jobs if has_contents(job)])
     jobs = [with_input(job, stdin.get(job.id), contents.get(job.id)) for job in jobs]
     _INSERT_EVENT.execute_each(connection, [_event_values(job, now) for job in jobs])
@@ -278,8 +318,12 @@ def finish(
     log: StoredLog,
     finished_at: float,
     log_base: Path,
+    bounds: Bounds | None = None,
 ) -> Job | None:
-    """End a job for good, with its log. None: the lease was lost, and nothing was written."""
+    """End a job for good, with its log. None: the lease was lost, and nothing was written.
+
+    Where its key has quotas of its own (`bounds`), its use is counted for the key, too.
+    """
     key = {"of_job": job_id, "token": lease_token}
     changes = 1
     if result.started_at is not None:
@@ -297,9 +341,13 @@ def finish(
         samples = msgspec.json.encode(result.samples)
         connection.execute(_INSERT_STATS, {"job_id": job_id, "samples": samples})
     job = msgspec.structs.replace(job_from(row), result=result)
-    usage = result.usage
-    byte_seconds = job.spec.limits.memory_bytes * usage.wall_seconds
-    tenants.add_use(connection, job.tenant, finished_at, usage.cpu_seconds or 0.0, byte_seconds)
+    use = tenants.Use(
+        cpu_seconds=result.usage.cpu_seconds or 0.0,
+        memory_byte_seconds=job.spec.limits.memory_bytes * result.usage.wall_seconds,
+    )
+    tenants.add_use(connection, Whose(Holder.TENANT, job.tenant), finished_at, use)
+    if bounds is not None and bounds.key is not None and job.key_id is not None:
+        tenants.add_use(connection, Whose(Holder.KEY, job.key_id), finished_at, use)
     return _ended(connection, job, finished_at)
 
 
