@@ -116,6 +116,8 @@ def fields() -> dict[str, _Field]:
         hints = typing.get_type_hints(type(part), include_extras=True)
         for name in part.__struct_fields__:
             key = f"{section}.{name}"
+            if key == "quotas.ceilings":
+                continue  # Those of all tenants are [ceilings].
             table[key] = _Field(key, hints[name], getattr(part, name))
     return table
 

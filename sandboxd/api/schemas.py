@@ -43,8 +43,8 @@ class Base64(Request, frozen=True, kw_only=True):
     base64: str
 
 
-class LimitsRequest(Request, frozen=True, kw_only=True):
-    """What the job may use. A limit that is left out gets the operator's default."""
+class CeilingsRequest(Request, frozen=True, kw_only=True):
+    """The most that a job may ask for. Where one is left out, it is the operator's."""
 
     cpus: Annotated[
         int | float | str | None,
@@ -62,6 +62,11 @@ class LimitsRequest(Request, frozen=True, kw_only=True):
     idle_seconds: Annotated[
         float | None, Meta(description="How long the command may write nothing.")
     ] = None
+
+
+class LimitsRequest(CeilingsRequest, frozen=True, kw_only=True):
+    """What the job may use. A limit that is left out gets the operator's default."""
+
     queue_seconds: Annotated[
         float | None, Meta(description="How long the job may wait before it is `expired`.")
     ] = None
@@ -280,6 +285,14 @@ class KeyRequest(Request, frozen=True, kw_only=True):
         Quotas | None,
         Meta(description="What it may have of what its tenant may; left out: all of it."),
     ] = None
+
+
+class TenantRequest(Quotas, frozen=True, kw_only=True):
+    """What a tenant may have."""
+
+    ceilings: Annotated[
+        CeilingsRequest, Meta(description="The most that each job may ask for.")
+    ] = CeilingsRequest()
 
 
 # What we send

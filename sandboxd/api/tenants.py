@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Mapping
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -12,10 +13,18 @@ from sandboxd.api.body import parse_json, read_body, require_json
 from sandboxd.api.conversion import read_struct
 from sandboxd.api.parts import Call, Parts, Principal
 from sandboxd.api.query import rfc3339
-from sandboxd.api.schemas import HourView, KeyQuotasView, MeteredView, QuotasView, TenantView
-from sandboxd.api.validate import invalid
+from sandboxd.api.schemas import (
+    HourView,
+    KeyQuotasView,
+    MeteredView,
+    QuotasView,
+    TenantRequest,
+    TenantView,
+)
+from sandboxd.api.validate import invalid, limits_asked
 from sandboxd.errors import Fault, NotAllowed, NotFound, QuotaExceeded
 from sandboxd.isolation.spec import NetworkMode
+from sandboxd.quotas.limits import Limits, LimitsAsked, settle
 from sandboxd.quotas.tenants import (
     HOUR_SECONDS,
     METERED,
@@ -143,11 +152,22 @@ async def put(call: Call) -> Response:
     name = _name_of(call)
     require_json(call.scope)
     body = await read_body(call.scope, call.receive, max_bytes=_MAX_BODY_BYTES)
-    wished, faults = read_struct(parse_json(body), TenantQuotas)
+    request, faults = read_struct(parse_json(body), TenantRequest)
+    ceilings = limits_asked(request.ceilings, "/ceilings", faults)
+    faults += _above_the_operators(ceilings, call.parts.ceilings)
     if faults:
         raise invalid(faults)
+    fields = msgspec.structs.asdict(request) | {"ceilings": ceilings}
+    wished = TenantQuotas(**fields)
     await call.parts.tenants.put(name, wished)
     return json_answer(TenantView(name=name, quotas=wished))
+
+
+def _above_the_operators(ceilings: LimitsAsked, operators: Limits) -> list[Fault]:
+    _, faults = settle(ceilings, operators, operators)
+    return [
+        fault._replace(pointer=fault.pointer.replace("/limits", "/ceilings", 1)) for fault in faults
+    ]
 
 
 async def reset(call: Call) -> Response:

@@ -46,8 +46,19 @@ LEAST = Limits(
 """Below these no command can start."""
 
 
-class LimitsAsked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request said about limits, already in our units; None where it said nothing."""
+WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk"}
+"""Where the API's word for a limit is not the field's name."""
+
+
+class LimitsAsked(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    rename=WIRE_NAMES,
+):
+    """What somebody said about limits, already in our units; None where they said nothing."""
 
     cpus: float | None = None
     memory_bytes: int | None = None
@@ -60,25 +71,31 @@ class LimitsAsked(msgspec.Struct, frozen=True, kw_only=True):
     idle_seconds: float | None = None
 
 
-WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk"}
-"""Where the API's word for a limit is not the field's name."""
+NOTHING_ASKED = LimitsAsked()
 
 
-def settle(asked: LimitsAsked, defaults: Limits, ceilings: Limits) -> tuple[Limits, list[Fault]]:
+def settle(
+    asked: LimitsAsked, defaults: Limits, ceilings: Limits, own: LimitsAsked = NOTHING_ASKED
+) -> tuple[Limits, list[Fault]]:
     """The limits a job gets, and a fault (pointer below `/limits`) for each that is out of bounds.
 
-    A default above its ceiling is lowered without a word; an explicit wish above it is refused.
+    A default above its ceiling is lowered without a word; an explicit wish above it is refused. `own`: ceilings of the
+    tenant, which hold where they are lower.
     """
     faults: list[Fault] = []
     values: dict[str, float | int] = {}
     for name in Limits.__struct_fields__:
         wish = getattr(asked, name)
         least, most = getattr(LEAST, name), getattr(ceilings, name)
+        of_tenant = getattr(own, name)
+        note = ""
+        if of_tenant is not None and of_tenant < most:
+            most, note = of_tenant, ", the most that your tenant may have"
         if wish is None:
             wish = min(getattr(defaults, name), most)
         elif not least <= wish <= most:
             word = WIRE_NAMES.get(name, name)
-            faults.append(Fault(f"/limits/{word}", _out_of_bounds(name, wish, least, most)))
+            faults.append(Fault(f"/limits/{word}", _out_of_bounds(name, wish, least, most) + note))
             wish = most
         values[name] = wish
     return Limits(**values), faults  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """What one tenant may have, and within that one of its keys: at once, a minute, and an hour, a day and a month.
 
-Nothing here is a limit of a job: it is what all jobs of a tenant, or of a key, have together. 0 or empty: as much as
-there is.
+Nothing here but the ceilings is about one job: it is what all jobs of a tenant, or of a key, have together. 0 or empty:
+as much as there is.
 """
 
 import calendar
@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import Annotated, NamedTuple
 
 import msgspec
+
+from sandboxd.quotas.limits import NOTHING_ASKED, LimitsAsked
 
 Whole = Annotated[int, msgspec.Meta(ge=0)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
@@ -99,6 +101,9 @@ class Quotas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class TenantQuotas(Quotas, frozen=True, kw_only=True):
     """Those of a tenant."""
+
+    ceilings: LimitsAsked = NOTHING_ASKED
+    """The most that each of its jobs and sandboxes may ask for, where that is less than the operator's `[ceilings]`."""
 
 
 class Bounds(NamedTuple):

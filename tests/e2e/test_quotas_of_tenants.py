@@ -228,3 +228,46 @@ def test_wrong_quotas_of_a_key_are_refused(doors: Doors) -> None:
     answer = doors.admin.post("/v1/keys", json=body)
     pointers = {fault["pointer"] for fault in answer.json()["errors"]}
     assert pointers == {"/quotas/max_queued", "/quotas/max_quued"}
+
+
+def test_a_tenants_ceilings_are_below_the_operators_and_hold_for_all_that_it_makes(
+    doors: Doors,
+) -> None:
+    former = doors.ada.post("/v1/jobs", json={**TRUE, "limits": {"memory": "200Mi"}}, headers=WAIT)
+    doors.allow("ada", ceilings={"memory": "128Mi", "cpus": "500m", "wall_seconds": 10})
+    asked = {"limits": {"memory": "129Mi", "cpus": 1, "wall_seconds": 10}}
+    refused = [
+        doors.ada.post("/v1/jobs", json={**TRUE, **asked}),
+        doors.ada.post("/v1/sandboxes", json={"image": "host", "limits": {"memory": "129Mi"}}),
+        doors.ada.post(f"/v1/jobs/{former.json()['id']}/retry"),
+    ]
+    lowered = doors.ada.post("/v1/jobs", json=TRUE, headers=WAIT).json()
+    told = doors.ada.get("/v1/quotas").json()["quotas"]["ceilings"]
+    of_another = doors.eve.post("/v1/jobs", json={**TRUE, **asked}, headers=WAIT).json()
+
+    faults = {fault["pointer"]: fault["detail"] for fault in refused[0].json()["errors"]}
+    assert faults == {
+        "/limits/memory": "129Mi is not from 4Mi to 128Mi, the most that your tenant may have",
+        "/limits/cpus": "1.0 is not from 0.01 to 0.5, the most that your tenant may have",
+    }
+    assert [answer.status_code for answer in refused] == [422] * 3
+    assert refused[1].json()["errors"][0]["pointer"] == "/limits/memory"
+    assert [each["pointer"] for each in refused[2].json()["errors"]] == ["/limits/memory"]
+    assert lowered["state"] == "succeeded"
+    assert lowered["limits"]["memory"] == 2**27
+    assert (lowered["limits"]["cpus"], lowered["limits"]["wall_seconds"]) == (0.5, 10)
+    assert told == {"memory": 2**27, "cpus": 0.5, "wall_seconds": 10}
+    assert of_another["state"] == "succeeded"
+
+
+def test_a_tenants_ceiling_above_the_operators_is_refused(doors: Doors) -> None:
+    ceilings = {"wall_seconds": 86_401, "pids": 0, "memory": "much", "gpus": 1}
+    answer = doors.admin.put("/v1/tenants/ada", json={"ceilings": ceilings})
+
+    assert answer.status_code == 422
+    assert {fault["pointer"] for fault in answer.json()["errors"]} == {
+        "/ceilings/wall_seconds",
+        "/ceilings/pids",
+        "/ceilings/memory",
+        "/ceilings/gpus",
+    }
