@@ -244,7 +244,7 @@ class Scheduler:
         # In this turn of the loop: whoever comes in the same turn finds the room taken. And what follows is shielded: a client
         # that goes away while its job is stored must not leave one that is claimed and never run.
         occupant = self._enter(job, need) if at_once else None
-        if occupant is not None and idempotency is None and not bounds.metered:
+        if occupant is not None and idempotency is None and not bounds.need_the_record:
             early = client_waits and _shows_only_in_its_answer(job.spec)
             accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             claimed = claimed_at_once(taken_in(job))
@@ -700,7 +700,9 @@ class Scheduler:
         if ended is None:
             return
         await self._remove(self._uploads, job, of=job.spec.has_upload)
-        if log.path is None:
+        await self._drop_artifacts(ended, of=result.artifact_count)
+        if log.path is None and not self._tenants.of(job.tenant).storage_bytes:
+            # With a bound on storage, the record may have less of it.
             self._recent[job.id] = (job.tenant, log)
             if len(self._recent) > _RECENT_LOGS:
                 self._recent.popitem(last=False)
@@ -708,6 +710,13 @@ class Scheduler:
         if not await active.stop.gone():
             logger.error("a process is stuck in the kernel", job_id=job.id)
         self._ends.tell(job.id, ended)
+
+    async def _drop_artifacts(self, job: Job, *, of: int) -> None:
+        """Remove the content of those, of so many, that the record did not take."""
+        if job.result is not None and job.result.artifact_count < of:
+            kept_bytes = sum(artifact.size_bytes for artifact in job.result.artifacts)
+            with _told("files not removed", job_id=job.id):
+                await asyncio.to_thread(self._artifacts.cut, job.id, kept_bytes)
 
     async def _remove(self, contents: Contents, job: Job, *, of: bool) -> None:
         """Remove a job's content, if it has any."""

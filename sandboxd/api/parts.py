@@ -98,6 +98,10 @@ class Store(Protocol):
         """What the tenant's jobs used that ended from hour `since` to before hour `until`."""
         ...
 
+    async def stored_bytes(self, tenant: str) -> int:
+        """What is kept of the tenant's jobs."""
+        ...
+
     async def used_and_reserved(self, whose: Whose, now: float) -> dict[str, dict[str, float]]:
         """By what is metered and by window."""
         ...

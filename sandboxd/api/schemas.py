@@ -290,6 +290,9 @@ class KeyRequest(Request, frozen=True, kw_only=True):
 class TenantRequest(Quotas, frozen=True, kw_only=True):
     """What a tenant may have."""
 
+    storage_bytes: Annotated[
+        int, Meta(ge=0, description="What is kept of its jobs: inputs, logs and artifacts.")
+    ] = 0
     ceilings: Annotated[
         CeilingsRequest, Meta(description="The most that each job may ask for.")
     ] = CeilingsRequest()
@@ -644,12 +647,20 @@ class KeyQuotasView(Answer, frozen=True, kw_only=True):
     metered: list[MeteredView]
 
 
+class StorageView(Answer, frozen=True, kw_only=True):
+    """What is kept of your jobs: inputs, logs and artifacts, until they are deleted."""
+
+    used_bytes: int
+    most_bytes: Annotated[int | None, Meta(description="Null: no bound.")]
+
+
 class QuotasView(Answer, frozen=True, kw_only=True):
     """What your tenant may have, and has used. 0 or empty: no bound."""
 
     tenant: str
     quotas: TenantQuotas
     metered: list[MeteredView]
+    storage: StorageView
     key: Annotated[
         KeyQuotasView | None,
         Meta(description="Of the key that you asked with: null if it has none of its own."),
@@ -678,6 +689,7 @@ class UsageList(Answer, frozen=True, kw_only=True):
     """Hours in which jobs ended, oldest first."""
 
     data: list[HourView]
+    storage_bytes: Annotated[int, Meta(description="What is kept of your jobs now.")]
 
 
 class SampleView(Answer, frozen=True, kw_only=True):

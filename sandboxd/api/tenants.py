@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Scope
 
-from sandboxd.api.answers import json_answer, list_answer, no_content
+from sandboxd.api.answers import json_answer, no_content
 from sandboxd.api.body import parse_json, read_body, require_json
 from sandboxd.api.conversion import read_struct
 from sandboxd.api.parts import Call, Parts, Principal
@@ -18,8 +18,10 @@ from sandboxd.api.schemas import (
     KeyQuotasView,
     MeteredView,
     QuotasView,
+    StorageView,
     TenantRequest,
     TenantView,
+    UsageList,
 )
 from sandboxd.api.validate import invalid, limits_asked
 from sandboxd.errors import Fault, NotAllowed, NotFound, QuotaExceeded
@@ -99,7 +101,11 @@ async def quotas(call: Call) -> Response:
         metered = await _metered(call, Whose(Holder.KEY, key_id), of_key, now)
         key = KeyQuotasView(id=key_id, quotas=of_key, metered=metered)
     metered = await _metered(call, Whose(Holder.TENANT, tenant), mine, now)
-    return json_answer(QuotasView(tenant=tenant, quotas=mine, metered=metered, key=key))
+    used_bytes = await call.parts.store.stored_bytes(tenant)
+    storage = StorageView(used_bytes=used_bytes, most_bytes=mine.storage_bytes or None)
+    return json_answer(
+        QuotasView(tenant=tenant, quotas=mine, metered=metered, storage=storage, key=key)
+    )
 
 
 async def _metered(call: Call, whose: Whose, quotas: Quotas, now: float) -> list[MeteredView]:
@@ -128,17 +134,17 @@ async def usage(call: Call) -> Response:
     if end - first > _MOST_HOURS:
         raise invalid([Fault("/since", f"more than {_MOST_HOURS} hours before the end")])
     hours = await call.parts.store.uses(call.tenant, first, end)
-    return list_answer(
-        [
-            HourView(
-                hour=rfc3339(each.hour * HOUR_SECONDS),
-                jobs=each.jobs,
-                cpu_seconds=each.cpu_seconds,
-                memory_byte_seconds=each.memory_byte_seconds,
-            )
-            for each in hours
-        ]
-    )
+    views = [
+        HourView(
+            hour=rfc3339(each.hour * HOUR_SECONDS),
+            jobs=each.jobs,
+            cpu_seconds=each.cpu_seconds,
+            memory_byte_seconds=each.memory_byte_seconds,
+        )
+        for each in hours
+    ]
+    stored = await call.parts.store.stored_bytes(call.tenant)
+    return json_answer(UsageList(data=views, storage_bytes=stored))
 
 
 async def show(call: Call) -> Response:

@@ -102,6 +102,8 @@ class Quotas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class TenantQuotas(Quotas, frozen=True, kw_only=True):
     """Those of a tenant."""
 
+    storage_bytes: Whole = 0
+    """What is kept of its jobs: inputs, logs and artifacts."""
     ceilings: LimitsAsked = NOTHING_ASKED
     """The most that each of its jobs and sandboxes may ask for, where that is less than the operator's `[ceilings]`."""
 
@@ -114,17 +116,20 @@ class Bounds(NamedTuple):
     """Of the key that it came with, where that has some."""
 
     @property
-    def metered(self) -> bool:
-        """Whether anything is bounded over hours, days or months."""
-        return self.tenant.metered or (self.key is not None and self.key.metered)
+    def need_the_record(self) -> bool:
+        """Whether only the record can tell if one more job may be accepted."""
+        of_key = self.key is not None and self.key.metered
+        return self.tenant.metered or of_key or self.tenant.storage_bytes > 0
 
 
 METERED = ("cpu_seconds", "memory_byte_seconds")
+STORAGE = "storage_bytes"
 POLICIES = (
     "requests",
     "max_concurrency",
     "max_queued",
     *(f"{what}_per_{window}" for what in METERED for window in WINDOWS),
+    STORAGE,
 )
 """What a request may be refused for."""
 

@@ -102,8 +102,8 @@ def _changed(
     )
 
 
-def job_values(job: Job) -> dict[str, Any]:
-    """The row of a job that was not there before. Its input is stored apart."""
+def job_values(job: Job, *, storage_bytes: int, upload_bytes: int) -> dict[str, Any]:
+    """The row of a job that was not there before, of which so much is kept. Its input is stored apart."""
     spec = job.spec
     queue_seconds = spec.queue_seconds
     need = need_of(spec)
@@ -133,6 +133,8 @@ def job_values(job: Job) -> dict[str, Any]:
         "request_id": job.request_id,
         "traceparent": job.traceparent,
         "retried_from": job.retried_from,
+        "storage_bytes": storage_bytes,
+        "upload_bytes": upload_bytes,
         "spec": _to_json(without_input(spec)).decode(),
         "result": None if job.result is None else encode_result(job.result),
     }

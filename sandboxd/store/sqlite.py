@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import time
 from typing import Self, TypeVar
@@ -16,8 +16,8 @@ from sandboxd.errors import Unavailable
 from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, Sample, State
 from sandboxd.quotas.tenants import Bounds, HourOfUse, Quotas, TenantQuotas, Whose
 from sandboxd.sandbox_values import SandboxPage, SandboxRecord, SandboxState
-from sandboxd.store import catalog, deletions, reads, sandboxes, tenants, writes
-from sandboxd.store.logs import StoredLog, remove_log
+from sandboxd.store import catalog, deletions, reads, sandboxes, storage, tenants, writes
+from sandboxd.store.logs import StoredLog, remove_log, truncate_log
 from sandboxd.store.records import Conservation, Deleted, Idempotency, Page, Submitted
 from sandboxd.store.sqlite_file import READERS, opened, same_file
 from sandboxd.store.writer import Writer
@@ -134,19 +134,26 @@ class SqliteStore:
 
         Where `bounds` have quotas of its key, what it used is counted for the key, too.
 
-        The log's file is on the disk before the record says so; a short one moves into the database.
+        The log's file is on the disk before the record says so; a short one moves into the database. The job comes as it is
+        kept: with less where its tenant may store no more.
         """
         kept = log
         if log.path is not None:
             with _as_unavailable():
                 kept = await asyncio.to_thread(self._settled, log)
-        job = await self._write(
+        ended = await self._write(
             lambda c: writes.finish(
                 c, job_id, lease_token, result, kept, finished_at, self._base, bounds
             )
         )
-        if job is not None and log.path is not None and kept.path is None:
+        if ended is None:
+            return None
+        job, stored = ended
+        if log.path is not None and stored.path is None:
             remove_log(log.path)
+        elif log.path is not None and stored.size() < log.size():
+            with suppress(OSError):  # The record says where it ends.
+                await asyncio.to_thread(truncate_log, log.path, stored.size())
         return job
 
     async def retry(
@@ -327,6 +334,10 @@ class SqliteStore:
     async def uses(self, tenant: str, since: int, until: int) -> list[HourOfUse]:
         """What the tenant's jobs used that ended from hour `since` to before hour `until`, oldest first."""
         return await self._read(lambda c: tenants.uses(c, tenant, since, until))
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """What is kept of the tenant's jobs: inputs, logs and artifacts."""
+        return await self._read(lambda c: storage.used(c, tenant))
 
     async def used_and_reserved(self, whose: Whose, now: float) -> dict[str, dict[str, float]]:
         """By what is metered and by window: what ended jobs used in it, and what the others may use yet."""

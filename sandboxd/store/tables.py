@@ -68,6 +68,8 @@ job = Table(
     Column("request_id", Text),
     Column("traceparent", Text),
     Column("retried_from", Text),
+    Column("storage_bytes", BigInteger, nullable=False),
+    Column("upload_bytes", BigInteger, nullable=False),
     Column("spec", Text, nullable=False),
     Column("result", Text),
 )
@@ -142,6 +144,14 @@ tenant = Table(
     Column("quotas", Text, nullable=False),
 )
 """Tenants with quotas of their own, as JSON."""
+
+tenant_storage = Table(
+    "tenant_storage",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("used_bytes", BigInteger, nullable=False),
+)
+"""The sum of `storage_bytes` over a tenant's jobs, kept in the transactions that change them."""
 
 usage_hour = Table(
     "usage_hour",

@@ -39,7 +39,7 @@ from sandboxd.jobs import (
     Usage,
 )
 from sandboxd.quotas.tenants import Bounds, Holder, Whose
-from sandboxd.store import tables, tenants
+from sandboxd.store import storage, tables, tenants
 from sandboxd.store.logs import StoredLog
 from sandboxd.store.prepared import Prepared
 from sandboxd.store.records import (
@@ -99,9 +99,12 @@ def submit(
         former = _remembered(connection, job, idempotency)
         if former is not None:
             return Submitted(former, replayed=True)
+    coming = storage.incoming(job.spec, input_of(job.spec))
     # Before anything is changed: a refusal must not cost those that share its commit theirs.
     if bounds is not None:
         tenants.check(connection, job, bounds, waits=claim_owner is None, now=job.created_at)
+        if bounds.tenant.storage_bytes:
+            storage.check(connection, job, coming, bounds.tenant.storage_bytes)
     if idempotency is not None:
         _remember(connection, job, idempotency)
     job = taken_in(job)
@@ -109,11 +112,13 @@ def submit(
     if claim_owner is not None:
         job = claimed_at_once(job)
         events.append(_event_values(job, job.queued_at))
-    _INSERT_JOB.execute(connection, job_values(job) | {"lease_owner": claim_owner})
+    values = job_values(job, storage_bytes=coming.all_bytes, upload_bytes=coming.upload_bytes)
+    _INSERT_JOB.execute(connection, values | {"lease_owner": claim_owner})
+    storage.add(connection, job.tenant, coming.all_bytes)
     _INSERT_EVENT.execute_each(connection, events)
     _COUNT.execute(connection, {"of_name": "accepted"})
-    if stdin := input_of(job.spec):
-        connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": stdin})
+    if coming.stdin:
+        connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": coming.stdin})
     if job.spec.contents:
         values = {"job_id": job.id, "contents": job.spec.contents}
         connection.execute(_INSERT_CONTENTS, values)
@@ -305,6 +310,7 @@ _FINISH = Prepared(
         **_END_VALUES,
         started_at=func.coalesce(bindparam("started_at"), _job.c.started_at),
         sequence=_job.c.sequence + bindparam("changes"),
+        storage_bytes=_job.c.storage_bytes - _job.c.upload_bytes + bindparam("left_bytes"),
     )
     .returning(*_job.c)
 )
@@ -319,17 +325,22 @@ def finish(
     finished_at: float,
     log_base: Path,
     bounds: Bounds | None = None,
-) -> Job | None:
+) -> tuple[Job, StoredLog] | None:
     """End a job for good, with its log. None: the lease was lost, and nothing was written.
 
-    Where its key has quotas of its own (`bounds`), its use is counted for the key, too.
+    Where its key has quotas of its own (`bounds`), its use is counted for the key, too. Of log and artifacts is kept what
+    fits into what its tenant may store: the job and the log are returned as they are kept.
     """
+    if bounds is not None and bounds.tenant.storage_bytes:
+        most_bytes = bounds.tenant.storage_bytes
+        result, log = storage.fitting(connection, job_id, result, log, most_bytes)
     key = {"of_job": job_id, "token": lease_token}
     changes = 1
     if result.started_at is not None:
         # A short job was not marked as running on the way: that would have cost a commit of its own.
         changes += _RECORD_START.execute(connection, key | {"at": result.started_at})
-    values = {"started_at": result.started_at, "changes": changes}
+    left_bytes = log.size() + sum(artifact.size_bytes for artifact in result.artifacts)
+    values = {"started_at": result.started_at, "changes": changes, "left_bytes": left_bytes}
     row = _FINISH.returned(connection, key | values | _end_values(result, finished_at))
     if row is None:
         return None
@@ -341,6 +352,7 @@ def finish(
         samples = msgspec.json.encode(result.samples)
         connection.execute(_INSERT_STATS, {"job_id": job_id, "samples": samples})
     job = msgspec.structs.replace(job_from(row), result=result)
+    storage.add(connection, job.tenant, left_bytes - row.upload_bytes)
     use = tenants.Use(
         cpu_seconds=result.usage.cpu_seconds or 0.0,
         memory_byte_seconds=job.spec.limits.memory_bytes * result.usage.wall_seconds,
@@ -348,7 +360,7 @@ def finish(
     tenants.add_use(connection, Whose(Holder.TENANT, job.tenant), finished_at, use)
     if bounds is not None and bounds.key is not None and job.key_id is not None:
         tenants.add_use(connection, Whose(Holder.KEY, job.key_id), finished_at, use)
-    return _ended(connection, job, finished_at)
+    return _ended(connection, job, finished_at), log
 
 
 _RETRY = (
@@ -442,7 +454,11 @@ def expire_waiting(connection: Connection, now: float) -> list[Job]:
 _END_WAITING = (
     update(_job)
     .where(_job.c.id == bindparam("of_job"), tables.state_in(WAITING))
-    .values(**_END_VALUES, sequence=_job.c.sequence + 1)
+    .values(
+        **_END_VALUES,
+        sequence=_job.c.sequence + 1,
+        storage_bytes=_job.c.storage_bytes - _job.c.upload_bytes,
+    )
     .returning(*_job.c)
 )
 
@@ -454,6 +470,7 @@ def _end_waiting(
     result = Result(state=state, reason=reason, error=error, usage=usage)
     values = {"of_job": job.id} | _end_values(result, now)
     row = connection.execute(_END_WAITING, values).one()
+    storage.add(connection, job.tenant, -row.upload_bytes)
     return _ended(connection, job_from(row), now)
 
 

@@ -271,3 +271,42 @@ def test_a_tenants_ceiling_above_the_operators_is_refused(doors: Doors) -> None:
         "/ceilings/memory",
         "/ceilings/gpus",
     }
+
+
+def test_what_is_kept_is_bounded_and_given_back_with_the_job(doors: Doors) -> None:
+    doors.allow("ada", storage_bytes=1000)
+    script = (
+        "head -c 600 /dev/zero | tr '\\0' x; head -c 300 /dev/zero > a; head -c 300 /dev/zero > b"
+    )
+    job = {"image": "host", "command": ["sh", "-c", script], "outputs": ["a", "b"]}
+    first = doors.ada.post("/v1/jobs", json=job, headers=WAIT).json()
+    second = doors.ada.post("/v1/jobs", json=job, headers=WAIT).json()
+    refused = doors.ada.post("/v1/jobs", json=TRUE)
+    told = doors.ada.get("/v1/quotas").json()["storage"]
+    used = doors.ada.get("/v1/usage").json()["storage_bytes"]
+    files = doors.ada.get(f"/v1/jobs/{first['id']}/artifacts").json()["data"]
+    content = doors.ada.get(f"/v1/jobs/{first['id']}/artifacts/a")
+    directory = doors.service.data_dir / "artifacts"
+    on_the_disk = [path.stat().st_size for path in directory.iterdir()]
+    deleted = doors.ada.delete(f"/v1/jobs/{first['id']}")
+    then = doors.ada.post("/v1/jobs", json=TRUE, headers=WAIT).json()
+    left = doors.ada.get("/v1/quotas").json()["storage"]["used_bytes"]
+
+    assert (first["state"], second["state"]) == ("succeeded", "succeeded")
+    assert first["artifacts_passed_over"] == [{"path": "b", "reason": "storage_quota"}]
+    assert [each["path"] for each in files] == ["a"]
+    assert content.content == bytes(300)
+    assert on_the_disk == [300]
+    assert second["streams"]["stdout"] == {
+        "size_bytes": 100,
+        "inline_bytes": 100,
+        "truncated": True,
+    }
+    assert second["stdout"] == "x" * 100
+    assert [each["path"] for each in second["artifacts_passed_over"]] == ["a", "b"]
+    assert (refused.status_code, refused.json()["policy"]) == (429, "storage_bytes")
+    assert told == {"used_bytes": 1000, "most_bytes": 1000}
+    assert used == 1000
+    assert deleted.status_code == 204
+    assert then["state"] == "succeeded"
+    assert left == 100
