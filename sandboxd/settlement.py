@@ -59,8 +59,9 @@ class Settlement:
         What `check` raises where it could not be written is raised here.
         """
 
+        bounds = self._tenants.bounds(job.tenant, job.key_id)
+
         async def finish() -> Job | None:
-            bounds = self._tenants.bounds(job.tenant, job.key_id)
             return await self._store.finish(
                 job.id, job.lease_token, result, log, time.time(), bounds=bounds
             )
@@ -71,6 +72,8 @@ class Settlement:
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
             return None
+        if bounds.tells:
+            self._tenants.on_told()
         # Counted in the loop's next turn: who waits for the job comes first.
         asyncio.get_running_loop().call_soon(self._count, result, log)
         return ended

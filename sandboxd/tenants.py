@@ -19,9 +19,13 @@ from sandboxd.store.sqlite import SqliteStore
 class Tenants:
     """Quotas by tenant and by key, as the store has them, and how many requests each has left."""
 
-    def __init__(self, store: SqliteStore, usual: TenantQuotas) -> None:
+    def __init__(self, store: SqliteStore, usual: TenantQuotas, *, told: bool = False) -> None:
+        """`told`: whether somebody is told when most of a quota is used."""
         self._store = store
         self._usual = usual
+        self._told = told
+        self.on_told: Callable[[], None] = lambda: None
+        """Called when there may be something new to tell."""
         self._own: dict[str, TenantQuotas] = {}
         self._of_keys: dict[str, Quotas] = {}
         self.on_change: Callable[[], None] = lambda: None
@@ -44,7 +48,7 @@ class Tenants:
 
     def bounds(self, tenant: str, key_id: str | None) -> Bounds:
         """All that holds for what comes with this key."""
-        return Bounds(self.of(tenant), self.of_key(key_id))
+        return Bounds(self.of(tenant), self.of_key(key_id), self._told)
 
     def most_at_once(self, tenant: str) -> int:
         """How many jobs of this tenant may run at once; 0: as many as there is room for. From any thread."""

@@ -1,4 +1,4 @@
-"""Keys with quotas of their own, and what the jobs of such a key used; how much is kept of each tenant's jobs."""
+"""Keys with quotas of their own, and what the jobs of such a key used; how much is kept of each tenant's jobs; events for a webhook."""
 
 import json
 
@@ -36,6 +36,29 @@ def upgrade() -> None:
         sa.Column("used_bytes", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("tenant", name="pk_tenant_storage"),
     )
+    op.create_table(
+        "webhook_event",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("policy", sa.Text(), nullable=False),
+        sa.Column("window_hour", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("next_at", sa.Float()),
+        sa.PrimaryKeyConstraint("id", name="pk_webhook_event"),
+        sa.UniqueConstraint(
+            "tenant", "policy", "window_hour", name="uq_webhook_event_tenant_policy_window_hour"
+        ),
+    )
+    not_settled = sa.text("next_at IS NOT NULL")
+    op.create_index(
+        "ix_webhook_event_next_at",
+        "webhook_event",
+        ["next_at"],
+        sqlite_where=not_settled,
+        postgresql_where=not_settled,
+    )
     _fill_in_uploads()
     for statement in _FILL_IN:
         op.execute(statement)
@@ -68,6 +91,7 @@ def _fill_in_uploads() -> None:
 
 
 def downgrade() -> None:
+    op.drop_table("webhook_event")
     op.drop_table("tenant_storage")
     op.drop_column("job", "upload_bytes")
     op.drop_column("job", "storage_bytes")

@@ -95,7 +95,7 @@ async def quotas(call: Call) -> Response:
     """GET /v1/quotas"""
     now = time.time()
     tenant, key_id = call.tenant, call.principal.key_id
-    mine, of_key = call.parts.tenants.bounds(tenant, key_id)
+    mine, of_key = call.parts.tenants.of(tenant), call.parts.tenants.of_key(key_id)
     key = None
     if of_key is not None and key_id is not None:
         metered = await _metered(call, Whose(Holder.KEY, key_id), of_key, now)

@@ -114,6 +114,13 @@ class Bounds(NamedTuple):
     tenant: TenantQuotas
     key: Quotas | None = None
     """Of the key that it came with, where that has some."""
+    told: bool = False
+    """Whether somebody is told when most of a quota is used."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether there may be something to tell when a job ends."""
+        return self.told and (self.tenant.metered or self.tenant.storage_bytes > 0)
 
     @property
     def need_the_record(self) -> bool:

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, and_, delete, select
 
 from sandboxd.errors import Conflict, NotFound
 from sandboxd.jobs import TERMINAL, State
-from sandboxd.store import storage, tables
+from sandboxd.store import outbox, storage, tables
 from sandboxd.store.records import Deleted
 from sandboxd.store.writes import IDEMPOTENCY_SECONDS
 
@@ -48,4 +48,5 @@ def delete_expired(connection: Connection, now: float, limit: int, log_base: Pat
         storage.add(connection, tenant, -freed)
     old = _idempotency.c.created_at <= now - IDEMPOTENCY_SECONDS
     connection.execute(delete(_idempotency).where(old))
+    outbox.forget(connection, now)
     return Deleted(job_ids, [log_base / row.path for row in rows if row.path is not None])

@@ -16,8 +16,9 @@ from sandboxd.errors import Unavailable
 from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, Sample, State
 from sandboxd.quotas.tenants import Bounds, HourOfUse, Quotas, TenantQuotas, Whose
 from sandboxd.sandbox_values import SandboxPage, SandboxRecord, SandboxState
-from sandboxd.store import catalog, deletions, reads, sandboxes, storage, tenants, writes
+from sandboxd.store import catalog, deletions, outbox, reads, sandboxes, storage, tenants, writes
 from sandboxd.store.logs import StoredLog, remove_log, truncate_log
+from sandboxd.store.outbox import Undelivered
 from sandboxd.store.records import Conservation, Deleted, Idempotency, Page, Submitted
 from sandboxd.store.sqlite_file import READERS, opened, same_file
 from sandboxd.store.writer import Writer
@@ -342,6 +343,24 @@ class SqliteStore:
     async def used_and_reserved(self, whose: Whose, now: float) -> dict[str, dict[str, float]]:
         """By what is metered and by window: what ended jobs used in it, and what the others may use yet."""
         return await self._read(lambda c: tenants.used_and_reserved(c, whose, now))
+
+    # Events for the webhook
+
+    async def due_events(self, now: float, limit: int) -> list[Undelivered]:
+        """Those that are to be delivered now, oldest first."""
+        return await self._read(lambda c: outbox.due(c, now, limit))
+
+    async def next_event_due(self) -> float | None:
+        """When the next one is to be delivered (Unix time); None: all are settled."""
+        return await self._read(outbox.next_due)
+
+    async def note_attempt(self, event_id: str, next_at: float | None) -> None:
+        """One more attempt was made; another one is due then. None: it was delivered, or is given up."""
+        await self._write(lambda c: outbox.note_attempt(c, event_id, next_at))
+
+    async def undelivered_events(self) -> int:
+        """How many are to be delivered yet."""
+        return await self._read(outbox.backlog)
 
     # Sandboxes that live long
 

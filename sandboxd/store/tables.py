@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     literal_column,
     or_,
 )
@@ -253,6 +254,27 @@ idempotency = Table(
     sqlite_with_rowid=False,
 )
 """No foreign key: a key outlives its job, else a late repetition of the request would run it again."""
+
+webhook_event = Table(
+    "webhook_event",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("window_hour", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", Float),
+    UniqueConstraint("tenant", "policy", "window_hour"),
+)
+"""Events for the operator's webhook. `next_at`: when one is to be delivered; null: it was, or it is given up."""
+Index(
+    "ix_webhook_event_next_at",
+    webhook_event.c.next_at,
+    sqlite_where=webhook_event.c.next_at.is_not(None),
+    postgresql_where=webhook_event.c.next_at.is_not(None),
+)
 
 api_key = Table(
     "api_key",

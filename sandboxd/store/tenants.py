@@ -130,11 +130,18 @@ def used_and_reserved(
     _, *reserved = (sum(parts) for parts in zip(*rows, strict=True))
     table: dict[str, dict[str, float]] = {what: {} for what in METERED}
     for window in WINDOWS:
-        values = {"whose": whose.id, "since": first_hour(window, now)}
-        used = connection.execute(account.used, values).one()
+        used = used_in_window(connection, whose, window, now)
         for what, so_far, more in zip(METERED, used, reserved, strict=True):
             table[what][window] = so_far + more
     return table
+
+
+def used_in_window(
+    connection: Connection, whose: Whose, window: str, now: float
+) -> tuple[float, ...]:
+    """What ended jobs used in the hour, day or month of a moment, by what is metered."""
+    values = {"whose": whose.id, "since": first_hour(window, now)}
+    return tuple(connection.execute(_ACCOUNTS[whose.holder].used, values).one())
 
 
 def check(connection: Connection, job: Job, bounds: Bounds, *, waits: bool, now: float) -> None:

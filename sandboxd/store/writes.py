@@ -39,7 +39,7 @@ from sandboxd.jobs import (
     Usage,
 )
 from sandboxd.quotas.tenants import Bounds, Holder, Whose
-from sandboxd.store import storage, tables, tenants
+from sandboxd.store import outbox, storage, tables, tenants
 from sandboxd.store.logs import StoredLog
 from sandboxd.store.prepared import Prepared
 from sandboxd.store.records import (
@@ -353,14 +353,25 @@ def finish(
         connection.execute(_INSERT_STATS, {"job_id": job_id, "samples": samples})
     job = msgspec.structs.replace(job_from(row), result=result)
     storage.add(connection, job.tenant, left_bytes - row.upload_bytes)
+    _count_use(connection, job, result, bounds, finished_at)
+    return _ended(connection, job, finished_at), log
+
+
+def _count_use(
+    connection: Connection, job: Job, result: Result, bounds: Bounds | None, now: float
+) -> None:
+    """Add what a job used to the hour of its tenant and of its key, and tell of what that makes."""
     use = tenants.Use(
         cpu_seconds=result.usage.cpu_seconds or 0.0,
         memory_byte_seconds=job.spec.limits.memory_bytes * result.usage.wall_seconds,
     )
-    tenants.add_use(connection, Whose(Holder.TENANT, job.tenant), finished_at, use)
-    if bounds is not None and bounds.key is not None and job.key_id is not None:
-        tenants.add_use(connection, Whose(Holder.KEY, job.key_id), finished_at, use)
-    return _ended(connection, job, finished_at), log
+    tenants.add_use(connection, Whose(Holder.TENANT, job.tenant), now, use)
+    if bounds is None:
+        return
+    if bounds.key is not None and job.key_id is not None:
+        tenants.add_use(connection, Whose(Holder.KEY, job.key_id), now, use)
+    if bounds.tells:
+        outbox.note_thresholds(connection, job.tenant, bounds.tenant, now)
 
 
 _RETRY = (
