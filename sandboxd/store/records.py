@@ -288,6 +288,19 @@ def job_from(row: Row[Any]) -> Job:
     )
 
 
+def event_values(job: Job, at: float, message: str | None = None) -> dict[str, object]:
+    """The event of the change that made the job what it is."""
+    return {
+        "job_id": job.id,
+        "seq": job.sequence,
+        "at": at,
+        "state": job.state.value,
+        "reason": job.reason.value,
+        "attempt": job.attempt,
+        "message": message,
+    }
+
+
 def event_from(row: Row[Any]) -> JobEvent:
     """The event of a row of the table `job_event`."""
     return JobEvent(

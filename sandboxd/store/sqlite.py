@@ -16,7 +16,17 @@ from sandboxd.errors import Unavailable
 from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, Sample, State
 from sandboxd.quotas.tenants import Bounds, HourOfUse, Quotas, TenantQuotas, Whose
 from sandboxd.sandbox_values import SandboxPage, SandboxRecord, SandboxState
-from sandboxd.store import catalog, deletions, outbox, reads, sandboxes, storage, tenants, writes
+from sandboxd.store import (
+    catalog,
+    claims,
+    deletions,
+    outbox,
+    reads,
+    sandboxes,
+    storage,
+    tenants,
+    writes,
+)
 from sandboxd.store.logs import StoredLog, remove_log, truncate_log
 from sandboxd.store.outbox import Undelivered
 from sandboxd.store.records import Conservation, Deleted, Idempotency, Page, Submitted
@@ -115,7 +125,7 @@ class SqliteStore:
 
         It sees the first of each tenant, without those of the keys that are `passed_over`, and is called by the thread that writes.
         """
-        return await self._write(lambda c: writes.claim(c, owner, choose, now, passed_over))
+        return await self._write(lambda c: claims.claim(c, owner, choose, now, passed_over))
 
     async def mark_running(self, job_id: str, lease_token: int, started_at: float) -> None:
         """Note that the command started; nothing if the lease is stale. `finish` notes it too: short jobs skip this."""

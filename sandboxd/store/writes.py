@@ -4,15 +4,11 @@ Every change that a client can see raises the job's `sequence` by one and leaves
 a job proves with its lease token that it is still the one who may (`_HELD`): a stale lease changes nothing.
 """
 
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from sqlalchemy import (
-    ColumnElement,
     Connection,
-    Select,
     and_,
     bindparam,
     delete,
@@ -23,13 +19,11 @@ from sqlalchemy import (
     update,
 )
 
-from sandboxd.admission import Choose
 from sandboxd.errors import Conflict, Invalid, NotFound
 from sandboxd.jobs import (
     ACTIVE,
     TERMINAL,
     WAITING,
-    Candidate,
     Component,
     Job,
     JobError,
@@ -48,13 +42,12 @@ from sandboxd.store.records import (
     artifact_values,
     claimed_at_once,
     encode_result,
-    has_contents,
+    event_values,
     input_of,
     job_from,
     job_values,
     log_values,
     taken_in,
-    with_input,
 )
 
 IDEMPOTENCY_SECONDS = 86_400.0
@@ -108,10 +101,10 @@ def submit(
     if idempotency is not None:
         _remember(connection, job, idempotency)
     job = taken_in(job)
-    events = [_event_values(job, job.created_at)]
+    events = [event_values(job, job.created_at)]
     if claim_owner is not None:
         job = claimed_at_once(job)
-        events.append(_event_values(job, job.queued_at))
+        events.append(event_values(job, job.queued_at))
     values = job_values(job, storage_bytes=coming.all_bytes, upload_bytes=coming.upload_bytes)
     _INSERT_JOB.execute(connection, values | {"lease_owner": claim_owner})
     storage.add(connection, job.tenant, coming.all_bytes)
@@ -161,106 +154,6 @@ def _remember(connection: Connection, job: Job, idempotency: Idempotency) -> Non
     connection.execute(insert(_idempotency), values | idempotency._asdict())
 
 
-_LINE = 32
-"""Of each tenant, so many jobs are looked at."""
-_WAITS = tables.state_in(WAITING)
-_tenants = select(func.min(_job.c.tenant).label("name")).where(_WAITS).cte("t", recursive=True)
-_next_tenant = (
-    select(func.min(_job.c.tenant))
-    .where(_WAITS, _job.c.tenant > _tenants.c.name)
-    .correlate(_tenants)
-    .scalar_subquery()
-)
-_tenants = _tenants.union_all(select(_next_tenant).where(_tenants.c.name.is_not(None)))
-"""Those with jobs that wait: a jump in the index for each, however many jobs it has."""
-_mine = _job.alias("mine")
-_OF_OTHER_KEYS = func.coalesce(_mine.c.key_id, "").not_in(bindparam("passed_over", expanding=True))
-
-
-def _candidates(*conditions: ColumnElement[bool]) -> Select[Any]:
-    """The first of each tenant that may run now."""
-    in_line = (
-        select(_mine.c.id)
-        .where(
-            tables.state_in(WAITING, _mine),
-            _mine.c.tenant == _tenants.c.name,
-            _mine.c.run_at <= bindparam("now"),
-            *conditions,
-        )
-        .order_by(_mine.c.priority.desc(), _mine.c.id)
-        .limit(_LINE)
-        .correlate(_tenants)
-        .scalar_subquery()
-    )
-    return select(
-        _job.c.id,
-        _job.c.tenant,
-        _job.c.priority,
-        _job.c.memory_bytes,
-        _job.c.millicpus,
-        _job.c.wall_seconds,
-        _job.c.key_id,
-    ).select_from(_tenants.join(_job, _job.c.id.in_(in_line)))
-
-
-_CANDIDATES = _candidates()
-_CANDIDATES_OF_OTHER_KEYS = _candidates(_OF_OTHER_KEYS)
-"""A key that has enough must not fill the part of its tenant's line that is looked at."""
-_CLAIM = (
-    update(_job)
-    .where(_job.c.id.in_(bindparam("job_ids", expanding=True)), _WAITS)
-    .values(
-        state=State.STARTING.value,
-        reason=Reason.CLAIMED.value,
-        attempt=_job.c.attempt + 1,
-        lease_owner=bindparam("owner"),
-        lease_token=_job.c.lease_token + 1,
-        sequence=_job.c.sequence + 1,
-    )
-    .returning(*_job.c)
-)
-
-
-def claim(
-    connection: Connection,
-    owner: str,
-    choose: Choose,
-    now: float,
-    passed_over: Collection[str] = (),
-) -> list[Job]:
-    """Take the jobs that `choose` picks of those that may run now, in its order, with their input.
-
-    `passed_over`: keys whose jobs are not looked at.
-    """
-    if passed_over:
-        values = {"now": now, "passed_over": list(passed_over)}
-        rows = connection.execute(_CANDIDATES_OF_OTHER_KEYS, values)
-    else:
-        rows = connection.execute(_CANDIDATES, {"now": now})
-    candidates = [Candidate(*row) for row in rows]
-    job_ids = list(choose(candidates)) if candidates else []
-    if not job_ids:
-        return []
-    claimed = connection.execute(_CLAIM, {"owner": owner, "job_ids": job_ids}).all()
-    wanted = tables.job_stdin.c.job_id.in_([row.id for row in claimed])
-    stdin = {
-        row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
-    }
-    jobs = [job_from(row) for row in claimed]
-    contents = _contents_of(connection, [job.id for job in jobs if has_contents(job)])
-    jobs = [with_input(job, stdin.get(job.id), contents.get(job.id)) for job in jobs]
-    _INSERT_EVENT.execute_each(connection, [_event_values(job, now) for job in jobs])
-    return sorted(jobs, key=lambda job: job_ids.index(job.id))
-
-
-def _contents_of(connection: Connection, job_ids: list[str]) -> dict[str, bytes]:
-    if not job_ids:
-        return {}
-    part = tables.job_contents
-    rows = connection.execute(select(part).where(part.c.job_id.in_(job_ids)))
-    return {row.job_id: row.contents for row in rows}
-
-
 _MARK_RUNNING = (
     update(_job)
     .where(_HELD, _job.c.state == State.STARTING.value)
@@ -279,7 +172,7 @@ def mark_running(connection: Connection, job_id: str, lease_token: int, started_
     key = {"of_job": job_id, "token": lease_token}
     row = connection.execute(_MARK_RUNNING, key | {"at": started_at}).one_or_none()
     if row is not None:
-        _INSERT_EVENT.execute(connection, _event_values(job_from(row), started_at))
+        _INSERT_EVENT.execute(connection, event_values(job_from(row), started_at))
 
 
 _RECORD_START = Prepared(
@@ -406,7 +299,7 @@ def retry(
     row = connection.execute(_RETRY, values).one_or_none()
     if row is None:
         return False
-    _INSERT_EVENT.execute(connection, _event_values(job_from(row), now, message))
+    _INSERT_EVENT.execute(connection, event_values(job_from(row), now, message))
     return True
 
 
@@ -442,7 +335,7 @@ def request_cancel(
         error = JobError(component=None, code=reason, message=text)
         return _end_waiting(connection, job, State.CANCELLED, reason, error, now)
     job = job_from(connection.execute(_REQUEST_CANCEL, {"of_job": job_id}).one())
-    asked = _event_values(job, now, message) | {"reason": reason.value}
+    asked = event_values(job, now, message) | {"reason": reason.value}
     _INSERT_EVENT.execute(connection, asked)
     return job
 
@@ -512,19 +405,6 @@ def _ended(connection: Connection, job: Job, now: float) -> Job:
     """Leave the event and the count of a job that has just reached its terminal state."""
     error = None if job.result is None else job.result.error
     message = None if error is None else error.message
-    _INSERT_EVENT.execute(connection, _event_values(job, now, message))
+    _INSERT_EVENT.execute(connection, event_values(job, now, message))
     _COUNT.execute(connection, {"of_name": job.state.value})
     return job
-
-
-def _event_values(job: Job, at: float, message: str | None = None) -> dict[str, object]:
-    """The event of the change that made the job what it is."""
-    return {
-        "job_id": job.id,
-        "seq": job.sequence,
-        "at": at,
-        "state": job.state.value,
-        "reason": job.reason.value,
-        "attempt": job.attempt,
-        "message": message,
-    }
