@@ -84,6 +84,7 @@ class Occupant:
     need: Room
     until: float
     """The Unix time at which it gives it back at the latest."""
+    key_id: str | None = None
 
 
 class Blocked(NamedTuple):
@@ -102,7 +103,7 @@ class Choice(NamedTuple):
     job_ids: tuple[str, ...] = ()
     blocked: Blocked | None = None
     held_back: bool = False
-    """Whether jobs wait only because as many of their tenant run as may."""
+    """Whether jobs wait only because as many of their tenant or of their key run as may."""
 
 
 def need_of(spec: JobSpec) -> Room:
@@ -129,27 +130,34 @@ class _Lines:
     def __init__(
         self,
         waiting: Iterable[Candidate],
-        occupants: Iterable[Occupant],
+        occupants: Sequence[Occupant],
         whole: Room,
         turns: Mapping[str, int],
         most_at_once: Callable[[str], int],
+        most_of_key: Callable[[str | None], int],
     ) -> None:
         self._whole = whole
         self._most_at_once = most_at_once
+        self._most_of_key = most_of_key
         self._lines: dict[str, deque[Candidate]] = {}
         for job in sorted(waiting, key=_turn):
             self._lines.setdefault(job.tenant, deque()).append(job)
         self._shares: defaultdict[str, Room] = defaultdict(lambda: NOTHING)
         for occupant in occupants:
             self._shares[occupant.tenant] = self._shares[occupant.tenant].plus(occupant.need)
+        self._of_keys = Counter(occupant.key_id for occupant in occupants)
         self._last_turns = Counter(turns)
         self._turn = max(turns.values(), default=0)
         self.held_back = False
 
     def next(self) -> Candidate | None:
         """The job whose turn it is, which leaves its line; None: there is none."""
-        for name in list(self._lines):
-            if not self._lines[name]:
+        for name, line in list(self._lines.items()):
+            while line and 0 < self._most_of_key(line[0].key_id) <= self._of_keys[line[0].key_id]:
+                # It waits for one of its key, and holds nobody up.
+                line.popleft()
+                self.held_back = True
+            if not line:
                 del self._lines[name]
             elif 0 < self._most_at_once(name) <= self._shares[name].slots:
                 # Its next job waits for one of its own, and holds nobody up.
@@ -162,6 +170,7 @@ class _Lines:
     def started(self, job: Candidate, need: Room) -> None:
         """It has its turn, and room."""
         self._shares[job.tenant] = self._shares[job.tenant].plus(need)
+        self._of_keys[job.key_id] += 1
         self._turn += 1
         self._last_turns[job.tenant] = self._turn
 
@@ -178,13 +187,14 @@ def choose(
     now: float,
     turns: Mapping[str, int] = MappingProxyType({}),
     most_at_once: Callable[[str], int] = lambda _: 0,
+    most_of_key: Callable[[str | None], int] = lambda _: 0,
 ) -> Choice:
     """Who starts now. `free` may be less than `whole` without the occupants: something else may be promised.
 
     `turns`: tenant to a number that is higher the later its last job started. `most_at_once`: tenant to how many of its
-    jobs may run; 0: any number.
+    jobs may run; 0: any number. `most_of_key`: the same for the id of a key.
     """
-    lines = _Lines(waiting, occupants, whole, turns, most_at_once)
+    lines = _Lines(waiting, occupants, whole, turns, most_at_once, most_of_key)
     chosen: list[str] = []
     running = list(occupants)
     blocked: Blocked | None = None
@@ -204,7 +214,7 @@ def choose(
         if puts_off:
             beside = beside.minus(need)
         free = free.minus(need)
-        running.append(Occupant(job.tenant, need, until))
+        running.append(Occupant(job.tenant, need, until, job.key_id))
         lines.started(job, need)
         chosen.append(job.id)
     return Choice(tuple(chosen), blocked, lines.held_back)

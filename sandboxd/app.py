@@ -47,6 +47,7 @@ from sandboxd.settings_loader import Loaded
 from sandboxd.store import migrate
 from sandboxd.store.sqlite import SqliteStore
 from sandboxd.tenants import Tenants
+from sandboxd.webhooks import Webhooks
 
 logger = structlog.get_logger(__name__)
 
@@ -79,7 +80,7 @@ class Service:
         for controller in execution.host.controllers.values():
             there[f"cgroup {controller.name}"] = controller.directory is not None
         self.metrics = Metrics(there, self._snapshot)
-        self.tenants = Tenants(store, settings.quotas)
+        self.tenants = Tenants(store, settings.quotas, told=bool(settings.webhooks.url))
         self.scheduler = Scheduler(
             store,
             execution.runner,
@@ -99,6 +100,10 @@ class Service:
             inline_log_bytes=settings.store.inline_log_bytes,
         )
         self.tenants.on_change = self.scheduler.look_at_waiting
+        self.webhooks: Webhooks | None = None
+        if settings.webhooks.url:
+            self.webhooks = Webhooks(store, self.metrics, settings.webhooks)
+            self.tenants.on_told = self.webhooks.look
         self.attack_gate = AttackGate(
             settings.isolation.attack_at_start,
             self.scheduler,
@@ -162,6 +167,9 @@ class Service:
             parts.push_async_callback(service.sandboxes.close)
             measuring = asyncio.create_task(service._measure_loop_lag())
             parts.callback(measuring.cancel)
+            if service.webhooks is not None:
+                delivering = asyncio.create_task(service.webhooks.run())
+                parts.callback(delivering.cancel)
             attacking = asyncio.create_task(service.attack_gate.run())
             parts.callback(attacking.cancel)
             yield service
@@ -294,6 +302,7 @@ class Service:
             pool_hits=pool.hits,
             pool_misses=pool.misses,
             sandboxes=self.sandboxes.counts(),
+            webhook_backlog=await self.store.undelivered_events(),
         )
 
 

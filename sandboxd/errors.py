@@ -50,6 +50,17 @@ class Forbidden(Refused):
     code = "forbidden"
 
 
+class NotAllowed(Forbidden):
+    """What a quota of the caller's tenant or key does not let them use (403). `policy`, `of`: as in QuotaExceeded."""
+
+    code = "not_allowed"
+
+    def __init__(self, detail: str, *, policy: str, of: str) -> None:
+        super().__init__(detail)
+        self.policy = policy
+        self.of = of
+
+
 class NotFound(Refused):
     """It does not exist, or it belongs to another tenant: the caller cannot tell which (404)."""
 
@@ -93,15 +104,22 @@ class Unavailable(Refused):
 
 
 class QuotaExceeded(Refused):
-    """More than the tenant may have (429). `policy` is the quota's name."""
+    """More than the tenant or the key may have (429). `policy` is the quota's name, `of` says whose it is."""
 
     code = "quota_exceeded"
 
     def __init__(
-        self, detail: str, *, policy: str, retry_after_seconds: float, code: str | None = None
+        self,
+        detail: str,
+        *,
+        policy: str,
+        of: str,
+        retry_after_seconds: float,
+        code: str | None = None,
     ) -> None:
         super().__init__(detail, code=code)
         self.policy = policy
+        self.of = of
         self.retry_after_seconds = retry_after_seconds
 
 

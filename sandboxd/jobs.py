@@ -7,6 +7,7 @@ import msgspec
 
 from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.tenants import Quotas
 from sandboxd.steps import Step
 
 
@@ -162,6 +163,7 @@ class Candidate(NamedTuple):
     memory_bytes: int
     millicpus: int
     wall_seconds: float
+    key_id: str | None = None
 
 
 class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -364,6 +366,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     tenant: str
+    key_id: str | None = None
+    """Of the key that it came with."""
     spec: JobSpec
     state: State
     reason: Reason
@@ -406,6 +410,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
+    quotas: Quotas | None = None
+    """Its own, which hold besides its tenant's."""
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):

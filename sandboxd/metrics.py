@@ -8,7 +8,7 @@ service; a scrape reads the queue's figures from where they are kept.
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -130,6 +130,8 @@ class Snapshot(NamedTuple):
     pool_misses: int
     sandboxes: dict[SandboxState, int]
     """Those that live until they are told to end, by state."""
+    webhook_backlog: int = 0
+    """Events that are to be delivered yet."""
 
 
 class Metrics:
@@ -168,6 +170,14 @@ class Metrics:
         )
         for policy in POLICIES:
             self._over_quota.labels(policy)
+        self._webhooks = Counter(
+            "sandboxd_webhook_deliveries",
+            "Attempts to deliver an event to the operator's webhook.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("delivered", "failed", "given_up"):
+            self._webhooks.labels(outcome)
         self._loop_lag = Gauge(
             "sandboxd_event_loop_lag_seconds",
             "How late the event loop last came to something that was due.",
@@ -181,6 +191,10 @@ class Metrics:
     def over_quota(self, policy: str) -> None:
         """A request was refused because of this quota."""
         self._over_quota.labels(policy).inc()
+
+    def webhook(self, outcome: Literal["delivered", "failed", "given_up"]) -> None:
+        """An attempt to deliver an event; `failed`: there will be another one."""
+        self._webhooks.labels(outcome).inc()
 
     def submitted(self, spec: JobSpec) -> None:
         """A job was accepted."""
@@ -525,6 +539,11 @@ class _SnapshotCollector(Collector):
         for state_of_sandbox, count in now.sandboxes.items():
             sandboxes.add_metric([state_of_sandbox], count)
         yield sandboxes
+        yield GaugeMetricFamily(
+            "sandboxd_webhook_backlog",
+            "Events for the operator's webhook that are to be delivered yet.",
+            value=now.webhook_backlog,
+        )
         yield CounterMetricFamily(
             "sandboxd_warm_pool_hits", "Jobs that got a parked sandbox.", value=now.pool_hits
         )

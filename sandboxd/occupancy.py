@@ -44,12 +44,21 @@ class Occupancy:
 
     def count(self, tenant: str) -> int:
         """How many of a tenant's have room, or wait for some."""
-        everybody = (*self._occupants, *(waiting for waiting, _ in self._wanting))
-        return sum(each.tenant == tenant for each in everybody)
+        return sum(each.tenant == tenant for each in self._everybody)
 
-    def enter(self, tenant: str, need: Room, until: float) -> Occupant:
+    def count_of_key(self, key_id: str) -> int:
+        """How many that came with a key have room, or wait for some."""
+        return sum(each.key_id == key_id for each in self._everybody)
+
+    @property
+    def _everybody(self) -> Sequence[Occupant]:
+        return (*self._occupants, *(waiting for waiting, _ in self._wanting))
+
+    def enter(
+        self, tenant: str, need: Room, until: float, *, key_id: str | None = None
+    ) -> Occupant:
         """Room, until `leave`, whether it is free or not: that is for the caller to see. `until`: see Occupant."""
-        occupant = Occupant(tenant, need.within(self.whole), until)
+        occupant = Occupant(tenant, need.within(self.whole), until, key_id)
         self._add(occupant)
         return occupant
 
@@ -59,9 +68,11 @@ class Occupancy:
         self.in_use = self.in_use.minus(occupant.need)
         self.hand_out()
 
-    async def wait(self, tenant: str, need: Room, until: float) -> Occupant:
+    async def wait(
+        self, tenant: str, need: Room, until: float, *, key_id: str | None = None
+    ) -> Occupant:
         """As `enter`, when it is free, in the order of those that wait. Cancelled, it has and wants nothing."""
-        occupant = Occupant(tenant, need.within(self.whole), until)
+        occupant = Occupant(tenant, need.within(self.whole), until, key_id)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wanting.append((occupant, turn))
         self.hand_out()

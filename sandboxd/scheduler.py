@@ -39,6 +39,7 @@ from sandboxd.metrics import Metrics
 from sandboxd.occupancy import Occupancy
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.pressure import FREE_DISK, Pressure
+from sandboxd.quotas.tenants import Holder
 from sandboxd.running.commands import Stop
 from sandboxd.running.runner import NotAccepted, Runner
 from sandboxd.running.sampling import Samples
@@ -100,7 +101,7 @@ class Waits(NamedTuple):
     """What a job waits for."""
 
     reason: str
-    """One of WORDS, of `quotas.pressure`, `tenant` or `retry`."""
+    """One of WORDS, of `quotas.pressure`, `tenant`, `key` or `retry`."""
     position: int
     """How many are before it."""
     expected_at: float | None
@@ -154,9 +155,9 @@ class Scheduler:
         self._ends: Watchers[Job] = Watchers()
         self._starts: Watchers[None] = Watchers()
         self._run_ends: Watchers[None] = Watchers()
-        self._settlement = Settlement(store, metrics, log_directory)
+        self._settlement = Settlement(store, metrics, tenants, log_directory)
         self._held_back = False
-        """Jobs wait only because as many of their tenants' run as may."""
+        """Jobs wait only because as many of their tenants' or their keys' run as may."""
         self._lacking: str | None = None
         """Why jobs wait although there may be room: what the host has too little of."""
         self._blocked: Blocked | None = None
@@ -232,8 +233,9 @@ class Scheduler:
         if lacking == FREE_DISK:
             detail = "the host has too little free disk space for another record"
             raise Unavailable(detail, code="disk_low", retry_after_seconds=10)
-        quotas = self._tenants.of(job.tenant)
-        fits = self._occupancy.free.lacks(need) is None and not self._has_enough(job.tenant)
+        bounds = self._tenants.bounds(job.tenant, job.key_id)
+        has_enough = self._who_has_enough(job.tenant, job.key_id) is not None
+        fits = self._occupancy.free.lacks(need) is None and not has_enough
         at_once = not self._may_wait and lacking is None and fits
         if not at_once and self._queued >= self._max_queued:
             raise Unavailable(
@@ -242,7 +244,7 @@ class Scheduler:
         # In this turn of the loop: whoever comes in the same turn finds the room taken. And what follows is shielded: a client
         # that goes away while its job is stored must not leave one that is claimed and never run.
         occupant = self._enter(job, need) if at_once else None
-        if occupant is not None and idempotency is None and not quotas.metered:
+        if occupant is not None and idempotency is None and not bounds.need_the_record:
             early = client_waits and _shows_only_in_its_answer(job.spec)
             accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             claimed = claimed_at_once(taken_in(job))
@@ -261,7 +263,7 @@ class Scheduler:
     def _enter(self, job: Job, need: Room) -> Occupant:
         """Room for a job from now on."""
         until = time.time() + job.spec.limits.wall_seconds
-        return self._occupancy.enter(job.tenant, need, until)
+        return self._occupancy.enter(job.tenant, need, until, key_id=job.key_id)
 
     async def _accept(
         self, job: Job, idempotency: Idempotency | None, occupant: Occupant | None
@@ -273,7 +275,7 @@ class Scheduler:
                 job,
                 idempotency=idempotency,
                 claim_owner=None if occupant is None else self._owner,
-                quotas=self._tenants.of(job.tenant),
+                bounds=self._tenants.bounds(job.tenant, job.key_id),
             )
             new = not submitted.replayed
         finally:
@@ -311,7 +313,7 @@ class Scheduler:
                     job,
                     claim_owner=self._owner,
                     patience_seconds=_PATIENCE_SECONDS if early else 0.0,
-                    quotas=self._tenants.of(job.tenant),
+                    bounds=self._tenants.bounds(job.tenant, job.key_id),
                 )
             except BaseException:
                 accepted.set_exception(NotAccepted)
@@ -422,21 +424,32 @@ class Scheduler:
         )
 
     async def hold(
-        self, tenant: str, limits: Limits, *, until: float, timeout_seconds: float
+        self,
+        tenant: str,
+        limits: Limits,
+        *,
+        until: float,
+        timeout_seconds: float,
+        key_id: str | None = None,
     ) -> Occupant:
         """Take room for what is no job, until `release`. It goes before the jobs that wait. Raises Unavailable, QuotaExceeded.
 
         `until`: when it is given back at the latest (Unix time).
         """
         self._check_not_draining()
-        if self._has_enough(tenant):
-            most = self._tenants.most_at_once(tenant)
-            detail = f"{most} jobs and sandboxes of yours run, as many as may at once"
-            raise QuotaExceeded(detail, policy="max_concurrency", retry_after_seconds=1)
+        holder = self._who_has_enough(tenant, key_id)
+        if holder is not None:
+            whose = "this key" if holder is Holder.KEY else "yours"
+            raise QuotaExceeded(
+                f"as many jobs and sandboxes of {whose} run as may at once",
+                policy="max_concurrency",
+                of=holder,
+                retry_after_seconds=1,
+            )
         need = room_for(limits)
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await self._occupancy.wait(tenant, need, until)
+                return await self._occupancy.wait(tenant, need, until, key_id=key_id)
         except BaseException as error:
             self._wake.set()
             if isinstance(error, TimeoutError):
@@ -454,7 +467,7 @@ class Scheduler:
 
     def keep(self, job: Job, *, until: float) -> Occupant:
         """Hold the room of a job that is about to give it back."""
-        return self._occupancy.enter(job.tenant, need_of(job.spec), until)
+        return self._occupancy.enter(job.tenant, need_of(job.spec), until, key_id=job.key_id)
 
     def change(
         self, held: Occupant, limits: Limits, *, until: float, in_any_case: bool = False
@@ -464,7 +477,7 @@ class Scheduler:
         more = need.within(self._occupancy.whole).minus(held.need).positive()
         if not in_any_case and more != NOTHING and self._occupancy.free.lacks(more) is not None:
             raise self._no_room(need)
-        other = self._occupancy.enter(held.tenant, need, until)
+        other = self._occupancy.enter(held.tenant, need, until, key_id=held.key_id)
         self.release(held)
         return other
 
@@ -480,8 +493,9 @@ class Scheduler:
         position = await self._store.waiting_before(job, now)
         if job.state is State.RETRYING:
             return Waits("retry", position, None)
-        if self._has_enough(job.tenant):
-            return Waits("tenant", position, None)
+        holder = self._who_has_enough(job.tenant, job.key_id)
+        if holder is not None:
+            return Waits(holder, position, None)
         blocked = self._blocked
         reason = self._lacking or WORDS[blocked.lacks if blocked else "slots"]
         expected = None
@@ -493,10 +507,14 @@ class Scheduler:
             expected = latest if expected is None else min(expected, latest)
         return Waits(reason, position, expected)
 
-    def _has_enough(self, tenant: str) -> bool:
-        """Whether as many jobs of this tenant run as may."""
-        most = self._tenants.most_at_once(tenant)
-        return 0 < most <= self._occupancy.count(tenant)
+    def _who_has_enough(self, tenant: str, key_id: str | None) -> Holder | None:
+        """Of whom as many run as may; None: one more of this tenant and this key may."""
+        if 0 < self._tenants.most_at_once(tenant) <= self._occupancy.count(tenant):
+            return Holder.TENANT
+        return Holder.KEY if key_id is not None and self._key_has_enough(key_id) else None
+
+    def _key_has_enough(self, key_id: str) -> bool:
+        return 0 < self._tenants.most_of_key(key_id) <= self._occupancy.count_of_key(key_id)
 
     def _note_seconds(self, job: Job) -> None:
         """A mean that forgets: the last ten or so count."""
@@ -533,19 +551,29 @@ class Scheduler:
     async def _claim(self) -> None:
         now, whole, occupants = time.time(), self._occupancy.whole, self._occupancy.occupants
         choice, turns = Choice(), dict(self._turns)
+        keys = {occupant.key_id for occupant in occupants if occupant.key_id is not None}
+        passed_over = [key_id for key_id in keys if self._key_has_enough(key_id)]
         free = self._occupancy.promise()
 
         def choose(waiting: Sequence[Candidate]) -> Sequence[str]:
             nonlocal choice
             choice = admission.choose(
-                waiting, occupants, whole, free, now, turns, self._tenants.most_at_once
+                waiting,
+                occupants,
+                whole,
+                free,
+                now,
+                turns,
+                self._tenants.most_at_once,
+                self._tenants.most_of_key,
             )
             return choice.job_ids
 
         self._may_wait = False
+        self._held_back = True  # As long as it is not known: what gives room back meanwhile counts.
         jobs: list[Job] = []
         try:
-            jobs = await self._store.claim(self._owner, choose, now)
+            jobs = await self._store.claim(self._owner, choose, now, passed_over=passed_over)
         except SandboxdError as error:
             # The maintenance asks again: until then nothing is lost but time.
             logger.warning("claim failed", error=str(error))
@@ -556,7 +584,8 @@ class Scheduler:
             for job in jobs:
                 self._begin(job, self._enter(job, need_of(job.spec)))
             self._occupancy.hand_out()  # Only now: what is left.
-        self._blocked, self._held_back = choice.blocked, choice.held_back
+        self._blocked = choice.blocked
+        self._held_back = choice.held_back or bool(passed_over)
         self._queued = max(0, self._queued - len(jobs))
         if choice.blocked is not None:
             self._may_wait = True  # Until something ends there is nothing to do.
@@ -671,7 +700,9 @@ class Scheduler:
         if ended is None:
             return
         await self._remove(self._uploads, job, of=job.spec.has_upload)
-        if log.path is None:
+        await self._drop_artifacts(ended, of=result.artifact_count)
+        if log.path is None and not self._tenants.of(job.tenant).storage_bytes:
+            # With a bound on storage, the record may have less of it.
             self._recent[job.id] = (job.tenant, log)
             if len(self._recent) > _RECENT_LOGS:
                 self._recent.popitem(last=False)
@@ -679,6 +710,13 @@ class Scheduler:
         if not await active.stop.gone():
             logger.error("a process is stuck in the kernel", job_id=job.id)
         self._ends.tell(job.id, ended)
+
+    async def _drop_artifacts(self, job: Job, *, of: int) -> None:
+        """Remove the content of those, of so many, that the record did not take."""
+        if job.result is not None and job.result.artifact_count < of:
+            kept_bytes = sum(artifact.size_bytes for artifact in job.result.artifacts)
+            with _told("files not removed", job_id=job.id):
+                await asyncio.to_thread(self._artifacts.cut, job.id, kept_bytes)
 
     async def _remove(self, contents: Contents, job: Job, *, of: bool) -> None:
         """Remove a job's content, if it has any."""

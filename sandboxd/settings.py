@@ -1,5 +1,6 @@
 """Settings: what can be set, what is accepted, and the defaults. `settings_loader` reads them."""
 
+import base64
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -124,6 +125,22 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Bearer key for it."""
 
 
+class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True):
+    url: str = ""
+    """Where events are sent, such as `quota.threshold`; empty: none are made."""
+    secret: str = ""
+    """What they are signed with (Standard Webhooks): `whsec_` and 24 to 64 bytes in base64."""
+
+    @property
+    def signing_key(self) -> bytes:
+        """Raises ValueError."""
+        prefix, _, text = self.secret.partition("_")
+        key = base64.b64decode(text, validate=True)  # Raises a ValueError of its own.
+        if prefix != "whsec" or not 24 <= len(key) <= 64:
+            raise ValueError
+        return key
+
+
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal["auto", "console", "json"] = "auto"
     """`auto`: for people on a terminal, JSON lines elsewhere."""
@@ -186,9 +203,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a job may ask for."""
     runtimes: dict[str, RuntimeSettings] = {}
     """OCI runtimes that a job may name, besides `native`. Read by `settings_runtimes`."""
+    webhooks: WebhookSettings = WebhookSettings()
     client: ClientSettings = ClientSettings()
     log: LogSettings = LogSettings()
 
 
-SECRETS = frozenset({"client.key"})
+SECRETS = frozenset({"client.key", "webhooks.secret"})
 """Settings whose value is never shown."""

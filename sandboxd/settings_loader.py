@@ -26,7 +26,7 @@ from sandboxd.errors import SettingsError
 from sandboxd.isolation.destinations import LEAST_RATE_BYTES, parse_destination
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import LEAST, is_too_little
-from sandboxd.settings import SECRETS, RuntimeSettings, ServerSettings, Settings
+from sandboxd.settings import SECRETS, RuntimeSettings, Settings, WebhookSettings
 
 SYSTEM_CONFIG_FILE = Path("/etc/sandboxd/config.toml")
 SYSTEM_DATA_DIR = "/var/lib/sandboxd"
@@ -98,7 +98,7 @@ def load_settings(
     origins |= {word.key: word.origin for word in words}
     settings = _assemble(values, settings_runtimes.assemble(words, faults))
     if not faults:
-        faults += _contradictions(settings.server)
+        faults += _contradictions(settings)
     if faults:
         raise SettingsError("\n".join(faults))
     return Loaded(settings, origins)
@@ -116,6 +116,8 @@ def fields() -> dict[str, _Field]:
         hints = typing.get_type_hints(type(part), include_extras=True)
         for name in part.__struct_fields__:
             key = f"{section}.{name}"
+            if key == "quotas.ceilings":
+                continue  # Those of all tenants are [ceilings].
             table[key] = _Field(key, hints[name], getattr(part, name))
     return table
 
@@ -245,8 +247,22 @@ def _check(field: _Field, value: Any) -> None:
             raise ValueError(f"must be at least {LEAST_RATE_BYTES}")
         case "store.data_dir" if value and not value.startswith("/"):
             raise ValueError("must be an absolute path")
-        case "client.url" if value and not value.startswith(("http://", "https://", "unix:/")):
+        case "client.url" | "webhooks.url" | "webhooks.secret" if value:
+            _check_remote(field.key, value)
+
+
+def _check_remote(key: str, value: str) -> None:
+    """Addresses of other services, and what is shared with them."""
+    match key:
+        case "client.url" if not value.startswith(("http://", "https://", "unix:/")):
             raise ValueError("must be http://HOST:PORT, https://HOST or unix:/path")
+        case "webhooks.url" if not value.startswith(("http://", "https://")):
+            raise ValueError("must be http://HOST/… or https://HOST/…")
+        case "webhooks.secret":
+            try:
+                _ = WebhookSettings(secret=value).signing_key
+            except ValueError:
+                raise ValueError('must be "whsec_" and 24 to 64 bytes in base64') from None
 
 
 def _check_each(words: tuple[str, ...], parse: Callable[[str], object]) -> None:
@@ -328,7 +344,13 @@ def _assemble(values: Mapping[str, Any], runtimes: dict[str, RuntimeSettings]) -
     )
 
 
-def _contradictions(server: ServerSettings) -> Iterator[str]:
+def _contradictions(settings: Settings) -> Iterator[str]:
+    server = settings.server
+    if settings.webhooks.url and not settings.webhooks.secret:
+        yield (
+            "webhooks.url is set and webhooks.secret is not: who gets the events could not tell them from others'; make one "
+            "with: echo whsec_$(head -c 32 /dev/urandom | base64)"
+        )
     if not server.auth and not parse_address(server.listen).is_local:
         yield (
             f"server.auth is off and server.listen is {server.listen}: without keys anybody on the network could "

@@ -16,6 +16,7 @@ from sandboxd.jobs import Component, Job, JobError, Reason, Result, State, Strea
 from sandboxd.metrics import Metrics
 from sandboxd.store.logs import JobLog, StoredLog, reopen_log
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.tenants import Tenants
 
 logger = structlog.get_logger(__name__)
 
@@ -33,9 +34,12 @@ async def _anyway() -> None:
 class Settlement:
     """Settles attempts in the store."""
 
-    def __init__(self, store: SqliteStore, metrics: Metrics, log_directory: Path) -> None:
+    def __init__(
+        self, store: SqliteStore, metrics: Metrics, tenants: Tenants, log_directory: Path
+    ) -> None:
         self._store = store
         self._metrics = metrics
+        self._tenants = tenants
         self._log_directory = log_directory
         self._giving_up = asyncio.Event()
 
@@ -55,8 +59,12 @@ class Settlement:
         What `check` raises where it could not be written is raised here.
         """
 
+        bounds = self._tenants.bounds(job.tenant, job.key_id)
+
         async def finish() -> Job | None:
-            return await self._store.finish(job.id, job.lease_token, result, log, time.time())
+            return await self._store.finish(
+                job.id, job.lease_token, result, log, time.time(), bounds=bounds
+            )
 
         ended = await self._persist(job, finish, check)
         if ended is None:
@@ -64,6 +72,8 @@ class Settlement:
             self._metrics.lease_lost()
             logger.warning("lease lost", job_id=job.id)
             return None
+        if bounds.tells:
+            self._tenants.on_told()
         # Counted in the loop's next turn: who waits for the job comes first.
         asyncio.get_running_loop().call_soon(self._count, result, log)
         return ended

@@ -23,6 +23,7 @@ from sandboxd.api.parts import Principal, Store
 from sandboxd.errors import Forbidden, Unauthenticated
 from sandboxd.ids import new_id
 from sandboxd.jobs import ApiKey
+from sandboxd.quotas.tenants import Quotas
 
 JOBS_READ = "jobs:read"
 JOBS_WRITE = "jobs:write"
@@ -47,7 +48,13 @@ _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 
 
 def new_key(
-    *, tenant: str, name: str, scopes: tuple[str, ...], now: float, expires_at: float | None = None
+    *,
+    tenant: str,
+    name: str,
+    scopes: tuple[str, ...],
+    now: float,
+    expires_at: float | None = None,
+    quotas: Quotas | None = None,
 ) -> tuple[str, ApiKey]:
     """A fresh key: its text, to be shown once, and the record to be stored."""
     key_id = new_id("key")
@@ -61,6 +68,7 @@ def new_key(
         scopes=scopes,
         created_at=now,
         expires_at=expires_at,
+        quotas=quotas,
     )
     return body + _checksum(body), record
 

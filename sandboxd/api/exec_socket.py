@@ -76,7 +76,10 @@ async def _start(call: Call, socket: WebSocket, live: LiveSandbox) -> Exec:
     if not isinstance(first, str):
         raise Malformed("The first message must be text: what to run.")
     spec = connected_spec_of(
-        parse_json(first.encode()), live.record.plan, ceilings=call.parts.ceilings
+        parse_json(first.encode()),
+        live.record.plan,
+        ceilings=call.parts.ceilings,
+        own_ceilings=call.parts.tenants.of(call.tenant).ceilings,
     )
     execution = await live.start_exec(spec, connected=True)
     await execution.started.wait()

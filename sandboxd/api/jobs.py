@@ -5,6 +5,7 @@ import hashlib
 import time
 from http import HTTPStatus
 
+import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -34,9 +35,10 @@ from sandboxd.api.tenants import check_allowed
 from sandboxd.api.uploads import FORM, TAR, Upload, brings_files, received
 from sandboxd.api.validate import invalid, job_spec_of
 from sandboxd.api.views import dry_run_view, event_view, job_view, listed_view, sample_view
-from sandboxd.errors import Conflict, Invalid, NotFound
+from sandboxd.errors import Conflict, Fault, Invalid, NotFound
 from sandboxd.ids import new_id
 from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobSpec, Reason, State
+from sandboxd.quotas.limits import LimitsAsked, settle
 from sandboxd.scheduler import Waits
 from sandboxd.store.logs import remove_log
 from sandboxd.store.records import Idempotency
@@ -73,7 +75,7 @@ async def submit(call: Call) -> Response:
 
 
 def _check_allowed(call: Call, spec: JobSpec) -> None:
-    """Raises Forbidden."""
+    """Raises NotAllowed."""
     check_allowed(call, image=spec.image, network_mode=spec.network.mode, runtime=spec.runtime)
 
 
@@ -92,6 +94,7 @@ async def _submit(
         ceilings=parts.ceilings,
         check=parts.check,
         uploaded=uploaded[1].files if uploaded else (),
+        own_ceilings=parts.tenants.of(call.tenant).ceilings,
     )
     _check_allowed(call, spec)
     image = await parts.images.resolve(spec.image)
@@ -115,10 +118,23 @@ async def retry(call: Call) -> Response:
         )
     _check_allowed(call, former.spec)
     await call.parts.images.resolve(former.spec.image)
-    if faults := call.parts.check(former.spec):
-        raise Invalid("This host can no longer run this job.", tuple(faults))
+    spec, faults = _within_ceilings(call, former.spec)
+    if faults := [*faults, *call.parts.check(spec)]:
+        raise Invalid("This job can no longer be run.", tuple(faults))
     idempotency = _idempotency(idempotency_key, b"retry", former.id.encode())
-    return await _accept(call, former.spec, idempotency, retried_from=former.id)
+    return await _accept(call, spec, idempotency, retried_from=former.id)
+
+
+def _within_ceilings(call: Call, spec: JobSpec) -> tuple[JobSpec, list[Fault]]:
+    """A job that was accepted once, as it may run now, and what it may not ask for any more.
+
+    Its record does not tell what it asked for: what is no default was asked for.
+    """
+    parts, limits = call.parts, msgspec.structs.asdict(spec.limits)
+    asked = {name: value for name, value in limits.items() if value != getattr(parts.limits, name)}
+    own_ceilings = parts.tenants.of(call.tenant).ceilings
+    settled, faults = settle(LimitsAsked(**asked), parts.limits, parts.ceilings, own_ceilings)
+    return msgspec.structs.replace(spec, limits=settled), faults
 
 
 async def show(call: Call) -> Response:
@@ -223,6 +239,7 @@ async def _accept(
     job = Job(
         id=uploaded[0] if uploaded else new_id("job"),
         tenant=call.tenant,
+        key_id=call.principal.key_id,
         spec=spec,
         state=State.QUEUED,
         reason=Reason.SUBMITTED,

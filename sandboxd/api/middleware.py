@@ -14,7 +14,7 @@ from sandboxd.api.connections import AUTHORITY, OVER_LIMIT
 from sandboxd.api.headers import parse_traceparent
 from sandboxd.api.parts import Metrics
 from sandboxd.api.problems import TooManyConnections, is_internal, problem_of
-from sandboxd.api.tenants import RATE, rate_headers
+from sandboxd.api.tenants import RATES, rate_headers
 from sandboxd.errors import BrokenOff, Malformed, QuotaExceeded
 from sandboxd.ids import new_id
 
@@ -116,8 +116,8 @@ class _Exchange:
             present = {name for name, _ in headers}
             headers += [header for header in _DEFAULT_HEADERS if header[0] not in present]
             headers.append((b"x-request-id", self.request_id.encode("ascii")))
-            if rate := self.state.get(RATE):
-                headers += rate_headers(rate)
+            if rates := self.state.get(RATES):
+                headers += rate_headers(rates)
         await self._send(message)
 
     async def fail(self, error: Exception, receive: Receive) -> None:

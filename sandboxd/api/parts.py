@@ -17,7 +17,7 @@ from sandboxd.api.validate import Check
 from sandboxd.files.content import Contents
 from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, Sample, State
 from sandboxd.quotas.limits import Limits
-from sandboxd.quotas.tenants import HourOfUse
+from sandboxd.quotas.tenants import HourOfUse, Whose
 from sandboxd.sandboxes.registry import Sandboxes
 from sandboxd.scheduler import Waits
 from sandboxd.settings import FilesSettings, ServerSettings
@@ -98,7 +98,11 @@ class Store(Protocol):
         """What the tenant's jobs used that ended from hour `since` to before hour `until`."""
         ...
 
-    async def used_and_reserved(self, tenant: str, now: float) -> dict[str, dict[str, float]]:
+    async def stored_bytes(self, tenant: str) -> int:
+        """What is kept of the tenant's jobs."""
+        ...
+
+    async def used_and_reserved(self, whose: Whose, now: float) -> dict[str, dict[str, float]]:
         """By what is metered and by window."""
         ...
 

@@ -13,6 +13,7 @@ from sandboxd.errors import (
     HostNotReady,
     Invalid,
     Malformed,
+    NotAllowed,
     NotFound,
     QuotaExceeded,
     Refused,
@@ -96,6 +97,9 @@ class Problem(msgspec.Struct, omit_defaults=True):
     component: str | None = None
     errors: list[ProblemFault] | None = None
     retry_after_seconds: float | None = None
+    policy: str | None = None
+    """The quota because of which, and whose it is: `tenant` or `key`."""
+    policy_of: str | None = None
 
 
 _encoder = msgspec.json.Encoder()
@@ -117,6 +121,7 @@ def problem_of(error: Exception, *, path: str, request_id: str) -> Response:
     else:  # the host's fault: what exactly is the operator's business and is in the log
         detail, code = "This host cannot run the request now.", "host_not_ready"
     retry_after_seconds = _retry_after_seconds(error, status)
+    quota = error if isinstance(error, QuotaExceeded | NotAllowed) else None
     problem = Problem(
         type=f"urn:sandboxd:problem:{code}",
         title=status.phrase,
@@ -128,6 +133,8 @@ def problem_of(error: Exception, *, path: str, request_id: str) -> Response:
         component="api" if status is HTTPStatus.INTERNAL_SERVER_ERROR else None,
         errors=_faults_of(error),
         retry_after_seconds=retry_after_seconds,
+        policy=None if quota is None else quota.policy,
+        policy_of=None if quota is None else quota.of,
     )
     headers = _headers_of(error)
     if retry_after_seconds is not None:

@@ -131,7 +131,7 @@ class Resource:
         if route.scope is not PUBLIC:
             principal = await self._authentication.principal(scope)
             state["tenant"] = principal.tenant
-            count_request(self._parts, principal.tenant, scope)
+            count_request(self._parts, principal, scope)
             require_scope(principal, route.scope)
         parameters: dict[str, str] = scope["path_params"]
         media_type = _media_type_for(route, scope)
@@ -170,7 +170,7 @@ class SocketResource:
         state["route"] = self._path
         principal = await self._authentication.principal(scope)
         state["tenant"] = principal.tenant
-        count_request(self._parts, principal.tenant, scope)
+        count_request(self._parts, principal, scope)
         require_scope(principal, JOBS_WRITE)
         _check_ids(scope["path_params"])
         call = Call(

@@ -25,12 +25,12 @@ from sandboxd.api.schemas import (
     QuotasView,
     SampleList,
     StepList,
+    TenantRequest,
     TenantView,
     UsageList,
 )
 from sandboxd.api.uploads import FORM, TAR
 from sandboxd.jobs import State, Stream
-from sandboxd.quotas.tenants import TenantQuotas
 
 _BOOLEAN = {"type": "boolean"}
 _SECONDS = {"type": "number", "minimum": 0}
@@ -419,9 +419,9 @@ ROUTES: tuple[Route, ...] = (
         handler=tenants.put,
         group="Tenants",
         summary="Give a tenant quotas of its own",
-        description="All at once: what is left out has no bound. They hold from now on.",
+        description="All at once: what is left out has no bound. They hold from now on. `ceilings` cannot be above the operator's.",
         scope=ADMIN,
-        request=TenantQuotas,
+        request=TenantRequest,
         replies=(Reply(status=HTTPStatus.OK, description="The quotas.", body=TenantView),),
     ),
     Route(

@@ -17,7 +17,7 @@ from sandboxd.api.validate import Check, invalid, job_spec_of
 from sandboxd.errors import Fault, Invalid
 from sandboxd.isolation.spec import TerminalSize
 from sandboxd.jobs import JobSpec
-from sandboxd.quotas.limits import Limits
+from sandboxd.quotas.limits import NOTHING_ASKED, Limits, LimitsAsked
 from sandboxd.sandbox_values import SandboxPlan
 from sandboxd.sandboxes.execs import ExecSpec
 from sandboxd.settings import SandboxSettings
@@ -27,7 +27,13 @@ _SHARED = ("image", "env", "workdir", "user", "labels")
 
 
 def sandbox_plan_of(
-    value: object, *, defaults: Limits, ceilings: Limits, check: Check, settings: SandboxSettings
+    value: object,
+    *,
+    defaults: Limits,
+    ceilings: Limits,
+    check: Check,
+    settings: SandboxSettings,
+    own_ceilings: LimitsAsked = NOTHING_ASKED,
 ) -> SandboxPlan:
     """The sandbox that a parsed request body asks for. Raises Invalid with every fault at once."""
     request, faults = read_struct(value, SandboxRequest)
@@ -35,7 +41,7 @@ def sandbox_plan_of(
         raise invalid(faults)
     alike = {name: value[name] for name in _SHARED if name in value}
     alike |= {"image": request.image, "command": ["true"], "limits": value.get("limits", {})}
-    spec = _as_job(alike, faults, defaults, ceilings, check)
+    spec = _as_job(alike, faults, defaults, ceilings, check, own_ceilings)
     idle_seconds = _seconds("idle_seconds", request.idle_seconds, settings, faults)
     ttl_seconds = _seconds("ttl_seconds", request.ttl_seconds, settings, faults)
     if faults or spec is None:
@@ -53,14 +59,19 @@ def sandbox_plan_of(
 
 
 def patch_of(
-    value: object, plan: SandboxPlan, *, ceilings: Limits, settings: SandboxSettings
+    value: object,
+    plan: SandboxPlan,
+    *,
+    ceilings: Limits,
+    settings: SandboxSettings,
+    own_ceilings: LimitsAsked = NOTHING_ASKED,
 ) -> dict[str, Any]:
     """The arguments for LiveSandbox.change. Raises Invalid with every fault at once."""
     patch, faults = read_struct(value, SandboxPatch)
     if not isinstance(value, dict):
         raise invalid(faults)
     alike = {"image": "host", "command": ["true"], "limits": value.get("limits", {})}
-    spec = _as_job(alike, faults, plan.limits, ceilings, _nothing)
+    spec = _as_job(alike, faults, plan.limits, ceilings, _nothing, own_ceilings)
     changes: dict[str, Any] = {
         name: None
         if getattr(patch, name) is None
@@ -72,7 +83,9 @@ def patch_of(
     return {"limits": spec.limits, **changes}
 
 
-def exec_spec_of(value: object, plan: SandboxPlan, *, ceilings: Limits) -> ExecSpec:
+def exec_spec_of(
+    value: object, plan: SandboxPlan, *, ceilings: Limits, own_ceilings: LimitsAsked = NOTHING_ASKED
+) -> ExecSpec:
     """The command that a parsed request body asks for. Raises Invalid with every fault at once."""
     request, faults = read_struct(value, ExecRequest)
     if not isinstance(value, dict):
@@ -80,7 +93,7 @@ def exec_spec_of(value: object, plan: SandboxPlan, *, ceilings: Limits) -> ExecS
     alike = {"image": "host"}
     names = ("command", "args", "stdin", "env", "workdir", "limits")
     alike |= {name: value[name] for name in names if name in value}
-    spec = _as_job(alike, faults, plan.limits, ceilings, _nothing)
+    spec = _as_job(alike, faults, plan.limits, ceilings, _nothing, own_ceilings)
     if faults or spec is None:
         raise invalid(faults)
     return ExecSpec(
@@ -92,14 +105,16 @@ def exec_spec_of(value: object, plan: SandboxPlan, *, ceilings: Limits) -> ExecS
     )
 
 
-def connected_spec_of(value: object, plan: SandboxPlan, *, ceilings: Limits) -> ExecSpec:
+def connected_spec_of(
+    value: object, plan: SandboxPlan, *, ceilings: Limits, own_ceilings: LimitsAsked = NOTHING_ASKED
+) -> ExecSpec:
     """The command that the first message of a socket asks for. Raises Invalid with every fault at once."""
     request, faults = read_struct(value, ConnectRequest)
     if not isinstance(value, dict):
         raise invalid(faults)
     alike = {"image": "host"}
     alike |= {name: value[name] for name in ("command", "env", "workdir") if name in value}
-    spec = _as_job(alike, faults, plan.limits, ceilings, _nothing)
+    spec = _as_job(alike, faults, plan.limits, ceilings, _nothing, own_ceilings)
     wall_seconds = plan.ttl_seconds if request.wall_seconds is None else request.wall_seconds
     if not _LEAST_SECONDS <= wall_seconds <= plan.ttl_seconds:
         detail = f"{wall_seconds} is not from {_LEAST_SECONDS} to {plan.ttl_seconds}"
@@ -134,11 +149,18 @@ def signal_named(name: str) -> signal.Signals | None:
 
 
 def _as_job(
-    alike: dict[str, Any], faults: list[Fault], defaults: Limits, ceilings: Limits, check: Check
+    alike: dict[str, Any],
+    faults: list[Fault],
+    defaults: Limits,
+    ceilings: Limits,
+    check: Check,
+    own_ceilings: LimitsAsked,
 ) -> JobSpec | None:
     """What a job must satisfy, a sandbox and a command in it must, too: in the same places, with the same words."""
     try:
-        return job_spec_of(alike, defaults=defaults, ceilings=ceilings, check=check)
+        return job_spec_of(
+            alike, defaults=defaults, ceilings=ceilings, check=check, own_ceilings=own_ceilings
+        )
     except Invalid as error:
         faults.extend(error.faults)
         return None

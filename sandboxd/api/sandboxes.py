@@ -49,9 +49,12 @@ async def create(call: Call) -> Response:
         ceilings=parts.ceilings,
         check=parts.check,
         settings=sandboxes.settings,
+        own_ceilings=parts.tenants.of(call.tenant).ceilings,
     )
     check_allowed(call, image=plan.image, network_mode=NetworkMode.NONE, runtime=NATIVE)
-    record = await sandboxes.create(call.tenant, plan, request_id=call.request_id)
+    record = await sandboxes.create(
+        call.tenant, plan, request_id=call.request_id, key_id=call.principal.key_id
+    )
     call.scope["state"]["sandbox_id"] = record.id
     headers = {"Location": f"/v1/sandboxes/{record.id}"}
     return json_answer(sandbox_view(record), HTTPStatus.CREATED, headers)
@@ -90,6 +93,7 @@ async def change(call: Call) -> Response:
         live.record.plan,
         ceilings=call.parts.ceilings,
         settings=sandboxes.settings,
+        own_ceilings=call.parts.tenants.of(call.tenant).ceilings,
     )
     record = await sandboxes.change(call.tenant, live.record.id, **changes)
     return json_answer(sandbox_view(record))
@@ -122,7 +126,12 @@ async def start_exec(call: Call) -> Response:
     parts = call.parts
     body = await read_body(call.scope, call.receive, max_bytes=parts.settings.max_body_bytes)
     live = await live_of(call)
-    spec = exec_spec_of(parse_json(body), live.record.plan, ceilings=parts.ceilings)
+    spec = exec_spec_of(
+        parse_json(body),
+        live.record.plan,
+        ceilings=parts.ceilings,
+        own_ceilings=parts.tenants.of(call.tenant).ceilings,
+    )
     execution = await live.start_exec(spec)
     path = f"/v1/sandboxes/{live.record.id}/execs/{execution.id}"
     if call.media_type == SSE:

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Component, Reason, State, Verdict
-from sandboxd.quotas.tenants import TenantQuotas
+from sandboxd.quotas.tenants import Quotas, TenantQuotas
 from sandboxd.steps import Comparison, StopPolicy
 
 Quantity = Annotated[
@@ -43,8 +43,8 @@ class Base64(Request, frozen=True, kw_only=True):
     base64: str
 
 
-class LimitsRequest(Request, frozen=True, kw_only=True):
-    """What the job may use. A limit that is left out gets the operator's default."""
+class CeilingsRequest(Request, frozen=True, kw_only=True):
+    """The most that a job may ask for. Where one is left out, it is the operator's."""
 
     cpus: Annotated[
         int | float | str | None,
@@ -76,6 +76,11 @@ class LimitsRequest(Request, frozen=True, kw_only=True):
             description="Read from disks, and as many written to them: bytes or a quantity; 0: no limit."
         ),
     ] = None
+
+
+class LimitsRequest(CeilingsRequest, frozen=True, kw_only=True):
+    """What the job may use. A limit that is left out gets the operator's default."""
+
     queue_seconds: Annotated[
         float | None, Meta(description="How long the job may wait before it is `expired`.")
     ] = None
@@ -290,6 +295,21 @@ class KeyRequest(Request, frozen=True, kw_only=True):
         Annotated[float, Meta(gt=0, le=10 * 366 * 86400)] | None,
         Meta(description="How long it is valid; left out: until it is revoked."),
     ] = None
+    quotas: Annotated[
+        Quotas | None,
+        Meta(description="What it may have of what its tenant may; left out: all of it."),
+    ] = None
+
+
+class TenantRequest(Quotas, frozen=True, kw_only=True):
+    """What a tenant may have."""
+
+    storage_bytes: Annotated[
+        int, Meta(ge=0, description="What is kept of its jobs: inputs, logs and artifacts.")
+    ] = 0
+    ceilings: Annotated[
+        CeilingsRequest, Meta(description="The most that each job may ask for.")
+    ] = CeilingsRequest()
 
 
 # What we send
@@ -454,7 +474,7 @@ class WaitingView(Answer, frozen=True, kw_only=True):
     for_: Annotated[
         str,
         Meta(
-            description="`slot`, `memory` or `cpus`: others have it; `tenant`: as many of your jobs run as may; `free_memory`, `free_disk`: the host itself has too "
+            description="`slot`, `memory` or `cpus`: others have it; `tenant`: as many of your jobs run as may; `key`: as many of your key's; `free_memory`, `free_disk`: the host itself has too "
             "little; `retry`: the pause before another attempt."
         ),
     ] = msgspec.field(name="for")
@@ -642,12 +662,32 @@ class MeteredView(Answer, frozen=True, kw_only=True):
     until: str
 
 
+class KeyQuotasView(Answer, frozen=True, kw_only=True):
+    """What your key may have of what your tenant may, and has used. 0 or empty: no bound of its own."""
+
+    id: str
+    quotas: Quotas
+    metered: list[MeteredView]
+
+
+class StorageView(Answer, frozen=True, kw_only=True):
+    """What is kept of your jobs: inputs, logs and artifacts, until they are deleted."""
+
+    used_bytes: int
+    most_bytes: Annotated[int | None, Meta(description="Null: no bound.")]
+
+
 class QuotasView(Answer, frozen=True, kw_only=True):
     """What your tenant may have, and has used. 0 or empty: no bound."""
 
     tenant: str
     quotas: TenantQuotas
     metered: list[MeteredView]
+    storage: StorageView
+    key: Annotated[
+        KeyQuotasView | None,
+        Meta(description="Of the key that you asked with: null if it has none of its own."),
+    ]
 
 
 class TenantView(Answer, frozen=True, kw_only=True):
@@ -672,6 +712,7 @@ class UsageList(Answer, frozen=True, kw_only=True):
     """Hours in which jobs ended, oldest first."""
 
     data: list[HourView]
+    storage_bytes: Annotated[int, Meta(description="What is kept of your jobs now.")]
 
 
 class SampleView(Answer, frozen=True, kw_only=True):
@@ -766,6 +807,9 @@ class KeyView(Answer, frozen=True, kw_only=True):
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+    quotas: Annotated[
+        Quotas | None, Meta(description="Its own, besides its tenant's. Null: it has none.")
+    ]
 
 
 class NewKeyView(KeyView, frozen=True, kw_only=True):

@@ -62,8 +62,10 @@ async def create_key(call: Call) -> Response:
         scopes=tuple(dict.fromkeys(request.scopes)),
         now=now,
         expires_at=None if request.ttl_seconds is None else now + request.ttl_seconds,
+        quotas=request.quotas,
     )
     await call.parts.store.create_key(key, one_tenant=call.parts.one_tenant)
+    call.parts.tenants.note_key(key)
     view = NewKeyView(**msgspec.structs.asdict(key_view(key)), key=text)
     return json_answer(view, HTTPStatus.CREATED)
 

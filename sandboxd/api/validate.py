@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from sandboxd.api.conversion import pointer_to, read_struct
 from sandboxd.api.files import files_of, outputs_of
-from sandboxd.api.schemas import JobRequest, LimitsRequest
+from sandboxd.api.schemas import CeilingsRequest, JobRequest
 from sandboxd.api.steps import steps_of
 from sandboxd.api.words import (
     check_command,
@@ -23,7 +23,7 @@ from sandboxd.isolation.destinations import MOST_DESTINATIONS, parse_destination
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import InputFile, JobSpec, Network, Retry
 from sandboxd.quantities import parse_bytes, parse_cpus
-from sandboxd.quotas.limits import Limits, LimitsAsked, settle
+from sandboxd.quotas.limits import NOTHING_ASKED, Limits, LimitsAsked, settle
 
 MAX_LABELS = 64
 MAX_LABEL_VALUE_BYTES = 256
@@ -54,10 +54,11 @@ def job_spec_of(
     ceilings: Limits,
     check: Check,
     uploaded: tuple[InputFile, ...] = (),
+    own_ceilings: LimitsAsked = NOTHING_ASKED,
 ) -> JobSpec:
     """The job that a parsed request body asks for, with the files that were `uploaded` beside it.
 
-    Raises Invalid with every fault of the request at once.
+    `own_ceilings`: its tenant's. Raises Invalid with every fault of the request at once.
     """
     request, faults = read_struct(value, JobRequest)
     if not isinstance(value, dict):
@@ -66,7 +67,9 @@ def job_spec_of(
     files, contents = files_of(request, uploaded, faults)
     outputs = outputs_of(request, faults)
     user = _parse_user(request, faults)
-    limits = _settle_limits(request.limits, defaults, ceilings, faults)
+    asked = limits_asked(request.limits, "/limits", faults)
+    limits, out_of_bounds = settle(asked, defaults, ceilings, own_ceilings)
+    faults += out_of_bounds
     for step in (
         _check_image,
         _check_what_runs,
@@ -147,42 +150,36 @@ def _parse_user(request: JobRequest, faults: list[Fault]) -> tuple[int, int] | N
     return ids[0], ids[1]
 
 
-def _settle_limits(
-    asked: LimitsRequest, defaults: Limits, ceilings: Limits, faults: list[Fault]
-) -> Limits:
+def limits_asked(asked: CeilingsRequest, place: str, faults: list[Fault]) -> LimitsAsked:
+    """The same in our units."""
+
     def size_of(name: str) -> int | None:
         value: int | str | None = getattr(asked, name)
         try:
             return None if value is None else parse_bytes(value)
         except ValueError as error:
-            faults.append(Fault(f"/limits/{name}", str(error)))
+            faults.append(Fault(f"{place}/{name}", str(error)))
             return None
 
     cpus = None
     try:
         cpus = None if asked.cpus is None else parse_cpus(asked.cpus)
     except ValueError as error:
-        faults.append(Fault("/limits/cpus", str(error)))
-    limits, out_of_bounds = settle(
-        LimitsAsked(
-            cpus=cpus,
-            memory_bytes=size_of("memory"),
-            pids=asked.pids,
-            disk_bytes=size_of("disk"),
-            wall_seconds=asked.wall_seconds,
-            cpu_seconds=asked.cpu_seconds,
-            output_bytes=size_of("output_bytes"),
-            open_files=asked.open_files,
-            idle_seconds=asked.idle_seconds,
-            network_bytes=size_of("network_bytes"),
-            swap_bytes=size_of("swap"),
-            io_bytes_per_second=size_of("io_bytes_per_second"),
-        ),
-        defaults,
-        ceilings,
+        faults.append(Fault(f"{place}/cpus", str(error)))
+    return LimitsAsked(
+        cpus=cpus,
+        memory_bytes=size_of("memory"),
+        pids=asked.pids,
+        disk_bytes=size_of("disk"),
+        wall_seconds=asked.wall_seconds,
+        cpu_seconds=asked.cpu_seconds,
+        output_bytes=size_of("output_bytes"),
+        open_files=asked.open_files,
+        idle_seconds=asked.idle_seconds,
+        network_bytes=size_of("network_bytes"),
+        swap_bytes=size_of("swap"),
+        io_bytes_per_second=size_of("io_bytes_per_second"),
     )
-    faults.extend(out_of_bounds)
-    return limits
 
 
 def _check_image(request: JobRequest, faults: list[Fault]) -> None:

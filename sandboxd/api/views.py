@@ -203,6 +203,7 @@ def key_view(key: ApiKey) -> KeyView:
         created_at=rfc3339(key.created_at),
         expires_at=_time(key.expires_at),
         revoked_at=_time(key.revoked_at),
+        quotas=key.quotas,
     )
 
 

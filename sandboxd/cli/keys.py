@@ -5,22 +5,26 @@ cannot come over HTTP. With one they are requests like any other and need a key 
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from sandboxd.cli import output
 from sandboxd.cli.database import opened
 from sandboxd.cli.options import config_option, data_dir_option, json_option, load, url_option
 from sandboxd.errors import NotFound
+from sandboxd.quotas.tenants import Quotas
 from sandboxd.settings import Settings, StoreSettings
 
 if TYPE_CHECKING:
     from sandboxd.client import Client, Key, NewKey
+    from sandboxd.client.protocol import KeyOptions
     from sandboxd.jobs import ApiKey
 
 EXAMPLES = """\b
@@ -32,6 +36,7 @@ Examples:
   sandboxd keys revoke key_06f8k0...
 """
 SCOPES = ("jobs:read", "jobs:write", "admin")
+_LISTS = ("images", "network_modes", "runtimes")
 _DURATION = re.compile(r"(\d{1,9})(s|m|h|d)", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -54,6 +59,13 @@ def keys() -> None:
     type=click.Choice(SCOPES),
     help="What it may do, repeatable. [jobs:read and jobs:write]",
 )
+@click.option(
+    "--quota",
+    "quotas",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What it may have of what its tenant may, repeatable: max_concurrency=2, images=host,python-*. [all of it]",
+)
 @click.option("--expires", metavar="TIME", help="How long it is good for: 12h, 90d. [for ever]")
 @data_dir_option
 @url_option
@@ -63,6 +75,7 @@ def create(
     name: str,
     tenant: str,
     scopes: tuple[str, ...],
+    quotas: tuple[str, ...],
     expires: str | None,
     data_dir: str | None,
     url: str | None,
@@ -73,16 +86,17 @@ def create(
     settings = _settings(url, data_dir, config_file)
     scopes = scopes or SCOPES[:2]
     ttl_seconds = None if expires is None else _duration(expires)
+    own = _quotas(quotas)
     if settings.client.url and data_dir is None:
         with _client(settings) as client:
-            made = client.create_key(
-                name,
-                tenant=tenant,
-                scopes=scopes,
-                **({} if ttl_seconds is None else {"ttl_seconds": ttl_seconds}),
-            )
+            options: KeyOptions = {"tenant": tenant, "scopes": scopes}
+            if ttl_seconds is not None:
+                options["ttl_seconds"] = ttl_seconds
+            if own is not None:
+                options["quotas"] = msgspec.to_builtins(own)
+            made = client.create_key(name, **options)
     else:
-        made = asyncio.run(_create(settings, name, tenant, scopes, ttl_seconds))
+        made = asyncio.run(_create(settings, name, tenant, scopes, ttl_seconds, own))
     if as_json:
         output.print_json(made)
         return
@@ -109,13 +123,14 @@ def list_keys(
         output.print_json(found)
         return
     output.print_table(
-        ("key", "name", "tenant", "scopes", "created", "expires", "revoked"),
+        ("key", "name", "tenant", "scopes", "quotas", "created", "expires", "revoked"),
         (
             (
                 key.id,
                 key.name,
                 key.tenant,
                 ",".join(key.scopes),
+                _quota_words(key.quotas),
                 _day(key.created_at),
                 _day(key.expires_at),
                 _day(key.revoked_at),
@@ -164,6 +179,7 @@ async def _create(
     tenant: str,
     scopes: tuple[str, ...],
     ttl_seconds: float | None,
+    quotas: Quotas | None,
 ) -> "NewKey":
     from sandboxd.api.auth import new_key
     from sandboxd.api.conversion import read_struct
@@ -176,7 +192,9 @@ async def _create(
         raise click.UsageError("; ".join(f"{f.pointer.lstrip('/')}: {f.detail}" for f in faults))
     now = time.time()
     expires_at = None if ttl_seconds is None else now + ttl_seconds
-    text, record = new_key(tenant=tenant, name=name, scopes=scopes, now=now, expires_at=expires_at)
+    text, record = new_key(
+        tenant=tenant, name=name, scopes=scopes, now=now, expires_at=expires_at, quotas=quotas
+    )
     one_tenant = serves_one_tenant(settings.isolation)
     async with opened(settings.store) as store:
         await store.create_key(record, one_tenant=one_tenant)
@@ -188,6 +206,7 @@ async def _create(
         scopes=scopes,
         created_at=_time(now),
         expires_at=None if expires_at is None else _time(expires_at),
+        quotas=_shown(quotas),
     )
 
 
@@ -213,6 +232,38 @@ def _view(record: "ApiKey") -> "Key":
         created_at=_time(record.created_at),
         expires_at=None if record.expires_at is None else _time(record.expires_at),
         revoked_at=None if record.revoked_at is None else _time(record.revoked_at),
+        quotas=_shown(record.quotas),
+    )
+
+
+def _quotas(words: tuple[str, ...]) -> Quotas | None:
+    """Of words such as `max_concurrency=2`; None: there are none."""
+    values: dict[str, str | list[str]] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name not in Quotas.__struct_fields__:
+            known = ", ".join(Quotas.__struct_fields__)
+            raise click.UsageError(f'--quota takes NAME=VALUE, not "{word}"; names are {known}')
+        values[name] = value.split(",") if name in _LISTS else value
+    try:
+        quotas = msgspec.convert(values, Quotas, strict=False)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(f"--quota: {error}") from None
+    if math.inf in msgspec.structs.astuple(quotas):
+        raise click.UsageError("--quota: a number must be finite; without a bound leave it out")
+    return quotas if values else None
+
+
+def _shown(quotas: Quotas | None) -> dict[str, Any] | None:
+    """As the API shows them."""
+    return None if quotas is None else msgspec.to_builtins(quotas)
+
+
+def _quota_words(quotas: dict[str, Any] | None) -> str:
+    """Those that bound anything, as `--quota` takes them."""
+    given = ((name, value) for name, value in (quotas or {}).items() if value)
+    return " ".join(
+        f"{name}={','.join(value) if name in _LISTS else value}" for name, value in given
     )
 
 

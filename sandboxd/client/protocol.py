@@ -263,11 +263,12 @@ def system() -> Conversation[dict[str, Any]]:
 
 
 class KeyOptions(TypedDict, total=False):
-    """What a key may do, for whom, for how long."""
+    """What a key may do, for whom, for how long, how much."""
 
     tenant: str
     scopes: Sequence[str]
     ttl_seconds: float
+    quotas: dict[str, Any]
 
 
 def create_key(name: str, **options: Unpack[KeyOptions]) -> Conversation[NewKey]:

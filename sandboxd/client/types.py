@@ -239,6 +239,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    quotas: dict[str, Any] | None = None
+    """Its own, besides its tenant's."""
 
 
 class NewKey(Key, frozen=True, kw_only=True):

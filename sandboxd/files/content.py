@@ -52,6 +52,17 @@ class Contents:
         for job_id in job_ids:
             self._path(job_id).unlink(missing_ok=True)
 
+    def cut(self, job_id: str, size_bytes: int) -> None:
+        """Forget what lies behind so many bytes of a job's content. Raises OSError."""
+        if not size_bytes:
+            self.remove([job_id])
+            return
+        descriptor = os.open(self._path(job_id), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
+
     def ids(self) -> list[str]:
         """The jobs that have content here."""
         try:

@@ -60,8 +60,19 @@ LEAST = Limits(
 """Below these no command can start."""
 
 
-class LimitsAsked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request said about limits, already in our units; None where it said nothing."""
+WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk", "swap_bytes": "swap"}
+"""Where the API's word for a limit is not the field's name."""
+
+
+class LimitsAsked(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    rename=WIRE_NAMES,
+):
+    """What somebody said about limits, already in our units; None where they said nothing."""
 
     cpus: float | None = None
     memory_bytes: int | None = None
@@ -77,10 +88,7 @@ class LimitsAsked(msgspec.Struct, frozen=True, kw_only=True):
     io_bytes_per_second: int | None = None
 
 
-WIRE_NAMES = {"memory_bytes": "memory", "disk_bytes": "disk", "swap_bytes": "swap"}
-"""Where the API's word for a limit is not the field's name."""
-
-
+NOTHING_ASKED = LimitsAsked()
 _MAY_BE_ABSENT = frozenset({"io_bytes_per_second"})
 """Of these, 0 stands for no limit at all: it is more than any."""
 
@@ -91,26 +99,37 @@ def is_too_little(name: str, value: float) -> bool:
     return _amount(name, value) < least
 
 
+def is_more(name: str, value: float, than: float) -> bool:
+    """Whether one limit allows more than another."""
+    return _amount(name, value) > _amount(name, than)
+
+
 def _amount(name: str, value: float) -> float:
     return math.inf if value == 0 and name in _MAY_BE_ABSENT else value
 
 
-def settle(asked: LimitsAsked, defaults: Limits, ceilings: Limits) -> tuple[Limits, list[Fault]]:
+def settle(
+    asked: LimitsAsked, defaults: Limits, ceilings: Limits, own: LimitsAsked = NOTHING_ASKED
+) -> tuple[Limits, list[Fault]]:
     """The limits a job gets, and a fault (pointer below `/limits`) for each that is out of bounds.
 
-    A default above its ceiling is lowered without a word; an explicit wish above it is refused.
+    A default above its ceiling is lowered without a word; an explicit wish above it is refused. `own`: ceilings of the
+    tenant, which hold where they are lower.
     """
     faults: list[Fault] = []
     values: dict[str, float | int] = {}
     for name in Limits.__struct_fields__:
         wish = getattr(asked, name)
-        most = getattr(ceilings, name)
+        least, most = getattr(LEAST, name), getattr(ceilings, name)
+        of_tenant = getattr(own, name)
+        note = ""
+        if of_tenant is not None and is_more(name, most, of_tenant):
+            most, note = of_tenant, ", the most that your tenant may have"
         if wish is None:
             wish = min(getattr(defaults, name), most, key=lambda value: _amount(name, value))
-        elif is_too_little(name, wish) or _amount(name, wish) > _amount(name, most):
+        elif is_too_little(name, wish) or is_more(name, wish, most):
             word = WIRE_NAMES.get(name, name)
-            least = getattr(LEAST, name)
-            faults.append(Fault(f"/limits/{word}", _out_of_bounds(name, wish, least, most)))
+            faults.append(Fault(f"/limits/{word}", _out_of_bounds(name, wish, least, most) + note))
             wish = most
         values[name] = wish
     return Limits(**values), faults  # type: ignore[arg-type]

@@ -1,15 +1,19 @@
-"""What one tenant may have: at once, a minute, and an hour, a day and a month.
+"""What one tenant may have, and within that one of its keys: at once, a minute, and an hour, a day and a month.
 
-Nothing here is a limit of a job: it is what all jobs of a tenant have together. 0 or empty: as much as there is.
+Nothing here but the ceilings is about one job: it is what all jobs of a tenant, or of a key, have together. 0 or empty:
+as much as there is.
 """
 
 import calendar
 import fnmatch
 import math
 import time
+from enum import StrEnum
 from typing import Annotated, NamedTuple
 
 import msgspec
+
+from sandboxd.quotas.limits import NOTHING_ASKED, LimitsAsked
 
 Whole = Annotated[int, msgspec.Meta(ge=0)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
@@ -19,8 +23,33 @@ WINDOWS = ("hour", "day", "month")
 _MINUTE_SECONDS = 60.0
 
 
-class TenantQuotas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """As the operator sets them, for every tenant or for one."""
+class Holder(StrEnum):
+    """Whose quotas they are."""
+
+    TENANT = "tenant"
+    KEY = "key"
+
+
+class Whose(NamedTuple):
+    """One tenant or one key."""
+
+    holder: Holder
+    id: str
+    """A tenant's name, a key's id."""
+
+
+class Ban(NamedTuple):
+    """One thing that may not be used."""
+
+    policy: str
+    """The quota that says so."""
+    pointer: str
+    """JSON pointer into the request."""
+    reason: str
+
+
+class Quotas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As the operator sets them: for every tenant, for one, or for one key besides its tenant's."""
 
     max_concurrency: Whole = 0
     """Jobs that run at once; more wait."""
@@ -51,30 +80,69 @@ class TenantQuotas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Whether anything is bounded over hours, days or months."""
         return any(self.most(what, window) for what in METERED for window in WINDOWS)
 
-    def forbids(self, *, image: str, network_mode: str, runtime: str) -> list[tuple[str, str]]:
-        """JSON pointer and reason of each thing that may not be used."""
-        found = []
-        if self.images and not any(fnmatch.fnmatchcase(image, each) for each in self.images):
-            found.append(("/image", f"only {', '.join(self.images)} may be used"))
-        if self.network_modes and network_mode not in self.network_modes:
-            found.append(("/network/mode", f"only {', '.join(self.network_modes)} may be used"))
-        if self.runtimes and runtime not in self.runtimes:
-            found.append(("/runtime", f"only {', '.join(self.runtimes)} may be used"))
-        return found
+    def forbids(self, *, image: str, network_mode: str, runtime: str) -> list[Ban]:
+        """Each thing that may not be used."""
+        known_image = any(fnmatch.fnmatchcase(image, each) for each in self.images)
+        return [
+            Ban(policy, pointer, f"only {', '.join(allowed)} may be used")
+            for policy, pointer, allowed, is_one in (
+                ("images", "/image", self.images, known_image),
+                (
+                    "network_modes",
+                    "/network/mode",
+                    self.network_modes,
+                    network_mode in self.network_modes,
+                ),
+                ("runtimes", "/runtime", self.runtimes, runtime in self.runtimes),
+            )
+            if allowed and not is_one
+        ]
+
+
+class TenantQuotas(Quotas, frozen=True, kw_only=True):
+    """Those of a tenant."""
+
+    storage_bytes: Whole = 0
+    """What is kept of its jobs: inputs, logs and artifacts."""
+    ceilings: LimitsAsked = NOTHING_ASKED
+    """The most that each of its jobs and sandboxes may ask for, where that is less than the operator's `[ceilings]`."""
+
+
+class Bounds(NamedTuple):
+    """All that holds for a job."""
+
+    tenant: TenantQuotas
+    key: Quotas | None = None
+    """Of the key that it came with, where that has some."""
+    told: bool = False
+    """Whether somebody is told when most of a quota is used."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether there may be something to tell when a job ends."""
+        return self.told and (self.tenant.metered or self.tenant.storage_bytes > 0)
+
+    @property
+    def need_the_record(self) -> bool:
+        """Whether only the record can tell if one more job may be accepted."""
+        of_key = self.key is not None and self.key.metered
+        return self.tenant.metered or of_key or self.tenant.storage_bytes > 0
 
 
 METERED = ("cpu_seconds", "memory_byte_seconds")
+STORAGE = "storage_bytes"
 POLICIES = (
     "requests",
     "max_concurrency",
     "max_queued",
     *(f"{what}_per_{window}" for what in METERED for window in WINDOWS),
+    STORAGE,
 )
 """What a request may be refused for."""
 
 
 class HourOfUse(NamedTuple):
-    """What a tenant's jobs used that ended in one hour."""
+    """What the jobs of a tenant, or of a key, used that ended in one hour."""
 
     hour: int
     """Hours since 1970."""
@@ -119,7 +187,7 @@ class Rate(NamedTuple):
 
 
 class TokenBucket:
-    """Requests of one tenant: some at once, and so many a minute."""
+    """Requests of one tenant or key: some at once, and so many a minute."""
 
     def __init__(self, per_minute: int, burst: int, now: float) -> None:
         self.shape = (per_minute, burst)

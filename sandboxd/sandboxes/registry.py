@@ -114,9 +114,14 @@ class Sandboxes:
     # What the API asks
 
     async def create(
-        self, tenant: str, plan: SandboxPlan, *, request_id: str | None
+        self,
+        tenant: str,
+        plan: SandboxPlan,
+        *,
+        request_id: str | None,
+        key_id: str | None = None,
     ) -> SandboxRecord:
-        """A new sandbox that stands. Raises NotFound (image), Unavailable (no room), SandboxFailed."""
+        """A new sandbox that stands. Raises NotFound (image), Unavailable (no room), QuotaExceeded, SandboxFailed."""
         image = await self._images.resolve(plan.image)
         if self._closed or self._scheduler.draining:
             raise Unavailable("the service is shutting down", code="draining")
@@ -133,15 +138,18 @@ class Sandboxes:
         )
         self._tenants[record.id] = tenant
         # A client that goes away leaves a sandbox like any other: it ends when it is idle for long enough.
-        return await asyncio.shield(self._spawn(self._create(record, image)))
+        return await asyncio.shield(self._spawn(self._create(record, image, key_id)))
 
-    async def _create(self, record: SandboxRecord, image: ResolvedImage) -> SandboxRecord:
+    async def _create(
+        self, record: SandboxRecord, image: ResolvedImage, key_id: str | None
+    ) -> SandboxRecord:
         try:
             self._held[record.id] = await self._scheduler.hold(
                 record.tenant,
                 record.plan.limits,
                 until=time.time() + record.plan.ttl_seconds,
                 timeout_seconds=_SLOT_SECONDS,
+                key_id=key_id,
             )
         except BaseException:
             del self._tenants[record.id]

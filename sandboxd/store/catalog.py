@@ -4,6 +4,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from sandboxd.errors import Conflict
 from sandboxd.jobs import ApiKey
+from sandboxd.quotas.tenants import Quotas
 from sandboxd.store.records import key_from, key_values
 from sandboxd.store.tables import api_key
 
@@ -34,6 +35,13 @@ def list_keys(connection: Connection) -> list[ApiKey]:
     """Every key, oldest first."""
     rows = connection.execute(select(api_key).order_by(api_key.c.created_at, api_key.c.id))
     return [key_from(row) for row in rows]
+
+
+def quotas_of_keys(connection: Connection) -> dict[str, Quotas]:
+    """Of every key that has its own, also if it is revoked: jobs that came with it may still wait."""
+    rows = connection.execute(select(api_key).where(api_key.c.quotas.is_not(None)))
+    keys = [key_from(row) for row in rows]
+    return {key.id: key.quotas for key in keys if key.quotas is not None}
 
 
 def revoke_key(connection: Connection, key_id: str, now: float) -> bool:

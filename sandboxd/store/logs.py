@@ -91,6 +91,15 @@ class StoredLog:
         """The same log without its files."""
         return StoredLog(self.index, body=self.read(0, self.size()), truncated=self._truncated)
 
+    def cut(self, size_bytes: int) -> "StoredLog":
+        """The first `size_bytes` of it. A file stays as it is: `truncate_log`."""
+        if size_bytes >= self.size():
+            return self
+        index = LogIndex.decode(self.index.encode(), size_bytes)
+        lost = {stream for stream in Stream if index.size(stream) < self.size(stream)}
+        body = None if self.body is None else self.body[:size_bytes]
+        return StoredLog(index, body=body, path=self.path, truncated=self._truncated | lost)
+
     @contextmanager
     def _reader(self) -> Iterator[Callable[[int, int], bytes]]:
         if self.path is None:
@@ -282,6 +291,15 @@ def read_index(path: Path, size: int) -> LogIndex:
     with _opened(index_path(path)) as descriptor:
         records = _read_fully(descriptor, 0, os.fstat(descriptor).st_size)
     return LogIndex.decode(records, size)
+
+
+def truncate_log(path: Path, size_bytes: int) -> None:
+    """Forget what lies behind so many bytes of a log file. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def remove_log(path: Path) -> None:

@@ -18,6 +18,7 @@ from sandboxd.jobs import (
     State,
     Stream,
 )
+from sandboxd.quotas.tenants import Quotas
 from sandboxd.steps import Step
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog, read_index
@@ -30,6 +31,7 @@ _LISTED_FIXED_BYTES = 512
 _to_json = msgspec.json.Encoder().encode
 _to_spec = msgspec.json.Decoder(JobSpec).decode
 _to_result = msgspec.json.Decoder(Result).decode
+_to_quotas = msgspec.json.Decoder(Quotas).decode
 _to_scopes = msgspec.json.Decoder(tuple[str, ...]).decode
 
 
@@ -100,14 +102,15 @@ def _changed(
     )
 
 
-def job_values(job: Job) -> dict[str, Any]:
-    """The row of a job that was not there before. Its input is stored apart."""
+def job_values(job: Job, *, storage_bytes: int, upload_bytes: int) -> dict[str, Any]:
+    """The row of a job that was not there before, of which so much is kept. Its input is stored apart."""
     spec = job.spec
     queue_seconds = spec.queue_seconds
     need = need_of(spec)
     return {
         "id": job.id,
         "tenant": job.tenant,
+        "key_id": job.key_id,
         "state": job.state.value,
         "reason": job.reason.value,
         "priority": spec.priority,
@@ -130,6 +133,8 @@ def job_values(job: Job) -> dict[str, Any]:
         "request_id": job.request_id,
         "traceparent": job.traceparent,
         "retried_from": job.retried_from,
+        "storage_bytes": storage_bytes,
+        "upload_bytes": upload_bytes,
         "spec": _to_json(without_input(spec)).decode(),
         "result": None if job.result is None else encode_result(job.result),
     }
@@ -263,6 +268,7 @@ def job_from(row: Row[Any]) -> Job:
     return Job(
         id=row.id,
         tenant=row.tenant,
+        key_id=row.key_id,
         spec=_to_spec(row.spec),
         state=State(row.state),
         reason=Reason(row.reason),
@@ -280,6 +286,19 @@ def job_from(row: Row[Any]) -> Job:
         retried_from=row.retried_from,
         sequence=row.sequence,
     )
+
+
+def event_values(job: Job, at: float, message: str | None = None) -> dict[str, object]:
+    """The event of the change that made the job what it is."""
+    return {
+        "job_id": job.id,
+        "seq": job.sequence,
+        "at": at,
+        "state": job.state.value,
+        "reason": job.reason.value,
+        "attempt": job.attempt,
+        "message": message,
+    }
 
 
 def event_from(row: Row[Any]) -> JobEvent:
@@ -331,9 +350,14 @@ def log_from(row: Row[Any], base: Path) -> StoredLog:
 
 def key_values(key: ApiKey) -> dict[str, Any]:
     """The row of a key."""
-    return msgspec.structs.asdict(key) | {"scopes": _to_json(key.scopes).decode()}
+    quotas = None if key.quotas is None else _to_json(key.quotas).decode()
+    return msgspec.structs.asdict(key) | {
+        "scopes": _to_json(key.scopes).decode(),
+        "quotas": quotas,
+    }
 
 
 def key_from(row: Row[Any]) -> ApiKey:
     """The key of a row of the table `api_key`."""
-    return ApiKey(**{**row._mapping, "scopes": _to_scopes(row.scopes)})
+    quotas = None if row.quotas is None else _to_quotas(row.quotas)
+    return ApiKey(**{**row._mapping, "scopes": _to_scopes(row.scopes), "quotas": quotas})

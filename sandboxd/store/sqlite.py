@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import time
 from typing import Self, TypeVar
@@ -14,10 +14,21 @@ from sqlalchemy import Connection, Engine, exc
 from sandboxd.admission import Choose
 from sandboxd.errors import Unavailable
 from sandboxd.jobs import ApiKey, Job, JobEvent, Reason, Result, Sample, State
-from sandboxd.quotas.tenants import HourOfUse, TenantQuotas
+from sandboxd.quotas.tenants import Bounds, HourOfUse, Quotas, TenantQuotas, Whose
 from sandboxd.sandbox_values import SandboxPage, SandboxRecord, SandboxState
-from sandboxd.store import catalog, deletions, reads, sandboxes, tenants, writes
-from sandboxd.store.logs import StoredLog, remove_log
+from sandboxd.store import (
+    catalog,
+    claims,
+    deletions,
+    outbox,
+    reads,
+    sandboxes,
+    storage,
+    tenants,
+    writes,
+)
+from sandboxd.store.logs import StoredLog, remove_log, truncate_log
+from sandboxd.store.outbox import Undelivered
 from sandboxd.store.records import Conservation, Deleted, Idempotency, Page, Submitted
 from sandboxd.store.sqlite_file import READERS, opened, same_file
 from sandboxd.store.writer import Writer
@@ -93,47 +104,67 @@ class SqliteStore:
         idempotency: Idempotency | None = None,
         claim_owner: str | None = None,
         patience_seconds: float = 0.0,
-        quotas: TenantQuotas | None = None,
+        bounds: Bounds | None = None,
     ) -> Submitted:
         """Accept a job; it is on the disk when this returns, which may be so much later that its end is, too.
 
         With `claim_owner` it is claimed in the same commit: `starting`, attempt 1, lease token 1. A request that was
         sent before, in the last 24 hours and with the same idempotency key, answers with the job that it made then.
         Raises Invalid (`idempotency_key_reused`) for another request with that key, and Conflict
-        (`idempotency_job_deleted`) if that job's record is gone, and QuotaExceeded where `quotas` say so.
+        (`idempotency_job_deleted`) if that job's record is gone, and QuotaExceeded where `bounds` say so.
         """
         return await self._write(
-            lambda c: writes.submit(c, job, idempotency, claim_owner, quotas),
+            lambda c: writes.submit(c, job, idempotency, claim_owner, bounds),
             patience_seconds=patience_seconds,
         )
 
-    async def claim(self, owner: str, choose: Choose, now: float) -> list[Job]:
+    async def claim(
+        self, owner: str, choose: Choose, now: float, *, passed_over: Collection[str] = ()
+    ) -> list[Job]:
         """Take the jobs that `choose` picks of those that may run, with their input.
 
-        It sees the first of each tenant, and is called by the thread that writes.
+        It sees the first of each tenant, without those of the keys that are `passed_over`, and is called by the thread that writes.
         """
-        return await self._write(lambda c: writes.claim(c, owner, choose, now))
+        return await self._write(lambda c: claims.claim(c, owner, choose, now, passed_over))
 
     async def mark_running(self, job_id: str, lease_token: int, started_at: float) -> None:
         """Note that the command started; nothing if the lease is stale. `finish` notes it too: short jobs skip this."""
         await self._write(lambda c: writes.mark_running(c, job_id, lease_token, started_at))
 
     async def finish(
-        self, job_id: str, lease_token: int, result: Result, log: StoredLog, finished_at: float
+        self,
+        job_id: str,
+        lease_token: int,
+        result: Result,
+        log: StoredLog,
+        finished_at: float,
+        *,
+        bounds: Bounds | None = None,
     ) -> Job | None:
         """End a job for good, with its log. None: the lease was lost, and nothing was written.
 
-        The log's file is on the disk before the record says so; a short one moves into the database.
+        Where `bounds` have quotas of its key, what it used is counted for the key, too.
+
+        The log's file is on the disk before the record says so; a short one moves into the database. The job comes as it is
+        kept: with less where its tenant may store no more.
         """
         kept = log
         if log.path is not None:
             with _as_unavailable():
                 kept = await asyncio.to_thread(self._settled, log)
-        job = await self._write(
-            lambda c: writes.finish(c, job_id, lease_token, result, kept, finished_at, self._base)
+        ended = await self._write(
+            lambda c: writes.finish(
+                c, job_id, lease_token, result, kept, finished_at, self._base, bounds
+            )
         )
-        if job is not None and log.path is not None and kept.path is None:
+        if ended is None:
+            return None
+        job, stored = ended
+        if log.path is not None and stored.path is None:
             remove_log(log.path)
+        elif log.path is not None and stored.size() < log.size():
+            with suppress(OSError):  # The record says where it ends.
+                await asyncio.to_thread(truncate_log, log.path, stored.size())
         return job
 
     async def retry(
@@ -293,6 +324,10 @@ class SqliteStore:
         """Every key, oldest first."""
         return await self._read(catalog.list_keys)
 
+    async def quotas_of_keys(self) -> dict[str, Quotas]:
+        """Of every key that has its own, also if it is revoked."""
+        return await self._read(catalog.quotas_of_keys)
+
     async def revoke_key(self, key_id: str, now: float) -> bool:
         """Make a key worthless; the first time counts. False: there is no such key."""
         return await self._write(lambda c: catalog.revoke_key(c, key_id, now))
@@ -311,9 +346,31 @@ class SqliteStore:
         """What the tenant's jobs used that ended from hour `since` to before hour `until`, oldest first."""
         return await self._read(lambda c: tenants.uses(c, tenant, since, until))
 
-    async def used_and_reserved(self, tenant: str, now: float) -> dict[str, dict[str, float]]:
+    async def stored_bytes(self, tenant: str) -> int:
+        """What is kept of the tenant's jobs: inputs, logs and artifacts."""
+        return await self._read(lambda c: storage.used(c, tenant))
+
+    async def used_and_reserved(self, whose: Whose, now: float) -> dict[str, dict[str, float]]:
         """By what is metered and by window: what ended jobs used in it, and what the others may use yet."""
-        return await self._read(lambda c: tenants.used_and_reserved(c, tenant, now))
+        return await self._read(lambda c: tenants.used_and_reserved(c, whose, now))
+
+    # Events for the webhook
+
+    async def due_events(self, now: float, limit: int) -> list[Undelivered]:
+        """Those that are to be delivered now, oldest first."""
+        return await self._read(lambda c: outbox.due(c, now, limit))
+
+    async def next_event_due(self) -> float | None:
+        """When the next one is to be delivered (Unix time); None: all are settled."""
+        return await self._read(outbox.next_due)
+
+    async def note_attempt(self, event_id: str, next_at: float | None) -> None:
+        """One more attempt was made; another one is due then. None: it was delivered, or is given up."""
+        await self._write(lambda c: outbox.note_attempt(c, event_id, next_at))
+
+    async def undelivered_events(self) -> int:
+        """How many are to be delivered yet."""
+        return await self._read(outbox.backlog)
 
     # Sandboxes that live long
 

@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     literal_column,
     or_,
 )
@@ -26,7 +27,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from sandboxd.jobs import ACTIVE, WAITING, State
 
-REVISION = "0005"
+REVISION = "0006"
 """The migration that this release works with."""
 
 metadata = MetaData(
@@ -44,6 +45,7 @@ job = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("tenant", Text, nullable=False),
+    Column("key_id", Text),
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("priority", Integer, nullable=False),
@@ -67,6 +69,8 @@ job = Table(
     Column("request_id", Text),
     Column("traceparent", Text),
     Column("retried_from", Text),
+    Column("storage_bytes", BigInteger, nullable=False),
+    Column("upload_bytes", BigInteger, nullable=False),
     Column("spec", Text, nullable=False),
     Column("result", Text),
 )
@@ -92,6 +96,12 @@ Index(
     job.c.tenant,
     job.c.priority.desc(),
     job.c.id,
+    sqlite_where=state_in(WAITING),
+    postgresql_where=state_in(WAITING),
+)
+Index(
+    "ix_job_key",
+    job.c.key_id,
     sqlite_where=state_in(WAITING),
     postgresql_where=state_in(WAITING),
 )
@@ -136,6 +146,14 @@ tenant = Table(
 )
 """Tenants with quotas of their own, as JSON."""
 
+tenant_storage = Table(
+    "tenant_storage",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("used_bytes", BigInteger, nullable=False),
+)
+"""The sum of `storage_bytes` over a tenant's jobs, kept in the transactions that change them."""
+
 usage_hour = Table(
     "usage_hour",
     metadata,
@@ -146,6 +164,17 @@ usage_hour = Table(
     Column("memory_byte_seconds", Float, nullable=False),
 )
 """What the jobs of a tenant used that ended in an hour (hours since 1970)."""
+
+key_usage_hour = Table(
+    "key_usage_hour",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("hour", Integer, primary_key=True),
+    Column("jobs", BigInteger, nullable=False),
+    Column("cpu_seconds", Float, nullable=False),
+    Column("memory_byte_seconds", Float, nullable=False),
+)
+"""The same for each key that has quotas of its own."""
 
 job_stats = Table("job_stats", metadata, _job_id(), Column("samples", LargeBinary, nullable=False))
 """Samples of the jobs that ran long enough for any, as JSON."""
@@ -226,6 +255,27 @@ idempotency = Table(
 )
 """No foreign key: a key outlives its job, else a late repetition of the request would run it again."""
 
+webhook_event = Table(
+    "webhook_event",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("window_hour", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", Float),
+    UniqueConstraint("tenant", "policy", "window_hour"),
+)
+"""Events for the operator's webhook. `next_at`: when one is to be delivered; null: it was, or it is given up."""
+Index(
+    "ix_webhook_event_next_at",
+    webhook_event.c.next_at,
+    sqlite_where=webhook_event.c.next_at.is_not(None),
+    postgresql_where=webhook_event.c.next_at.is_not(None),
+)
+
 api_key = Table(
     "api_key",
     metadata,
@@ -237,6 +287,7 @@ api_key = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),
+    Column("quotas", Text),
 )
 
 sandbox = Table(

@@ -7,15 +7,23 @@ a job proves with its lease token that it is still the one who may (`_HELD`): a 
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, null, select, update
+from sqlalchemy import (
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    null,
+    select,
+    update,
+)
 
-from sandboxd.admission import Choose
 from sandboxd.errors import Conflict, Invalid, NotFound
 from sandboxd.jobs import (
     ACTIVE,
     TERMINAL,
     WAITING,
-    Candidate,
     Component,
     Job,
     JobError,
@@ -24,8 +32,8 @@ from sandboxd.jobs import (
     State,
     Usage,
 )
-from sandboxd.quotas.tenants import TenantQuotas
-from sandboxd.store import tables, tenants
+from sandboxd.quotas.tenants import Bounds, Holder, Whose
+from sandboxd.store import outbox, storage, tables, tenants
 from sandboxd.store.logs import StoredLog
 from sandboxd.store.prepared import Prepared
 from sandboxd.store.records import (
@@ -34,13 +42,12 @@ from sandboxd.store.records import (
     artifact_values,
     claimed_at_once,
     encode_result,
-    has_contents,
+    event_values,
     input_of,
     job_from,
     job_values,
     log_values,
     taken_in,
-    with_input,
 )
 
 IDEMPOTENCY_SECONDS = 86_400.0
@@ -75,7 +82,7 @@ def submit(
     job: Job,
     idempotency: Idempotency | None,
     claim_owner: str | None,
-    quotas: TenantQuotas | None = None,
+    bounds: Bounds | None = None,
 ) -> Submitted:
     """Accept a job; with `claim_owner` it is theirs at once, as if they had claimed it.
 
@@ -85,21 +92,26 @@ def submit(
         former = _remembered(connection, job, idempotency)
         if former is not None:
             return Submitted(former, replayed=True)
+    coming = storage.incoming(job.spec, input_of(job.spec))
     # Before anything is changed: a refusal must not cost those that share its commit theirs.
-    if quotas is not None:
-        tenants.check(connection, job, quotas, waits=claim_owner is None, now=job.created_at)
+    if bounds is not None:
+        tenants.check(connection, job, bounds, waits=claim_owner is None, now=job.created_at)
+        if bounds.tenant.storage_bytes:
+            storage.check(connection, job, coming, bounds.tenant.storage_bytes)
     if idempotency is not None:
         _remember(connection, job, idempotency)
     job = taken_in(job)
-    events = [_event_values(job, job.created_at)]
+    events = [event_values(job, job.created_at)]
     if claim_owner is not None:
         job = claimed_at_once(job)
-        events.append(_event_values(job, job.queued_at))
-    _INSERT_JOB.execute(connection, job_values(job) | {"lease_owner": claim_owner})
+        events.append(event_values(job, job.queued_at))
+    values = job_values(job, storage_bytes=coming.all_bytes, upload_bytes=coming.upload_bytes)
+    _INSERT_JOB.execute(connection, values | {"lease_owner": claim_owner})
+    storage.add(connection, job.tenant, coming.all_bytes)
     _INSERT_EVENT.execute_each(connection, events)
     _COUNT.execute(connection, {"of_name": "accepted"})
-    if stdin := input_of(job.spec):
-        connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": stdin})
+    if coming.stdin:
+        connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": coming.stdin})
     if job.spec.contents:
         values = {"job_id": job.id, "contents": job.spec.contents}
         connection.execute(_INSERT_CONTENTS, values)
@@ -142,80 +154,6 @@ def _remember(connection: Connection, job: Job, idempotency: Idempotency) -> Non
     connection.execute(insert(_idempotency), values | idempotency._asdict())
 
 
-_LINE = 32
-"""Of each tenant, so many jobs are looked at."""
-_WAITS = tables.state_in(WAITING)
-_tenants = select(func.min(_job.c.tenant).label("name")).where(_WAITS).cte("t", recursive=True)
-_next_tenant = (
-    select(func.min(_job.c.tenant))
-    .where(_WAITS, _job.c.tenant > _tenants.c.name)
-    .correlate(_tenants)
-    .scalar_subquery()
-)
-_tenants = _tenants.union_all(select(_next_tenant).where(_tenants.c.name.is_not(None)))
-"""Those with jobs that wait: a jump in the index for each, however many jobs it has."""
-_mine = _job.alias("mine")
-_in_line = (
-    select(_mine.c.id)
-    .where(
-        tables.state_in(WAITING, _mine),
-        _mine.c.tenant == _tenants.c.name,
-        _mine.c.run_at <= bindparam("now"),
-    )
-    .order_by(_mine.c.priority.desc(), _mine.c.id)
-    .limit(_LINE)
-    .correlate(_tenants)
-    .scalar_subquery()
-)
-_CANDIDATES = select(
-    _job.c.id,
-    _job.c.tenant,
-    _job.c.priority,
-    _job.c.memory_bytes,
-    _job.c.millicpus,
-    _job.c.wall_seconds,
-).select_from(_tenants.join(_job, _job.c.id.in_(_in_line)))
-_CLAIM = (
-    update(_job)
-    .where(_job.c.id.in_(bindparam("job_ids", expanding=True)), _WAITS)
-    .values(
-        state=State.STARTING.value,
-        reason=Reason.CLAIMED.value,
-        attempt=_job.c.attempt + 1,
-        lease_owner=bindparam("owner"),
-        lease_token=_job.c.lease_token + 1,
-        sequence=_job.c.sequence + 1,
-    )
-    .returning(*_job.c)
-)
-
-
-def claim(connection: Connection, owner: str, choose: Choose, now: float) -> list[Job]:
-    """Take the jobs that `choose` picks of those that may run now, in its order, with their input."""
-    candidates = [Candidate(*row) for row in connection.execute(_CANDIDATES, {"now": now})]
-    job_ids = list(choose(candidates)) if candidates else []
-    if not job_ids:
-        return []
-    rows = connection.execute(_CLAIM, {"owner": owner, "job_ids": job_ids}).all()
-    wanted = tables.job_stdin.c.job_id.in_([row.id for row in rows])
-    stdin = {
-        row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
-    }
-    jobs = [job_from(row) for row in rows]
-    contents = _contents_of(connection, [job.id for job in jobs if has_contents(job)])
-    jobs = [with_input(job, stdin.get(job.id), contents.get(job.id)) for job in jobs]
-    _INSERT_EVENT.execute_each(connection, [_event_values(job, now) for job in jobs])
-    return sorted(jobs, key=lambda job: job_ids.index(job.id))
-
-
-def _contents_of(connection: Connection, job_ids: list[str]) -> dict[str, bytes]:
-    if not job_ids:
-        return {}
-    part = tables.job_contents
-    rows = connection.execute(select(part).where(part.c.job_id.in_(job_ids)))
-    return {row.job_id: row.contents for row in rows}
-
-
 _MARK_RUNNING = (
     update(_job)
     .where(_HELD, _job.c.state == State.STARTING.value)
@@ -234,7 +172,7 @@ def mark_running(connection: Connection, job_id: str, lease_token: int, started_
     key = {"of_job": job_id, "token": lease_token}
     row = connection.execute(_MARK_RUNNING, key | {"at": started_at}).one_or_none()
     if row is not None:
-        _INSERT_EVENT.execute(connection, _event_values(job_from(row), started_at))
+        _INSERT_EVENT.execute(connection, event_values(job_from(row), started_at))
 
 
 _RECORD_START = Prepared(
@@ -265,6 +203,7 @@ _FINISH = Prepared(
         **_END_VALUES,
         started_at=func.coalesce(bindparam("started_at"), _job.c.started_at),
         sequence=_job.c.sequence + bindparam("changes"),
+        storage_bytes=_job.c.storage_bytes - _job.c.upload_bytes + bindparam("left_bytes"),
     )
     .returning(*_job.c)
 )
@@ -278,14 +217,23 @@ def finish(
     log: StoredLog,
     finished_at: float,
     log_base: Path,
-) -> Job | None:
-    """End a job for good, with its log. None: the lease was lost, and nothing was written."""
+    bounds: Bounds | None = None,
+) -> tuple[Job, StoredLog] | None:
+    """End a job for good, with its log. None: the lease was lost, and nothing was written.
+
+    Where its key has quotas of its own (`bounds`), its use is counted for the key, too. Of log and artifacts is kept what
+    fits into what its tenant may store: the job and the log are returned as they are kept.
+    """
+    if bounds is not None and bounds.tenant.storage_bytes:
+        most_bytes = bounds.tenant.storage_bytes
+        result, log = storage.fitting(connection, job_id, result, log, most_bytes)
     key = {"of_job": job_id, "token": lease_token}
     changes = 1
     if result.started_at is not None:
         # A short job was not marked as running on the way: that would have cost a commit of its own.
         changes += _RECORD_START.execute(connection, key | {"at": result.started_at})
-    values = {"started_at": result.started_at, "changes": changes}
+    left_bytes = log.size() + sum(artifact.size_bytes for artifact in result.artifacts)
+    values = {"started_at": result.started_at, "changes": changes, "left_bytes": left_bytes}
     row = _FINISH.returned(connection, key | values | _end_values(result, finished_at))
     if row is None:
         return None
@@ -297,10 +245,26 @@ def finish(
         samples = msgspec.json.encode(result.samples)
         connection.execute(_INSERT_STATS, {"job_id": job_id, "samples": samples})
     job = msgspec.structs.replace(job_from(row), result=result)
-    usage = result.usage
-    byte_seconds = job.spec.limits.memory_bytes * usage.wall_seconds
-    tenants.add_use(connection, job.tenant, finished_at, usage.cpu_seconds or 0.0, byte_seconds)
-    return _ended(connection, job, finished_at)
+    storage.add(connection, job.tenant, left_bytes - row.upload_bytes)
+    _count_use(connection, job, result, bounds, finished_at)
+    return _ended(connection, job, finished_at), log
+
+
+def _count_use(
+    connection: Connection, job: Job, result: Result, bounds: Bounds | None, now: float
+) -> None:
+    """Add what a job used to the hour of its tenant and of its key, and tell of what that makes."""
+    use = tenants.Use(
+        cpu_seconds=result.usage.cpu_seconds or 0.0,
+        memory_byte_seconds=job.spec.limits.memory_bytes * result.usage.wall_seconds,
+    )
+    tenants.add_use(connection, Whose(Holder.TENANT, job.tenant), now, use)
+    if bounds is None:
+        return
+    if bounds.key is not None and job.key_id is not None:
+        tenants.add_use(connection, Whose(Holder.KEY, job.key_id), now, use)
+    if bounds.tells:
+        outbox.note_thresholds(connection, job.tenant, bounds.tenant, now)
 
 
 _RETRY = (
@@ -335,7 +299,7 @@ def retry(
     row = connection.execute(_RETRY, values).one_or_none()
     if row is None:
         return False
-    _INSERT_EVENT.execute(connection, _event_values(job_from(row), now, message))
+    _INSERT_EVENT.execute(connection, event_values(job_from(row), now, message))
     return True
 
 
@@ -371,7 +335,7 @@ def request_cancel(
         error = JobError(component=None, code=reason, message=text)
         return _end_waiting(connection, job, State.CANCELLED, reason, error, now)
     job = job_from(connection.execute(_REQUEST_CANCEL, {"of_job": job_id}).one())
-    asked = _event_values(job, now, message) | {"reason": reason.value}
+    asked = event_values(job, now, message) | {"reason": reason.value}
     _INSERT_EVENT.execute(connection, asked)
     return job
 
@@ -394,7 +358,11 @@ def expire_waiting(connection: Connection, now: float) -> list[Job]:
 _END_WAITING = (
     update(_job)
     .where(_job.c.id == bindparam("of_job"), tables.state_in(WAITING))
-    .values(**_END_VALUES, sequence=_job.c.sequence + 1)
+    .values(
+        **_END_VALUES,
+        sequence=_job.c.sequence + 1,
+        storage_bytes=_job.c.storage_bytes - _job.c.upload_bytes,
+    )
     .returning(*_job.c)
 )
 
@@ -406,6 +374,7 @@ def _end_waiting(
     result = Result(state=state, reason=reason, error=error, usage=usage)
     values = {"of_job": job.id} | _end_values(result, now)
     row = connection.execute(_END_WAITING, values).one()
+    storage.add(connection, job.tenant, -row.upload_bytes)
     return _ended(connection, job_from(row), now)
 
 
@@ -436,19 +405,6 @@ def _ended(connection: Connection, job: Job, now: float) -> Job:
     """Leave the event and the count of a job that has just reached its terminal state."""
     error = None if job.result is None else job.result.error
     message = None if error is None else error.message
-    _INSERT_EVENT.execute(connection, _event_values(job, now, message))
+    _INSERT_EVENT.execute(connection, event_values(job, now, message))
     _COUNT.execute(connection, {"of_name": job.state.value})
     return job
-
-
-def _event_values(job: Job, at: float, message: str | None = None) -> dict[str, object]:
-    """The event of the change that made the job what it is."""
-    return {
-        "job_id": job.id,
-        "seq": job.sequence,
-        "at": at,
-        "state": job.state.value,
-        "reason": job.reason.value,
-        "attempt": job.attempt,
-        "message": message,
-    }

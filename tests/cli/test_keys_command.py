@@ -73,3 +73,25 @@ def test_migrating_tells_what_it_did_and_twice_is_harmless(tmp_path: Path) -> No
     assert "went from nothing to" in first.output
     assert (second["changed"], second["pending"]) == (False, False)
     assert "up to date" in after.output
+
+
+def test_a_key_may_have_quotas_of_its_own(tmp_path: Path) -> None:
+    quotas = ("--quota", "max_concurrency=2", "--quota", "images=host,python-*")
+    made = json.loads(keys(tmp_path, "create", "ci", *quotas, "--json").output)
+    listed = keys(tmp_path, "list").output
+
+    assert made["quotas"]["max_concurrency"] == 2
+    assert made["quotas"]["images"] == ["host", "python-*"]
+    assert made["quotas"]["max_queued"] == 0
+    assert "max_concurrency=2 images=host,python-*" in listed
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["max_concurrency", "most=1", "max_queued=few", "max_queued=-1", "cpu_seconds_per_day=inf"],
+)
+def test_a_quota_that_is_none_is_refused(tmp_path: Path, word: str) -> None:
+    ended = keys(tmp_path, "create", "ci", "--quota", word)
+
+    assert ended.code == 2
+    assert "--quota" in ended.errors

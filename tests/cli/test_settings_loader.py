@@ -103,6 +103,26 @@ def test_the_full_variable_beats_the_short_one() -> None:
     assert load_settings({}, environ).settings.client.url == "http://full"
 
 
+@pytest.mark.parametrize(
+    ("url", "secret", "fault"),
+    [
+        ("ftp://there", "", "must be http://HOST"),
+        ("https://there/hook", "", "webhooks.secret is not"),
+        ("https://there/hook", "whsec_c2hvcnQ=", 'must be "whsec_" and 24 to 64 bytes'),
+        ("https://there/hook", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", 'must be "whsec_"'),
+    ],
+)
+def test_a_webhook_needs_an_address_and_a_secret(url: str, secret: str, fault: str) -> None:
+    environ = {"SANDBOXD_WEBHOOKS_URL": url} | (
+        {"SANDBOXD_WEBHOOKS_SECRET": secret} if secret else {}
+    )
+    with pytest.raises(SettingsError) as raised:
+        load_settings({}, NO_FILE | environ)
+
+    assert fault in str(raised.value)
+    assert not secret or secret not in str(raised.value)
+
+
 def test_every_setting_can_be_set_by_its_variable() -> None:
     plain = load_settings({}, NO_FILE).settings
     for key in fields():

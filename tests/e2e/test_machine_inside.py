@@ -90,7 +90,9 @@ def test_arrays_that_are_indexed_by_the_number_of_a_cpu_are_large_enough(client:
 def test_two_jobs_at_once_are_not_on_the_same_cpu(client: Client) -> None:
     wait = "import os, time; print(*os.sched_getaffinity(0), flush=True); time.sleep(600)"
     jobs = [client.submit(["python3", "-c", wait], limits={"cpus": 1}) for _ in range(2)]
-    wait_for(lambda: all(client.get(job.id).stdout for job in jobs), "both have said where they are")
+    wait_for(
+        lambda: all(client.get(job.id).stdout for job in jobs), "both have said where they are"
+    )
     cpus = {client.cancel(job.id, grace_seconds=0).id: client.wait(job.id).text for job in jobs}
     assert len(set(cpus.values())) == min(2, len(os.sched_getaffinity(0)))
 

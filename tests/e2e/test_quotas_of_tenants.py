@@ -25,6 +25,13 @@ class Doors:
         answer = self.admin.put(f"/v1/tenants/{tenant}", json=quotas)
         assert answer.status_code == 200, answer.text
 
+    def new_key(self, **quotas: Any) -> httpx2.Client:
+        """A door for another key of ada's, which has these quotas."""
+        body = {"name": "own", "tenant": "ada", "quotas": quotas}
+        answer = self.admin.post("/v1/keys", json=body)
+        assert answer.status_code == 201, answer.text
+        return self.service.http(answer.json()["key"])
+
     def close(self) -> None:
         for door in (self.admin, self.ada, self.eve):
             door.close()
@@ -99,7 +106,9 @@ def test_cpu_time_is_reserved_when_a_job_comes_and_counted_when_it_has_ended(doo
     hours = doors.ada.get("/v1/usage").json()["data"]
 
     assert refusal(refused) == (429, "quota_exceeded")
-    assert "cpu_seconds per hour: 60 of 100 are used or reserved" in refused.json()["detail"]
+    assert (
+        "cpu_seconds per hour: 60 of 100 of yours are used or reserved" in refused.json()["detail"]
+    )
     assert int(refused.headers["retry-after"]) > 1
     assert then.json()["state"] == "succeeded"
     assert mine["quotas"]["cpu_seconds_per_hour"] == 100
@@ -146,3 +155,158 @@ def test_quotas_are_the_operators_and_outlast_the_service(doors: Doors) -> None:
     assert unnamed.status_code == 404
     assert (kept["max_queued"], after["max_queued"]) == (7, 0)
     assert reset.status_code == 204
+
+
+def whose(answer: httpx2.Response) -> tuple[int, str, str]:
+    problem = answer.json()
+    return answer.status_code, problem["policy"], problem["policy_of"]
+
+
+def test_a_key_has_quotas_besides_its_tenants(doors: Doors) -> None:
+    with doors.new_key(
+        requests_per_minute=60, request_burst=4, images=["host"], network_modes=["none"]
+    ) as own:
+        doors.allow("ada", requests_per_minute=600, images=["host", "python-*"])
+        seen = own.get("/v1/quotas")
+        refused = own.post("/v1/jobs", json={**TRUE, "image": "python-3"})
+        of_another = doors.ada.get("/v1/quotas").json()
+        answers = [own.get("/v1/jobs") for _ in range(3)]
+    listed = doors.admin.get("/v1/keys").json()["data"]
+
+    assert seen.headers["ratelimit-policy"] == '"key_requests";q=4;w=4, "requests";q=600;w=60'
+    assert seen.headers["ratelimit"].startswith('"key_requests";r=3;')
+    assert seen.json()["key"]["quotas"]["images"] == ["host"]
+    assert seen.json()["quotas"]["images"] == ["host", "python-*"]
+    assert whose(refused) == (403, "images", "key")
+    assert "This key may not use this" in refused.json()["detail"]
+    assert of_another["key"] is None
+    assert whose(answers[-1]) == (429, "requests", "key")
+    assert [key["quotas"] and key["quotas"]["request_burst"] for key in listed][-1] == 4
+
+
+def test_as_many_jobs_of_a_key_run_as_may_also_after_a_restart(doors: Doors) -> None:
+    own = doors.new_key(max_concurrency=1, max_queued=2)
+    doors.service.kill()
+    doors.service.start()
+    first = own.post("/v1/jobs", json=SLEEP).json()["id"]
+    waiting = [own.post("/v1/jobs", json=TRUE).json()["id"] for _ in range(2)]
+    refused = own.post("/v1/jobs", json=TRUE)
+    sandbox = own.post("/v1/sandboxes", json={"image": "host"})
+    seen = own.get(f"/v1/jobs/{waiting[0]}").json()["waiting"]
+    of_another = doors.ada.post("/v1/jobs", json=TRUE, headers=WAIT).json()
+    own.post(f"/v1/jobs/{first}/cancel", json={"grace_seconds": 0})
+    ended = [own.get(f"/v1/jobs/{job_id}?wait=30").json()["state"] for job_id in waiting]
+    own.close()
+
+    assert whose(refused) == (429, "max_queued", "key")
+    assert whose(sandbox) == (429, "max_concurrency", "key")
+    assert seen["for"] == "key"
+    assert of_another["state"] == "succeeded"
+    assert ended == ["succeeded"] * 2
+
+
+def test_a_keys_cpu_time_is_counted_beside_its_tenants(doors: Doors) -> None:
+    with doors.new_key(cpu_seconds_per_hour=70) as own:
+        job = {**TRUE, "limits": {"cpu_seconds": 60}}
+        running = own.post("/v1/jobs", json={**SLEEP, "limits": {"cpu_seconds": 60}}).json()["id"]
+        refused = own.post("/v1/jobs", json=job, headers=WAIT)
+        own.post(f"/v1/jobs/{running}/cancel", json={"grace_seconds": 0})
+        own.get(f"/v1/jobs/{running}?wait=30")
+        then = own.post("/v1/jobs", json=job, headers=WAIT).json()
+        mine = own.get("/v1/quotas").json()
+
+    assert whose(refused) == (429, "cpu_seconds_per_hour", "key")
+    assert then["state"] == "succeeded"
+    (of_key,) = [m for m in mine["key"]["metered"] if m["quota"] == "cpu_seconds_per_hour"]
+    (of_tenant,) = [m for m in mine["metered"] if m["quota"] == "cpu_seconds_per_hour"]
+    assert 0 < of_key["used"] == pytest.approx(of_tenant["used"])
+    assert (of_key["most"], of_tenant["most"]) == (70, None)
+
+
+def test_wrong_quotas_of_a_key_are_refused(doors: Doors) -> None:
+    body = {"name": "own", "quotas": {"max_queued": -1, "max_quued": 1}}
+    answer = doors.admin.post("/v1/keys", json=body)
+    pointers = {fault["pointer"] for fault in answer.json()["errors"]}
+    assert pointers == {"/quotas/max_queued", "/quotas/max_quued"}
+
+
+def test_a_tenants_ceilings_are_below_the_operators_and_hold_for_all_that_it_makes(
+    doors: Doors,
+) -> None:
+    former = doors.ada.post("/v1/jobs", json={**TRUE, "limits": {"memory": "200Mi"}}, headers=WAIT)
+    doors.allow("ada", ceilings={"memory": "128Mi", "cpus": "500m", "wall_seconds": 10})
+    asked = {"limits": {"memory": "129Mi", "cpus": 1, "wall_seconds": 10}}
+    refused = [
+        doors.ada.post("/v1/jobs", json={**TRUE, **asked}),
+        doors.ada.post("/v1/sandboxes", json={"image": "host", "limits": {"memory": "129Mi"}}),
+        doors.ada.post(f"/v1/jobs/{former.json()['id']}/retry"),
+    ]
+    lowered = doors.ada.post("/v1/jobs", json=TRUE, headers=WAIT).json()
+    told = doors.ada.get("/v1/quotas").json()["quotas"]["ceilings"]
+    of_another = doors.eve.post("/v1/jobs", json={**TRUE, **asked}, headers=WAIT).json()
+
+    faults = {fault["pointer"]: fault["detail"] for fault in refused[0].json()["errors"]}
+    assert faults == {
+        "/limits/memory": "129Mi is not from 4Mi to 128Mi, the most that your tenant may have",
+        "/limits/cpus": "1.0 is not from 0.01 to 0.5, the most that your tenant may have",
+    }
+    assert [answer.status_code for answer in refused] == [422] * 3
+    assert refused[1].json()["errors"][0]["pointer"] == "/limits/memory"
+    assert [each["pointer"] for each in refused[2].json()["errors"]] == ["/limits/memory"]
+    assert lowered["state"] == "succeeded"
+    assert lowered["limits"]["memory"] == 2**27
+    assert (lowered["limits"]["cpus"], lowered["limits"]["wall_seconds"]) == (0.5, 10)
+    assert told == {"memory": 2**27, "cpus": 0.5, "wall_seconds": 10}
+    assert of_another["state"] == "succeeded"
+
+
+def test_a_tenants_ceiling_above_the_operators_is_refused(doors: Doors) -> None:
+    ceilings = {"wall_seconds": 86_401, "pids": 0, "memory": "much", "gpus": 1}
+    answer = doors.admin.put("/v1/tenants/ada", json={"ceilings": ceilings})
+
+    assert answer.status_code == 422
+    assert {fault["pointer"] for fault in answer.json()["errors"]} == {
+        "/ceilings/wall_seconds",
+        "/ceilings/pids",
+        "/ceilings/memory",
+        "/ceilings/gpus",
+    }
+
+
+def test_what_is_kept_is_bounded_and_given_back_with_the_job(doors: Doors) -> None:
+    doors.allow("ada", storage_bytes=1000)
+    script = (
+        "head -c 600 /dev/zero | tr '\\0' x; head -c 300 /dev/zero > a; head -c 300 /dev/zero > b"
+    )
+    job = {"image": "host", "command": ["sh", "-c", script], "outputs": ["a", "b"]}
+    first = doors.ada.post("/v1/jobs", json=job, headers=WAIT).json()
+    second = doors.ada.post("/v1/jobs", json=job, headers=WAIT).json()
+    refused = doors.ada.post("/v1/jobs", json=TRUE)
+    told = doors.ada.get("/v1/quotas").json()["storage"]
+    used = doors.ada.get("/v1/usage").json()["storage_bytes"]
+    files = doors.ada.get(f"/v1/jobs/{first['id']}/artifacts").json()["data"]
+    content = doors.ada.get(f"/v1/jobs/{first['id']}/artifacts/a")
+    directory = doors.service.data_dir / "artifacts"
+    on_the_disk = [path.stat().st_size for path in directory.iterdir()]
+    deleted = doors.ada.delete(f"/v1/jobs/{first['id']}")
+    then = doors.ada.post("/v1/jobs", json=TRUE, headers=WAIT).json()
+    left = doors.ada.get("/v1/quotas").json()["storage"]["used_bytes"]
+
+    assert (first["state"], second["state"]) == ("succeeded", "succeeded")
+    assert first["artifacts_passed_over"] == [{"path": "b", "reason": "storage_quota"}]
+    assert [each["path"] for each in files] == ["a"]
+    assert content.content == bytes(300)
+    assert on_the_disk == [300]
+    assert second["streams"]["stdout"] == {
+        "size_bytes": 100,
+        "inline_bytes": 100,
+        "truncated": True,
+    }
+    assert second["stdout"] == "x" * 100
+    assert [each["path"] for each in second["artifacts_passed_over"]] == ["a", "b"]
+    assert (refused.status_code, refused.json()["policy"]) == (429, "storage_bytes")
+    assert told == {"used_bytes": 1000, "most_bytes": 1000}
+    assert used == 1000
+    assert deleted.status_code == 204
+    assert then["state"] == "succeeded"
+    assert left == 100

@@ -37,6 +37,8 @@ PROMISED = {
     "sandboxd_sandbox_start_duration_seconds": ("histogram", {"phase", "warm"}),
     "sandboxd_sandbox_exec_duration_seconds": ("histogram", set()),
     "sandboxd_sandbox_execs_total": ("counter", {"outcome"}),
+    "sandboxd_webhook_backlog": ("gauge", set()),
+    "sandboxd_webhook_deliveries_total": ("counter", {"outcome"}),
     "sandboxd_sandboxes": ("gauge", {"state"}),
     "sandboxd_sandboxes_created_total": ("counter", set()),
     "sandboxd_sandboxes_ended_total": ("counter", {"reason"}),

@@ -23,6 +23,7 @@ SNAPSHOT = Snapshot(
     pool_hits=7,
     pool_misses=2,
     sandboxes={SandboxState.CREATING: 0, SandboxState.RUNNING: 2, SandboxState.PAUSED: 1},
+    webhook_backlog=5,
 )
 
 

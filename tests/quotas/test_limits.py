@@ -5,6 +5,7 @@ import pytest
 
 from sandboxd.quantities import format_quantity, parse_bytes
 from sandboxd.quotas.limits import LEAST, LimitsAsked, settle
+from sandboxd.settings import CEILINGS, DEFAULT_LIMITS
 
 MIB = 2**20
 MOST = msgspec.structs.replace(
@@ -76,3 +77,14 @@ def test_a_rate_that_is_too_low_or_too_high_is_refused(
 @pytest.mark.parametrize("size", [0, 1, 1023, 1024, 2**20 + 1, 1000 * 2**30, 2**62])
 def test_a_quantity_is_never_more_than_the_size(size: int) -> None:
     assert size * 0.9 <= parse_bytes(format_quantity(size)) <= size
+
+
+def test_a_tenants_ceiling_holds_where_it_is_lower() -> None:
+    own = LimitsAsked(cpus=0.5, pids=10**9)
+    limits, faults = settle(LimitsAsked(pids=CEILINGS.pids + 1), DEFAULT_LIMITS, CEILINGS, own)
+    _, refused = settle(LimitsAsked(cpus=0.75), DEFAULT_LIMITS, CEILINGS, own)
+
+    assert limits.cpus == 0.5
+    assert [fault.pointer for fault in faults] == ["/limits/pids"]
+    assert "tenant" not in faults[0].detail
+    assert refused[0].detail == "0.75 is not from 0.01 to 0.5, the most that your tenant may have"

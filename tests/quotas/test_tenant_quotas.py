@@ -58,5 +58,5 @@ def test_what_is_not_in_a_list_is_forbidden_and_an_empty_list_forbids_nothing() 
     wish = {"image": "python-3", "network_mode": "egress", "runtime": "native"}
     assert TenantQuotas().forbids(**wish) == []
     some = TenantQuotas(images=("host", "python-*"), network_modes=("none",), runtimes=("runsc",))
-    assert [pointer for pointer, _ in some.forbids(**wish)] == ["/network/mode", "/runtime"]
-    assert next(pointer for pointer, _ in some.forbids(**wish | {"image": "x"})) == "/image"
+    assert [ban.pointer for ban in some.forbids(**wish)] == ["/network/mode", "/runtime"]
+    assert some.forbids(**wish | {"image": "x"})[0][:2] == ("images", "/image")

@@ -65,12 +65,18 @@ def next_id() -> str:
 
 
 def a_job(
-    *, tenant: str = "ada", now: float = 1000.0, request_id: str | None = None, **spec: Any
+    *,
+    tenant: str = "ada",
+    key_id: str | None = None,
+    now: float = 1000.0,
+    request_id: str | None = None,
+    **spec: Any,
 ) -> Job:
     asked = {"image": "host", "command": ("/bin/true",), "limits": LIMITS} | spec
     return Job(
         id=next_id(),
         tenant=tenant,
+        key_id=key_id,
         spec=JobSpec(**asked),
         state=State.QUEUED,
         reason=Reason.SUBMITTED,

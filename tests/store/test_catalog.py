@@ -5,11 +5,16 @@ from sqlalchemy.exc import IntegrityError
 from store_examples import in_store
 
 from sandboxd.jobs import ApiKey
+from sandboxd.quotas.tenants import Quotas
 from sandboxd.store.sqlite import SqliteStore
 
 
 def a_key(
-    key_id: str = "key_1", *, created_at: float = 1.0, expires_at: float | None = None
+    key_id: str = "key_1",
+    *,
+    created_at: float = 1.0,
+    expires_at: float | None = None,
+    quotas: Quotas | None = None,
 ) -> ApiKey:
     return ApiKey(
         id=key_id,
@@ -19,6 +24,7 @@ def a_key(
         scopes=("jobs:read", "jobs:write"),
         created_at=created_at,
         expires_at=expires_at,
+        quotas=quotas,
     )
 
 
@@ -28,6 +34,21 @@ async def test_a_key_reads_back_as_it_was_made(store: SqliteStore) -> None:
 
     assert await store.find_key("key_1") == a_key(expires_at=9.0)
     assert await store.find_key("key_2") is None
+
+
+@in_store
+async def test_quotas_of_keys_are_read_at_once_and_stay_when_the_key_is_revoked(
+    store: SqliteStore,
+) -> None:
+    own = Quotas(max_concurrency=2, images=("python-*",))
+    await store.create_key(a_key(quotas=own))
+    await store.create_key(a_key("key_2"))
+    await store.revoke_key("key_1", 5.0)
+
+    assert await store.quotas_of_keys() == {"key_1": own}
+    found = await store.find_key("key_1")
+    assert found is not None
+    assert found.quotas == own
 
 
 @in_store

@@ -9,7 +9,8 @@ from sqlalchemy import Select, Update, select
 from sqlalchemy.dialects import sqlite
 
 from sandboxd.jobs import ACTIVE, WAITING
-from sandboxd.store import migrate, reads, writes
+from sandboxd.quotas.tenants import Holder
+from sandboxd.store import claims, migrate, reads, tenants, writes
 from sandboxd.store.tables import job, state_in
 
 
@@ -24,8 +25,12 @@ def plan_of(path: Path, statement: Select[tuple[object]] | Update) -> str:
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (writes._CANDIDATES, "ix_job_line (tenant=?)"),
-        (writes._CANDIDATES, "ix_job_line (tenant>?)"),
+        (claims._CANDIDATES, "ix_job_line (tenant=?)"),
+        (claims._CANDIDATES, "ix_job_line (tenant>?)"),
+        (claims._candidates(claims._mine.c.key_id != "key_1"), "ix_job_line (tenant=?)"),
+        (tenants._ACCOUNTS[Holder.KEY].reserved[0], "ix_job_key (key_id=?)"),
+        (tenants._ACCOUNTS[Holder.KEY].reserved[1], "ix_job_active"),
+        (tenants._ACCOUNTS[Holder.TENANT].reserved[0], "ix_job_line (tenant=?)"),
         (reads._BEFORE[0], "ix_job_claim (priority>"),
         (reads._BEFORE[1], "ix_job_claim (priority=? AND id<?"),
         (writes._RECOVER, "ix_job_active"),

@@ -11,8 +11,10 @@ from store_examples import a_job, no_log, opened, success
 from sandboxd.errors import Unavailable
 from sandboxd.jobs import Job, JobError, Reason, Result, Retry, State
 from sandboxd.metrics import Metrics
+from sandboxd.quotas.tenants import TenantQuotas
 from sandboxd.settlement import Settlement, may_retry
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.tenants import Tenants
 
 LOST = Result(
     state=State.ERROR,
@@ -28,7 +30,9 @@ class Desk:
         self.store = store
         self.job = job
         self.path = path
-        self.settlement = Settlement(store, Metrics({}, lambda: None), path.parent / "logs")
+        self.settlement = Settlement(
+            store, Metrics({}, lambda: None), Tenants(store, TenantQuotas()), path.parent / "logs"
+        )
 
     def take_database_away(self) -> None:
         self.path.rename(self.path.with_suffix(".away"))

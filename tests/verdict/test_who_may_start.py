@@ -197,3 +197,20 @@ def test_never_more_than_there_is_and_the_first_is_never_put_off(
         if until <= at:
             left = left.plus(need)
     assert left.lacks(Room(1, blocked.memory_bytes, blocked.millicpus).within(WHOLE)) is None
+
+
+def test_jobs_of_a_key_that_has_enough_hold_nobody_up() -> None:
+    waiting = [a_job(1, key_id="key_1"), a_job(2, key_id="key_1"), a_job(3), a_job(4, key_id="k")]
+    running = (Occupant("ada", Room(1, 100, 1000), NOW + 9, "key_1"),)
+    choice = choose(
+        waiting,
+        running,
+        WHOLE,
+        WHOLE.minus(running[0].need),
+        NOW,
+        most_of_key=lambda key_id: 2 if key_id == "key_1" else 0,
+    )
+
+    assert choice.job_ids == ("job_001", "job_003", "job_004")
+    assert choice.blocked is None
+    assert choice.held_back

@@ -1,0 +1,114 @@
+"""Who runs next: waiting jobs are shown to who chooses, and those that are chosen are claimed, in one transaction."""
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, insert, select, update
+
+from sandboxd.admission import Choose
+from sandboxd.jobs import WAITING, Candidate, Job, Reason, State
+from sandboxd.store import tables
+from sandboxd.store.prepared import Prepared
+from sandboxd.store.records import event_values, has_contents, job_from, with_input
+
+_job = tables.job
+_INSERT_EVENT = Prepared(insert(tables.job_event))
+
+_LINE = 32
+"""Of each tenant, so many jobs are looked at."""
+_WAITS = tables.state_in(WAITING)
+_tenants = select(func.min(_job.c.tenant).label("name")).where(_WAITS).cte("t", recursive=True)
+_next_tenant = (
+    select(func.min(_job.c.tenant))
+    .where(_WAITS, _job.c.tenant > _tenants.c.name)
+    .correlate(_tenants)
+    .scalar_subquery()
+)
+_tenants = _tenants.union_all(select(_next_tenant).where(_tenants.c.name.is_not(None)))
+"""Those with jobs that wait: a jump in the index for each, however many jobs it has."""
+_mine = _job.alias("mine")
+_OF_OTHER_KEYS = func.coalesce(_mine.c.key_id, "").not_in(bindparam("passed_over", expanding=True))
+
+
+def _candidates(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """The first of each tenant that may run now."""
+    in_line = (
+        select(_mine.c.id)
+        .where(
+            tables.state_in(WAITING, _mine),
+            _mine.c.tenant == _tenants.c.name,
+            _mine.c.run_at <= bindparam("now"),
+            *conditions,
+        )
+        .order_by(_mine.c.priority.desc(), _mine.c.id)
+        .limit(_LINE)
+        .correlate(_tenants)
+        .scalar_subquery()
+    )
+    return select(
+        _job.c.id,
+        _job.c.tenant,
+        _job.c.priority,
+        _job.c.memory_bytes,
+        _job.c.millicpus,
+        _job.c.wall_seconds,
+        _job.c.key_id,
+    ).select_from(_tenants.join(_job, _job.c.id.in_(in_line)))
+
+
+_CANDIDATES = _candidates()
+_CANDIDATES_OF_OTHER_KEYS = _candidates(_OF_OTHER_KEYS)
+"""A key that has enough must not fill the part of its tenant's line that is looked at."""
+_CLAIM = (
+    update(_job)
+    .where(_job.c.id.in_(bindparam("job_ids", expanding=True)), _WAITS)
+    .values(
+        state=State.STARTING.value,
+        reason=Reason.CLAIMED.value,
+        attempt=_job.c.attempt + 1,
+        lease_owner=bindparam("owner"),
+        lease_token=_job.c.lease_token + 1,
+        sequence=_job.c.sequence + 1,
+    )
+    .returning(*_job.c)
+)
+
+
+def claim(
+    connection: Connection,
+    owner: str,
+    choose: Choose,
+    now: float,
+    passed_over: Collection[str] = (),
+) -> list[Job]:
+    """Take the jobs that `choose` picks of those that may run now, in its order, with their input.
+
+    `passed_over`: keys whose jobs are not looked at.
+    """
+    if passed_over:
+        values = {"now": now, "passed_over": list(passed_over)}
+        rows = connection.execute(_CANDIDATES_OF_OTHER_KEYS, values)
+    else:
+        rows = connection.execute(_CANDIDATES, {"now": now})
+    candidates = [Candidate(*row) for row in rows]
+    job_ids = list(choose(candidates)) if candidates else []
+    if not job_ids:
+        return []
+    claimed = connection.execute(_CLAIM, {"owner": owner, "job_ids": job_ids}).all()
+    wanted = tables.job_stdin.c.job_id.in_([row.id for row in claimed])
+    stdin = {
+        row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
+    }
+    jobs = [job_from(row) for row in claimed]
+    contents = _contents_of(connection, [job.id for job in jobs if has_contents(job)])
+    jobs = [with_input(job, stdin.get(job.id), contents.get(job.id)) for job in jobs]
+    _INSERT_EVENT.execute_each(connection, [event_values(job, now) for job in jobs])
+    return sorted(jobs, key=lambda job: job_ids.index(job.id))
+
+
+def _contents_of(connection: Connection, job_ids: list[str]) -> dict[str, bytes]:
+    if not job_ids:
+        return {}
+    part = tables.job_contents
+    rows = connection.execute(select(part).where(part.c.job_id.in_(job_ids)))
+    return {row.job_id: row.contents for row in rows}
