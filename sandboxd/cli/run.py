@@ -52,12 +52,15 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
 @click.option("--image", default="host", metavar="NAME", help="Root file system. [host]")
 @limit_option("cpus", "N", "CPU rate: 0.5 or 500m is half a CPU.")
 @limit_option("memory", "SIZE", "Memory: 128Mi, 1.5G.")
+@limit_option("swap", "SIZE", "What may be swapped out, beside the memory.")
 @limit_option("pids", "N", "Processes and threads at once.")
 @limit_option("disk", "SIZE", "Scratch space for files it writes.")
 @limit_option("wall-seconds", "S", "How long it may run.")
 @limit_option("idle-seconds", "S", "How long it may write nothing.")
 @limit_option("cpu-seconds", "S", "CPU time of all its processes together.")
 @limit_option("output-bytes", "SIZE", "Output and error output together.")
+@limit_option("network-bytes", "SIZE", "Received and sent together, with --network egress.")
+@limit_option("io-bytes-per-second", "SIZE", "Read from disks, and as many written to them.")
 @limit_option("open-files", "N", "Open files per process.")
 @click.option("--env", "-e", multiple=True, metavar="K=V", help="Environment variable; repeatable.")
 @click.option("--workdir", "-w", metavar="DIR", help="Directory inside to start in.")
@@ -172,12 +175,17 @@ def _pair(option: str, word: str) -> tuple[str, str]:
     return key, value
 
 
+_QUANTITIES = frozenset(
+    {"cpus", "memory", "disk", "swap", "output_bytes", "network_bytes", "io_bytes_per_second"}
+)
+
+
 def _amount(name: str, word: str) -> int | float | str:
     """A number as a number; quantities stay words, which the API reads."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(word)
-    if name in ("cpus", "memory", "disk", "swap", "output_bytes", "network_bytes"):
+    if name in _QUANTITIES:
         return word
     raise click.UsageError(f'--{name.replace("_", "-")} takes a number, not "{word}"')
 

@@ -83,13 +83,14 @@ def test_options_of_the_command_are_not_taken_for_ours(service: Service) -> None
 
 def test_options_reach_the_job(service: Service) -> None:
     ended = run(
-        service, "--json", "--memory", "64Mi", "--cpus", "500m", "--env", "A=b=c",
+        service, "--json", "--memory", "64Mi", "--cpus", "500m", "--network-bytes", "1Mi", "--swap", "0", "--env", "A=b=c",
         "--label", "test=options", "--workdir", "/", "--", "sh", "-c", "echo $A; pwd",
     )  # fmt: skip
 
     job = json.loads(ended.output)
     assert job["stdout"] == "b=c\n/\n"
     assert (job["limits"]["memory"], job["limits"]["cpus"]) == (64 * 2**20, 0.5)
+    assert (job["limits"]["network_bytes"], job["limits"]["swap"]) == (2**20, 0)
     assert job["labels"] == {"test": "options"}
 
 

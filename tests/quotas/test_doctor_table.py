@@ -5,11 +5,17 @@ import os
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from sandbox_bench import launchers_changed
 
 from sandboxd.cli import apparmor
-from sandboxd.cli.doctor import examine_controller, examine_data_dir, examine_swap
+from sandboxd.cli.doctor import (
+    examine_controller,
+    examine_data_dir,
+    examine_disk_rates,
+    examine_swap,
+)
 from sandboxd.cli.main import run_command_line
 from sandboxd.isolation import idmap
 from sandboxd.isolation.features import (
@@ -23,7 +29,9 @@ from sandboxd.isolation.features import (
     probe_user_namespaces,
     run_trial,
 )
+from sandboxd.quotas.disks import HOST_FILES, find_disks
 from sandboxd.quotas.host import CgroupVersion, Controller, Host
+from sandboxd.settings import CEILINGS, Settings, StoreSettings
 
 ordinary_user = pytest.mark.skipif(os.geteuid() == 0, reason="root is told to be somebody else")
 
@@ -254,6 +262,44 @@ def test_swap_that_cgroups_do_not_count_is_missing(tmp_path: Path) -> None:
 
     assert uncounted is Status.MISSING
     assert examine_swap(host).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "ceiling", "io", "blkio", "status", "detail"),
+    [
+        ("/proc/none", 0, "/ours", None, Status.WARNING, "the disk of /proc/none cannot be told"),
+        ("/dev/shm/x", 0, "/ours", None, Status.OK, "cgroup2, of "),
+        ("/dev/shm/x", 0, None, None, Status.OK, "no limit or ceiling is set"),
+        ("/dev/shm/x", 2**20, None, "/ours", Status.OK, "cgroup1, of "),
+        ("/dev/shm/x", 2**20, None, None, Status.WARNING, "neither io (v2) nor blkio (v1)"),
+    ],
+)
+def test_rates_of_disks_say_why_they_are_not_limited(
+    data_dir: str, ceiling: int, io: str | None, blkio: str | None, status: Status, detail: str
+) -> None:
+    if find_disks([HOST_FILES]).untold:
+        pytest.skip("the disk of this host cannot be told")
+    host = Host(
+        cpus=1,
+        memory_bytes=2**30,
+        swap_bytes=0,
+        kernel_release="6.1.0",
+        kernel=(6, 1),
+        controllers={
+            "io": Controller(name="io", version=CgroupVersion.V2, directory=io),
+            "blkio": Controller(name="blkio", version=CgroupVersion.V1, directory=blkio),
+        },
+        rlimits={},
+    )
+    settings = Settings(
+        store=StoreSettings(data_dir=data_dir),
+        ceilings=msgspec.structs.replace(CEILINGS, io_bytes_per_second=ceiling),
+    )
+
+    feature = examine_disk_rates(host, settings, "alice")
+
+    assert feature.status is status
+    assert detail in feature.detail
 
 
 def test_a_data_directory_that_can_be_made_is_fine(tmp_path: Path) -> None:
