@@ -31,6 +31,7 @@ from sandboxd.files.content import Contents
 from sandboxd.isolation import destinations, entries, hearing, protocol, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
+from sandboxd.quotas.limits import is_more
 from sandboxd.running.comparing import first_difference
 from sandboxd.settings import CEILINGS, DEFAULT_LIMITS
 from sandboxd.steps import Checker, Comparison
@@ -218,7 +219,8 @@ def _can_be_run(spec: JobSpec) -> None:
     assert spec.workdir is None or _is_clean_path(spec.workdir)
     assert _is_harmless_name(spec.image)
     limits, ceilings = msgspec.structs.asdict(spec.limits), msgspec.structs.asdict(CEILINGS)
-    assert all(0 <= limits[name] <= ceilings[name] for name in limits)
+    assert not any(is_more(name, limits[name], ceilings[name]) for name in limits)
+    assert min(limits.values()) >= 0
     assert msgspec.json.decode(msgspec.json.encode(spec), type=JobSpec) == spec
 
 
