@@ -27,6 +27,7 @@ from sandboxd.running.commands import (
     open_streams,
     run_command,
 )
+from sandboxd.running.counting import Counting
 from sandboxd.running.stepping import Ground, Steps
 from sandboxd.running.verdict import Outcome
 
@@ -80,6 +81,7 @@ class Attempt:
                 streams,
                 then=Then.CLEAR if stays else Then.END,
                 cpu_count=self.means.cpu_count,
+                counting=contextlib.nullcontext(self.taken.place),
                 on_start=self.on_start,
             )
         if stays:
@@ -88,6 +90,8 @@ class Attempt:
     async def run_steps(self, on_run: Callable[[RunResult], None]) -> None:
         """Each step's command in its turn."""
         job, outcome = self.job, self.outcome
+        counting = Counting(self.taken.place, alone=True)
+        counting.prepare()
         if self.accepted is not None:
             await self.accepted
         if not await self._place_files():
@@ -107,6 +111,7 @@ class Attempt:
             base=self.command,
             make_files=make_files,
             cpu_count=self.means.cpu_count,
+            counting=counting,
         )
         steps = Steps(ground, self.stop, self.sink, on_start=note_start, on_run=on_run)
         try:
@@ -115,6 +120,8 @@ class Attempt:
             outcome.command_started, outcome.command_ended = steps.began, steps.ended
             outcome.output_bytes = sum(steps.sizes.values())
             outcome.checkers_cpu_seconds = steps.checkers_cpu_seconds
+            if job.spec.keep_on_failure_seconds is not None:
+                await counting.settled()  # Whoever keeps the sandbox goes on from there.
 
     async def _place_files(self) -> bool:
         """Make the job's files. False: no command is to run."""

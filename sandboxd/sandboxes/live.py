@@ -22,6 +22,7 @@ from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
 from sandboxd.running.commands import MEMORY_SECONDS
+from sandboxd.running.counting import Counting
 from sandboxd.sandbox_values import SandboxReason, SandboxRecord, SandboxState
 from sandboxd.sandboxes.execs import Exec, ExecSpec, Leftover, new_log
 from sandboxd.store.logs import StoredLog, remove_log
@@ -72,6 +73,8 @@ class LiveSandbox:
         self._execs = 0
         self._end: tuple[SandboxReason, str | None] | None = None
         self._frozen = False
+        self._counting = Counting(taken.place, alone=False)
+        self._counting.prepare()
         self._arm_ttl()
         self._arm_idle()
         if taken.place.samples_memory:
@@ -113,9 +116,11 @@ class LiveSandbox:
         try:
             with self.in_use():
                 if connected:
-                    result = await made.run_connected(self.taken, command)
+                    result = await made.run_connected(self.taken, self._counting, command)
                 else:
-                    result = await made.run(self.taken, command, self._keep_leftover)
+                    result = await made.run(
+                        self.taken, self._counting, command, self._keep_leftover
+                    )
         finally:
             del self._running[made.id]
             # Also where something failed that never should: nobody waits for ever.
@@ -307,7 +312,7 @@ class LiveSandbox:
     def _cause(self) -> tuple[SandboxReason, str | None]:
         """Of an end that nobody here brought about."""
         with contextlib.suppress(SandboxFailed):
-            if kills := self.taken.place.oom_kills():
+            if kills := self.taken.place.oom_kills_beside_init():
                 message = f"out of memory: the kernel killed {kills} of its processes"
                 return SandboxReason.MEMORY, message
         return SandboxReason.INIT_DIED, "its first process ended, and nobody here ended it"
