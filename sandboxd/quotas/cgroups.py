@@ -242,9 +242,7 @@ class Cgroup:
         usage = CgroupUsage()
         for group in self._groups:
             usage = usage.filled_from(group.read())
-        if self._leaves is not None and (refused := self._leaves.forks_refused()):
-            return usage._replace(forks_refused=(usage.forks_refused or 0) + refused)
-        return usage
+        return usage if self._leaves is None else self._leaves.correct(usage)
 
     def now(self) -> CgroupNow:
         """What the job has at this moment. Raises SandboxFailed."""

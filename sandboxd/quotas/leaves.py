@@ -25,7 +25,8 @@ goes on to a leaf for the next one.
   /proc/self/cgroup (Java, Go), and nothing else: so its CPU quota is over the longest period that there is, in which the job's
   own has been used up long before, and the job's counter of throttling is the true one.
 * **Figures** are the leaf's own since the command's start. init's part in them is starting the command, some tenths of a
-  millisecond. It is one of the processes until it leaves. Memory is charged to whoever touched it first, and stays there: what a
+  millisecond. It is one of the processes until it leaves; and who is moved is counted twice in the job for a moment, to which
+  its peak of processes may be due. Memory is charged to whoever touched it first, and stays there: what a
   former command left in a file is no later one's, also when a later one reads it.
 
 Everything that moves or removes may block, and is for a thread. Sources: Documentation/admin-guide/cgroup-v2.rst;
@@ -34,6 +35,7 @@ kernel/cgroup/pids.c.
 """
 
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sandboxd.errors import SandboxFailed
@@ -56,6 +58,7 @@ from sandboxd.quotas.usage import CgroupUsage, peak_since
 _BESIDE = "beside"
 _LONGEST_PERIOD_USEC = 1_000_000
 _MOVE_PASSES = 16
+_NEGLIGIBLE_BYTES = 2**20
 
 
 class Leaves:
@@ -70,9 +73,11 @@ class Leaves:
         """Where init is."""
         self._made = 0
         self._counts_forks_here = False
-        """Whether the job's own `pids.events` has what was refused in its leaves: since Linux 6.10."""
+        """Whether the job's own `pids.events` has what was refused to its leaves' processes: since Linux 6.10."""
         self._forks_refused = 0
-        """In leaves that are gone."""
+        """In the leaves of commands that are over."""
+        self._pids_peak_of_move = 0
+        """The job's peak, if it is one too high because of a move."""
         self._closed = False
         self._working = threading.Lock()
 
@@ -102,11 +107,15 @@ class Leaves:
             for leaf in self._leaves:
                 leaf.limit(limits)
 
-    def forks_refused(self) -> int:
-        """In leaves of commands that are over, as far as the job's own file does not count them."""
-        if self._counts_forks_here:
-            return 0
-        return self._forks_refused + sum(leaf.forks_refused for leaf in self._leaves)
+    def correct(self, usage: CgroupUsage) -> CgroupUsage:
+        """The job's own figures, as they are with leaves."""
+        refused = usage.forks_refused
+        if self._forks_refused and not self._counts_forks_here:
+            refused = (refused or 0) + self._forks_refused
+        pids = usage.pids_peak
+        if pids is not None and pids + self._group.own_pids == self._pids_peak_of_move:
+            pids -= 1
+        return usage._replace(forks_refused=refused, pids_peak=pids)
 
     def oom_kills_beside_init(self) -> int:
         """How many processes the kernel killed for memory where init is: init itself, if that is dead. Raises SandboxFailed."""
@@ -134,16 +143,18 @@ class Leaves:
         """One in which something runs on is busy, and tried again each time."""
         for leaf in [leaf for leaf in self._leaves if leaf.over and leaf is not self._current]:
             if remove_directory(leaf.name, self._group.directory_fd()):
-                self._forks_refused += leaf.forks_refused
                 self._leaves.remove(leaf)
 
     def _make(self) -> "Leaf":
         self._made += 1
         name = str(self._made)
         make_directory(name, self._group.directory_fd())
-        leaf = Leaf(self._group, name)
+        leaf = Leaf(self._group, name, self._note_refused)
         self._leaves.append(leaf)
         return leaf
+
+    def _note_refused(self, forks: int) -> None:
+        self._forks_refused += forks
 
     def _divide(self, leaf: "Leaf") -> None:
         """Empty the job's cgroup, init into the first leaf, and give its controllers to the children."""
@@ -165,7 +176,12 @@ class Leaves:
         if self._init_pid not in list_processes(fd, former.name):
             # Its number may be a stranger's by now.
             raise SandboxFailed("cgroup leaf", "the sandbox's init is not where it was")
+        before = read_number(fd, "pids.peak") if "pids.peak" in self._group.offered else 0
         self._move(self._init_pid, leaf.name)
+        if "pids.peak" in self._group.offered:
+            peak, now = read_number(fd, "pids.peak"), read_number(fd, "pids.current")
+            if before < peak == now + 1:
+                self._pids_peak_of_move = peak
 
     def _move(self, pid: int, name: str) -> None:
         write_file(self._group.directory_fd(), f"{name}/cgroup.procs", str(pid))
@@ -194,12 +210,15 @@ class LeafLimits(NamedTuple):
 class Leaf:
     """The cgroup of one command: `begin`, and the figures are its own."""
 
-    def __init__(self, group: Group2, name: str) -> None:
+    only_its_own = True
+
+    def __init__(self, group: Group2, name: str, note_refused: Callable[[int], None]) -> None:
+        """`note_refused` gets how many forks of the command were refused, when it is over."""
         self._group = group
         self.name = name
         self.over = False
         """The command has ended, and its figures are read: the leaf can go when nothing is in it."""
-        self.forks_refused = 0
+        self._note_refused = note_refused
         self._most_pids = 0
         self._has_init = True
         self._pids_peak_with_init = 0
@@ -233,8 +252,7 @@ class Leaf:
         offered = self._group.offered
         memory_peak = pids_peak = io_read = io_write = refused = None
         if "memory.peak" in offered:
-            peak = self._number("memory.peak")
-            memory_peak = peak_since(self._memory_peak_before, peak, self._memory_bytes_before)
+            memory_peak = self._memory_peak()
         if "pids.peak" in offered:
             pids_peak = self._pids_peak()
         if may_have_refused(pids_peak, self._most_pids):
@@ -245,7 +263,7 @@ class Leaf:
             io_write = write_bytes - self._io_before[1]
         cpu = parse_cpu_stat(self._text("cpu.stat"), self._cpu_before)
         job_cpu = parse_cpu_stat(read_file(self._fd, "cpu.stat"), self._job_cpu_before)
-        self.forks_refused = refused or 0
+        self._note_refused(refused or 0)
         self.over = True
         return cpu._replace(
             cpu_throttled_seconds=job_cpu.cpu_throttled_seconds,
@@ -284,6 +302,13 @@ class Leaf:
             return
         except OSError as error:
             raise SandboxFailed("cgroup kill", str(error.strerror)) from error
+
+    def _memory_peak(self) -> int | None:
+        """None: it was less than what files had here that are gone, so how much is not known."""
+        own, before = self._memory_bytes_before, self._memory_peak_before
+        if before - own < _NEGLIGIBLE_BYTES:
+            before = 0  # It is so much at most.
+        return peak_since(before, self._number("memory.peak"), own)
 
     def _pids_peak(self) -> int:
         """Less init, if it was there at the peak.

@@ -15,6 +15,10 @@ from sandboxd.running.commands import Counted
 class Meter(Counted, Protocol):
     """The figures of one command."""
 
+    @property
+    def only_its_own(self) -> bool:
+        """Whether no other command can be in them."""
+
     def end(self) -> CgroupUsage:
         """The command is over: what it used. Nothing is asked later. Raises SandboxFailed."""
 
@@ -62,7 +66,7 @@ class Counting:
         assert self._next is not None  # noqa: S101 (for the type checker)
         try:
             leaf = await asyncio.shield(self._next)
-        except SandboxFailed:
+        except (SandboxFailed, OSError):
             self._next = None
             raise
         self._next = None
@@ -86,6 +90,10 @@ class Totals:
 
     def oom_kills(self) -> int:
         return self._place.oom_kills() - self._kills_before
+
+    @property
+    def only_its_own(self) -> bool:
+        return self._alone
 
     def end(self) -> CgroupUsage:
         """With the peaks of the sandbox since its start, where commands run beside each other."""

@@ -141,7 +141,8 @@ class Exec:
         )
         try:
             meter = await self._run_command(taken, counting, command, outcome, theirs)
-            if outcome.exit is None or outcome.exit.signal == signal.SIGKILL:
+            killed = outcome.exit is None or outcome.exit.signal == signal.SIGKILL
+            if killed or meter.only_its_own:
                 outcome.oom_kills = meter.oom_kills()
             outcome.usage = meter.end()
         except (SandboxdError, OSError) as error:
