@@ -89,13 +89,19 @@ class Attempt:
 
     async def run_steps(self, on_run: Callable[[RunResult], None]) -> None:
         """Each step's command in its turn."""
-        job, outcome = self.job, self.outcome
         counting = Counting(self.taken.place, alone=True)
         counting.prepare()
         if self.accepted is not None:
             await self.accepted
-        if not await self._place_files():
-            return
+        try:
+            if await self._place_files():
+                await self._run_steps(counting, on_run)
+        finally:
+            if self.job.spec.keep_on_failure_seconds is not None:
+                await counting.settled()  # Whoever keeps the sandbox goes on from there.
+
+    async def _run_steps(self, counting: Counting, on_run: Callable[[RunResult], None]) -> None:
+        job, outcome = self.job, self.outcome
 
         def note_start(started_at: float) -> None:
             outcome.started_at = started_at
@@ -120,8 +126,6 @@ class Attempt:
             outcome.command_started, outcome.command_ended = steps.began, steps.ended
             outcome.output_bytes = sum(steps.sizes.values())
             outcome.checkers_cpu_seconds = steps.checkers_cpu_seconds
-            if job.spec.keep_on_failure_seconds is not None:
-                await counting.settled()  # Whoever keeps the sandbox goes on from there.
 
     async def _place_files(self) -> bool:
         """Make the job's files. False: no command is to run."""
