@@ -146,6 +146,20 @@ class Group2:
         """For clone3(CLONE_INTO_CGROUP); ours to close."""
         return self._fd
 
+    @property
+    def controllers(self) -> frozenset[str]:
+        return self._driver.controllers
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """Which of the files that a kernel may lack are there."""
+        return self._driver.offered
+
+    @property
+    def own_pids(self) -> int:
+        """Processes that are not the job's."""
+        return self._own_pids
+
     def apply(self, limits: Limits, *, started: int = 0) -> None:
         """Set the limits, and count from here on. Raises SandboxFailed.
 

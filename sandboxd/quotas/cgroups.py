@@ -16,6 +16,7 @@ from sandboxd.quotas.cgroup1 import Driver1, Group1
 from sandboxd.quotas.cgroup2 import Driver2, Group2
 from sandboxd.quotas.host import CONTROLLERS, CgroupVersion, Controller, Host
 from sandboxd.quotas.kernel_files import write_file
+from sandboxd.quotas.leaves import Leaves
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.sampled import SampledGroup
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage
@@ -140,12 +141,23 @@ class Cgroup:
         self._groups: Sequence[Group1 | Group2 | SampledGroup] = [
             group for group in (group1, group2, sampled) if group is not None
         ]
+        self._init: int | None = None
+        self._leaves: Leaves | None = None
 
     def watch(self, init_pid: int) -> None:
-        """The sandbox's init, as the service sees it: what is sampled, or kept on some CPUs, is below it."""
+        """The sandbox's init, as the service sees it: what is sampled, or kept on some CPUs, is below it, and it enters the leaves
+        of commands.
+        """
+        self._init = init_pid
         self._affinity.watch(init_pid)
         if self._sampled is not None:
             self._sampled.watch(init_pid)
+
+    def leaves(self) -> Leaves | None:
+        """Where each command can have a cgroup of its own; None unless v2 has everything that is limited or counted."""
+        if self._leaves is None and self._group2 is not None and len(self._groups) == 1:
+            self._leaves = Leaves(self._group2, self._init) if self._init is not None else None
+        return self._leaves
 
     @property
     def samples_memory(self) -> bool:
@@ -212,6 +224,8 @@ class Cgroup:
         """Set other limits, and go on counting. Raises SandboxFailed, on v1 also if it uses more memory than it may now."""
         for group in self._groups:
             group.change(limits)
+        if self._leaves is not None:
+            self._leaves.change()
         self.use_cpus(limits)
 
     def weigh(self, priority: int) -> None:
@@ -257,12 +271,16 @@ class Cgroup:
         """How many processes were killed because of the memory limit; 0 also where there is none."""
         return sum(group.oom_kills() or 0 for group in self._groups)
 
+    def oom_kills_beside_init(self) -> int:
+        """As far as they can be known to be the reason if init is dead: on v2 only those where init was."""
+        return self._leaves.oom_kills_beside_init() if self._leaves else self.oom_kills()
+
     def read(self) -> CgroupUsage:
         """What the job has used so far."""
         usage = CgroupUsage()
         for group in self._groups:
             usage = usage.filled_from(group.read())
-        return usage
+        return usage if self._leaves is None else self._leaves.correct(usage)
 
     def now(self) -> CgroupNow:
         """What the job has at this moment. Raises SandboxFailed."""
@@ -275,10 +293,14 @@ class Cgroup:
         """SIGKILL to whatever is in it: a second line behind the death of the sandbox's init."""
         for group in self._groups:
             group.kill()
+        if self._leaves is not None:
+            self._leaves.kill()
 
     def remove(self) -> bool:
         """Remove it; False: a process is still in it, try again when it has ended. Any number of calls is fine."""
         self._affinity.give_back()
+        if self._leaves is not None and not self._leaves.remove():
+            return False
         removed = [group.remove() for group in self._groups]  # all are tried, so no generator
         return all(removed)
 

@@ -41,6 +41,7 @@ class CgroupUsage(NamedTuple):
             for name in self._fields
             if not name.endswith(("peak", "peak_bytes"))
         }
+        counted["forks_refused"] = _difference(self.forks_refused, before.forks_refused or 0)
         memory_peak = self.memory_peak_bytes if peak else None
         return CgroupUsage(**counted, memory_peak_bytes=memory_peak)  # type: ignore[arg-type]
 

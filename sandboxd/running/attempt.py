@@ -27,6 +27,7 @@ from sandboxd.running.commands import (
     open_streams,
     run_command,
 )
+from sandboxd.running.counting import Counting
 from sandboxd.running.stepping import Ground, Steps
 from sandboxd.running.verdict import Outcome
 
@@ -80,6 +81,7 @@ class Attempt:
                 streams,
                 then=Then.CLEAR if stays else Then.END,
                 cpu_count=self.means.cpu_count,
+                counting=contextlib.nullcontext(self.taken.place),
                 on_start=self.on_start,
             )
         if stays:
@@ -87,11 +89,19 @@ class Attempt:
 
     async def run_steps(self, on_run: Callable[[RunResult], None]) -> None:
         """Each step's command in its turn."""
-        job, outcome = self.job, self.outcome
+        counting = Counting(self.taken.place, alone=True)
+        counting.prepare()
         if self.accepted is not None:
             await self.accepted
-        if not await self._place_files():
-            return
+        try:
+            if await self._place_files():
+                await self._run_steps(counting, on_run)
+        finally:
+            if self.job.spec.keep_on_failure_seconds is not None:
+                await counting.settled()  # Whoever keeps the sandbox goes on from there.
+
+    async def _run_steps(self, counting: Counting, on_run: Callable[[RunResult], None]) -> None:
+        job, outcome = self.job, self.outcome
 
         def note_start(started_at: float) -> None:
             outcome.started_at = started_at
@@ -107,6 +117,7 @@ class Attempt:
             base=self.command,
             make_files=make_files,
             cpu_count=self.means.cpu_count,
+            counting=counting,
         )
         steps = Steps(ground, self.stop, self.sink, on_start=note_start, on_run=on_run)
         try:

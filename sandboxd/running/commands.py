@@ -7,7 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol, TypeVar
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.pool import Taken
@@ -27,6 +28,19 @@ _STUCK_SECONDS = 30.0
 
 Sink = Callable[[Stream, bytes], bool]
 """Takes output; False when no more is kept."""
+
+
+class Counted(Protocol):
+    """What counts for a command while it runs."""
+
+    def cpu_seconds(self) -> float | None:
+        """What it has used; None: not counted here."""
+
+    def oom_kills(self) -> int:
+        """How many processes of it the kernel killed for want of memory."""
+
+
+C = TypeVar("C", bound=Counted)
 
 
 class PassedDescriptor(NamedTuple):
@@ -155,55 +169,50 @@ async def run_command(
     *,
     then: Then,
     cpu_count: int,
-    cpu_before: float = 0.0,
-    kills_before: int = 0,
+    counting: AbstractAsyncContextManager[C],
     on_start: Callable[[float], None],
-) -> None:
+) -> C:
     """A command's own time, from its start until its output is complete. What became of it is in `outcome`.
 
-    `cpu_before` and `kills_before`: CPU seconds that the sandbox had used already, and processes of it that the kernel had
-    killed for want of memory. Raises SandboxFailed.
+    It starts within `counting`. Returns what that says its figures are. Raises SandboxFailed.
     """
-    process = await taken.sandbox.run(
-        limited(command, taken.place, outcome.limits),
-        streams.theirs,
-        then=then,
-        # With an OCI runtime, when the command is the one process that is there besides ours.
-        set_limits=lambda: taken.place.apply(outcome.limits, started=1),
-    )
+    async with counting as counted:
+        process = await taken.sandbox.run(
+            limited(command, taken.place, outcome.limits),
+            streams.theirs,
+            then=then,
+            # With an OCI runtime, when the command is the one process that is there besides ours.
+            set_limits=lambda: taken.place.apply(outcome.limits, started=1),
+        )
     streams.close_theirs()
     if isinstance(process, Unusable):
         outcome.unusable = process
-        return
+        return counted
     outcome.command_started = outcome.last_output = process.started_at
     outcome.started_at = time.time() - (time.monotonic() - process.started_at)
     on_start(outcome.started_at)
     stop.attach(taken, process)
-    with _time_limits(taken.place, outcome, stop, cpu_count, cpu_before, kills_before):
+    with _time_limits(taken.place, counted, outcome, stop, cpu_count):
         outcome.exit = await process.exited()
     stop.over = True
     outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
     stop.alone = outcome.exit is not None and outcome.exit.alone and then is Then.END
     # With init, or when all is cleared, nobody is left who holds the other ends: both outputs end.
     await streams.ended()
+    return counted
 
 
 @contextlib.contextmanager
 def _time_limits(
-    cgroup: Cgroup,
-    outcome: Outcome,
-    stop: Stop,
-    cpu_count: int,
-    cpu_before: float,
-    kills_before: int,
+    cgroup: Cgroup, counted: Counted, outcome: Outcome, stop: Stop, cpu_count: int
 ) -> Iterator[None]:
     """Stop the job when its wall time or its CPU time is used up, or when it writes nothing for too long."""
     loop, limits = asyncio.get_running_loop(), outcome.limits
     wall = loop.call_later(limits.wall_seconds, stop, Reason.WALL_SECONDS)
     watches = (
-        _watch_cpu(cgroup, limits, stop, cpu_count, cpu_before),
+        _watch_cpu(cgroup, counted, limits, stop, cpu_count),
         _watch_output(outcome, stop),
-        _watch_memory(cgroup, stop, kills_before),
+        _watch_memory(cgroup, counted, stop),
     )
     try:
         yield
@@ -215,18 +224,19 @@ def _time_limits(
 
 
 def _watch_cpu(
-    cgroup: Cgroup, limits: Limits, stop: Stop, cpu_count: int, cpu_before: float
+    cgroup: Cgroup, counted: Counted, limits: Limits, stop: Stop, cpu_count: int
 ) -> "asyncio.Task[None] | None":
     """A task that ends the job when its CPU time is used up; None where it cannot be before the wall time is."""
     sampled = cgroup.samples_memory
     rate = min(cgroup.most_cpus(limits), cpu_count)
-    if limits.cpu_seconds >= limits.wall_seconds * rate or cgroup.cpu_seconds() is None:
+    if limits.cpu_seconds >= limits.wall_seconds * rate or counted.cpu_seconds() is None:
         return None
 
     async def watch() -> None:
         while True:
-            used = await asyncio.to_thread(cgroup.cpu_seconds) if sampled else cgroup.cpu_seconds()
-            left = limits.cpu_seconds + cpu_before - (used or 0.0)
+            look = counted.cpu_seconds
+            used = await asyncio.to_thread(look) if sampled else look()
+            left = limits.cpu_seconds - (used or 0.0)
             if left <= 0:
                 stop(Reason.CPU_SECONDS)
                 return
@@ -237,11 +247,11 @@ def _watch_cpu(
 
 
 def _watch_memory(
-    cgroup: Cgroup, stop: Stop, kills_before: int
+    cgroup: Cgroup, counted: Counted, stop: Stop
 ) -> "asyncio.Task[None] | _KillWatch | None":
     """What ends the job when it has, or wanted, more memory than it may; None where the kernel ends all of it."""
     if cgroup.kills_one_by_one:
-        return _KillWatch(cgroup, stop, kills_before)
+        return _KillWatch(counted, stop)
     if not cgroup.samples_memory:
         return None
 
@@ -260,10 +270,9 @@ def _watch_memory(
 class _KillWatch:
     """Ends what is left of a job of which the kernel killed a process. A timer: a short job has no more of it than that."""
 
-    def __init__(self, cgroup: Cgroup, stop: Stop, kills_before: int) -> None:
-        self._cgroup = cgroup
+    def __init__(self, counted: Counted, stop: Stop) -> None:
+        self._counted = counted
         self._stop = stop
-        self._kills_before = kills_before
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(MEMORY_SECONDS, self._look)
 
@@ -272,7 +281,7 @@ class _KillWatch:
 
     def _look(self) -> None:
         try:
-            if self._cgroup.oom_kills() > self._kills_before:
+            if self._counted.oom_kills():
                 self._stop(Reason.MEMORY)
                 return
         except SandboxFailed:

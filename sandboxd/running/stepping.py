@@ -1,6 +1,7 @@
 """The steps of a job: one command after the other in one sandbox, each once or for every case."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ from sandboxd.running.commands import (
     run_command,
 )
 from sandboxd.running.comparing import first_difference
+from sandboxd.running.counting import Counting
 from sandboxd.running.verdict import Outcome, result_of
 from sandboxd.steps import Case, Comparison, Step, StopPolicy
 
@@ -56,6 +58,7 @@ class Ground(NamedTuple):
     make_files: Callable[[Sandbox, Mapping[str, bytes]], Awaitable[NotMade | None]]
     """Put the job's files, and these, into another sandbox."""
     cpu_count: int
+    counting: Counting
 
 
 class Steps:
@@ -125,9 +128,6 @@ class Steps:
     async def _run_once(
         self, number: int, step: Step, case_number: int | None, case: Case
     ) -> RunResult:
-        cgroup = self._ground.taken.place
-        peak = cgroup.restart_memory_peak()
-        before, kills_before = cgroup.read(), cgroup.oom_kills()
         outcome = self._outcome(step, case)
         if case.expected is not None:
             most = min(outcome.limits.output_bytes, _MOST_COMPARED_BYTES)
@@ -135,7 +135,7 @@ class Steps:
         stop = StepStop(self._stop)
         output = _Output(self, outcome.limits.output_bytes, keep=case.expected is not None)
         with open_streams(case.stdin, outcome, stop, output.receive) as streams:
-            await run_command(
+            meter = await run_command(
                 self._ground.taken,
                 self._command(step, case),
                 outcome,
@@ -143,13 +143,12 @@ class Steps:
                 streams,
                 then=Then.CLEAR,
                 cpu_count=self._ground.cpu_count,
-                cpu_before=before.cpu_seconds or 0.0,
-                kills_before=kills_before,
+                counting=self._ground.counting.start(),
                 on_start=self._note_start,
             )
         self.ended = outcome.command_ended
-        outcome.usage = cgroup.read().since(before, peak=peak)
-        outcome.oom_kills = cgroup.oom_kills() - kills_before
+        outcome.oom_kills = meter.oom_kills()
+        outcome.usage = meter.end()
         note_stop(outcome, self._stop, stop)
         ended = _run_result(number, case_number, outcome, output.spans())
         if case.expected is None or not ended.good:
@@ -259,6 +258,7 @@ class Steps:
                 streams,
                 then=Then.END,
                 cpu_count=self._ground.cpu_count,
+                counting=contextlib.nullcontext(taken.place),
                 on_start=lambda _: None,
             )
         outcome.oom_kills = taken.place.oom_kills()

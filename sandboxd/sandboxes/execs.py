@@ -23,6 +23,7 @@ from sandboxd.jobs import Component, JobError, Reason, Result, State, Stream
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
 from sandboxd.running.commands import Stop, limited, note_stop
+from sandboxd.running.counting import Counting, Meter
 from sandboxd.running.verdict import Outcome, result_of
 from sandboxd.sandboxes.terminals import Line
 from sandboxd.store.logs import JobLog, StoredLog
@@ -97,16 +98,22 @@ class Exec:
             self._process.signal(number)
 
     async def run(
-        self, taken: Taken[Cgroup], command: Command, leave: "Callable[[Leftover], None]"
+        self,
+        taken: Taken[Cgroup],
+        counting: Counting,
+        command: Command,
+        leave: "Callable[[Leftover], None]",
     ) -> Result:
         """Run it to its end. `leave` gets its pipes if something else still has them then."""
         streams = _Kept(self, leave)
-        return await self._run(taken, command, streams.theirs, streams)
+        return await self._run(taken, counting, command, streams.theirs, streams)
 
-    async def run_connected(self, taken: Taken[Cgroup], command: Command) -> Result:
+    async def run_connected(
+        self, taken: Taken[Cgroup], counting: Counting, command: Command
+    ) -> Result:
         """Run it with its streams in `lines` and `input`, which are there once it has `started`."""
         if self.spec.terminal is not None:
-            return await self._run(taken, command, [], None)
+            return await self._run(taken, counting, command, [], None)
         command_in, ours_in = os.pipe()
         ours_out, command_out = os.pipe()
         ours_err, command_err = os.pipe()
@@ -115,10 +122,16 @@ class Exec:
             Stream.STDOUT: Line(ours_out, in_threads=False),
             Stream.STDERR: Line(ours_err, in_threads=False),
         }
-        return await self._run(taken, command, [command_in, command_out, command_err], None)
+        theirs = [command_in, command_out, command_err]
+        return await self._run(taken, counting, command, theirs, None)
 
     async def _run(
-        self, taken: Taken[Cgroup], command: Command, theirs: list[int], streams: "_Kept | None"
+        self,
+        taken: Taken[Cgroup],
+        counting: Counting,
+        command: Command,
+        theirs: list[int],
+        streams: "_Kept | None",
     ) -> Result:
         outcome = Outcome(
             limits=self.spec.limits,
@@ -126,16 +139,12 @@ class Exec:
             workdir=self.spec.workdir,
             claimed_at=time.monotonic(),
         )
-        place = taken.place
         try:
-            before, kills_before = place.read(), place.oom_kills()
-            await self._run_command(taken, command, outcome, theirs)
-            used = place.read()
-            outcome.usage = used.since(before, peak=False)._replace(
-                memory_peak_bytes=used.memory_peak_bytes, pids_peak=used.pids_peak
-            )
-            if outcome.exit is None or outcome.exit.signal == signal.SIGKILL:
-                outcome.oom_kills = place.oom_kills() - kills_before
+            meter = await self._run_command(taken, counting, command, outcome, theirs)
+            killed = outcome.exit is None or outcome.exit.signal == signal.SIGKILL
+            if killed or meter.only_its_own:
+                outcome.oom_kills = meter.oom_kills()
+            outcome.usage = meter.end()
         except (SandboxdError, OSError) as error:
             if self.stop.reason is None:  # Else that is why.
                 outcome.failure = _failure(error)
@@ -153,15 +162,21 @@ class Exec:
         return self.result
 
     async def _run_command(
-        self, taken: Taken[Cgroup], command: Command, outcome: Outcome, theirs: list[int]
-    ) -> None:
+        self,
+        taken: Taken[Cgroup],
+        counting: Counting,
+        command: Command,
+        outcome: Outcome,
+        theirs: list[int],
+    ) -> Meter:
         terminal = self.spec.terminal
         command = limited(command, taken.place, self.spec.limits)
-        started = await taken.sandbox.run(command, theirs, then=Then.KEEP, terminal=terminal)
+        async with counting.start() as meter:
+            started = await taken.sandbox.run(command, theirs, then=Then.KEEP, terminal=terminal)
         _close_all(theirs)
         if isinstance(started, Unusable):
             outcome.unusable = started
-            return
+            return meter
         if started.terminal is not None:
             self.input = Line(started.terminal, in_threads=True)
             self.lines = {Stream.STDOUT: self.input}
@@ -178,6 +193,7 @@ class Exec:
             timer.cancel()
         self.stop.over = True
         outcome.command_ended = outcome.exit.at if outcome.exit else time.monotonic()
+        return meter
 
     async def hang_up(self) -> None:
         """Its client is gone: a terminal hangs up by being closed; what does not leave by then is killed."""

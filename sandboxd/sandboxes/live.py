@@ -23,6 +23,7 @@ from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.usage import CgroupNow
 from sandboxd.running.commands import MEMORY_SECONDS, machine_of, show_use
+from sandboxd.running.counting import Counting
 from sandboxd.running.sampling import Samples
 from sandboxd.sandbox_values import SandboxReason, SandboxRecord, SandboxState
 from sandboxd.sandboxes.execs import Exec, ExecSpec, Leftover, new_log
@@ -74,6 +75,8 @@ class LiveSandbox:
         self._execs = 0
         self._end: tuple[SandboxReason, str | None] | None = None
         self._frozen = False
+        self._counting = Counting(taken.place, alone=False)
+        self._counting.prepare()
         self._arm_ttl()
         self._arm_idle()
         if taken.place.samples_memory:
@@ -115,9 +118,11 @@ class LiveSandbox:
         try:
             with self.in_use(), self._use_shown():
                 if connected:
-                    result = await made.run_connected(self.taken, command)
+                    result = await made.run_connected(self.taken, self._counting, command)
                 else:
-                    result = await made.run(self.taken, command, self._keep_leftover)
+                    result = await made.run(
+                        self.taken, self._counting, command, self._keep_leftover
+                    )
         finally:
             del self._running[made.id]
             # Also where something failed that never should: nobody waits for ever.
@@ -325,7 +330,7 @@ class LiveSandbox:
     def _cause(self) -> tuple[SandboxReason, str | None]:
         """Of an end that nobody here brought about."""
         with contextlib.suppress(SandboxFailed):
-            if kills := self.taken.place.oom_kills():
+            if kills := self.taken.place.oom_kills_beside_init():
                 message = f"out of memory: the kernel killed {kills} of its processes"
                 return SandboxReason.MEMORY, message
         return SandboxReason.INIT_DIED, "its first process ended, and nobody here ended it"

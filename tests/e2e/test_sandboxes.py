@@ -303,11 +303,7 @@ def test_a_command_that_takes_too_much_memory_ends_as_that(http: httpx2.Client) 
 
     assert (ran["state"], ran["reason"]) == ("out_of_memory", "memory")
     assert ran["exit"]["oom_killed"] is True
-    view = box.view()
-    if view["state"] == "ended":  # cgroup v2 ends the whole sandbox, v1 one process
-        assert view["reason"] == "memory"
-    else:
-        assert box.shell("echo there") == "there\n"
+    assert box.shell("echo there") == "there\n"
     http.delete(box.path)
 
 

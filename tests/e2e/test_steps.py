@@ -85,7 +85,7 @@ def test_memory_is_counted_for_each_run(client: Client) -> None:
     assert peaks[1] < 50 << 20
     assert job.usage is not None
     assert job.usage.memory_peak_bytes is not None
-    # On v2 a run's figure is that of its largest process, the job's that of the whole cgroup.
+    # On v2 the job's is of a cgroup of its own, above the run's.
     if job.enforcement["limits"]["memory"] == "cgroup1":
         assert job.usage.memory_peak_bytes == peaks[0]
     assert 100 << 20 < job.usage.memory_peak_bytes < 150 << 20
