@@ -7,13 +7,13 @@ directory (CLONE_INTO_CGROUP), so it never runs outside its limits. Source: Docu
 """
 
 import os
-import time
 from contextlib import ExitStack, suppress
 
 from sandboxd.errors import HostNotReady, SandboxFailed
 from sandboxd.quotas.host import SUPERVISOR, Host
 from sandboxd.quotas.kernel_files import (
     Written,
+    await_event,
     exists,
     make_directory,
     may_have_refused,
@@ -43,8 +43,9 @@ OPTIONAL_FILES_SINCE = {
 """Files that an older kernel does not have. On a newer one their absence is a failure."""
 
 _MOVE_PASSES = 16
-_FREEZE_TRIES = 200
-_FREEZE_PAUSE_SECONDS = 0.005
+_FREEZE_SECONDS = 1.0
+_EMPTY_SECONDS = 0.25
+"""For the last process to be gone from a cgroup whose sandbox is dead."""
 
 
 class Driver2:
@@ -156,6 +157,11 @@ class Group2:
         return self._driver.offered
 
     @property
+    def counts_stalls(self) -> bool:
+        """Whether the kernel counts for how long processes wait."""
+        return self._driver.counts_stalls
+
+    @property
     def own_pids(self) -> int:
         """Processes that are not the job's."""
         return self._own_pids
@@ -217,10 +223,8 @@ class Group2:
     def freeze(self) -> None:
         """Let no process of it run. Raises SandboxFailed, also if one does not stop (it is stuck in the kernel)."""
         write_file(self._fd, "cgroup.freeze", "1")
-        for _ in range(_FREEZE_TRIES):
-            if read_table(self._fd, "cgroup.events")["frozen"]:
-                return
-            time.sleep(_FREEZE_PAUSE_SECONDS)
+        if await_event(self._fd, "cgroup.events", "frozen", 1, patience_seconds=_FREEZE_SECONDS):
+            return
         self.thaw()
         raise SandboxFailed("cgroup cgroup.freeze", "a process does not stop")
 
@@ -302,13 +306,23 @@ class Group2:
             raise SandboxFailed("cgroup kill", str(error.strerror)) from error
 
     def remove(self) -> bool:
-        """Remove the directory; False: a process is still in it, try later. Raises SandboxFailed."""
+        """Remove the directory, a moment after it is asked if need be; False: a process is still in it, try later.
+
+        Raises SandboxFailed.
+        """
         if self._fd >= 0:
-            if not remove_directory(self._name, self._driver.instance_fd):
+            if not self._remove_directory():
                 return False
             os.close(self._fd)
             self._fd = -1
         return True
+
+    def _remove_directory(self) -> bool:
+        remaining = self._name, self._driver.instance_fd
+        return remove_directory(*remaining) or (
+            await_event(self._fd, "cgroup.events", "populated", 0, patience_seconds=_EMPTY_SECONDS)
+            and remove_directory(*remaining)
+        )
 
 
 def move_into_leaf(directory_fd: int) -> None:

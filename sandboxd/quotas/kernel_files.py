@@ -5,6 +5,8 @@ Names are relative to an open directory, such as `job/memory.max`. A failure nam
 
 import errno
 import os
+import select
+import time
 
 from sandboxd.errors import SandboxFailed
 
@@ -57,6 +59,31 @@ def read_number(directory_fd: int, name: str) -> int:
 def read_table(directory_fd: int, name: str) -> dict[str, int]:
     """A file of `key number` lines. Raises SandboxFailed (step `cgroup FILE`)."""
     return parse_table(read_file(directory_fd, name))
+
+
+def await_event(
+    directory_fd: int, name: str, key: str, value: int, *, patience_seconds: float
+) -> bool:
+    """Wait until a file of `key number` lines, such as `cgroup.events`, has this number; False: not in time.
+
+    The kernel tells of each change by POLLPRI (cgroup-v2.rst, Conventions). Raises SandboxFailed (step `cgroup FILE`).
+    """
+    deadline = time.monotonic() + patience_seconds
+    poll = select.poll()
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+        try:
+            poll.register(fd, select.POLLPRI)
+            while parse_table(os.pread(fd, _SMALL_BYTES, 0).decode())[key] != value:
+                left_seconds = deadline - time.monotonic()
+                if left_seconds <= 0:
+                    return False
+                poll.poll(left_seconds * 1000)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise failed(name, error, "waiting") from error
+    return True
 
 
 def parse_table(text: str) -> dict[str, int]:

@@ -53,6 +53,7 @@ from sandboxd.quotas.kernel_files import (
     write_file,
 )
 from sandboxd.quotas.processes import kill_processes, list_processes
+from sandboxd.quotas.stalls import Stalls, read_stalls
 from sandboxd.quotas.usage import CgroupUsage, peak_since
 
 _BESIDE = "beside"
@@ -226,6 +227,7 @@ class Leaf:
         self._cpu_before: dict[str, int] = {}
         self._job_cpu_before: dict[str, int] = {}
         self._io_before = (0, 0)
+        self._stalls_before = Stalls()
         self._memory_bytes_before = 0
         self._memory_peak_before = 0
 
@@ -238,6 +240,7 @@ class Leaf:
             self._memory_peak_before = self._number("memory.peak")
         if "io" in self._group.controllers:
             self._io_before = parse_io_stat(self._text("io.stat"))
+        self._stalls_before = self._read_stalls()
 
     def cpu_seconds(self) -> float:
         """CPU time of the command and of all that it started. Raises SandboxFailed."""
@@ -263,6 +266,7 @@ class Leaf:
             io_write = write_bytes - self._io_before[1]
         cpu = parse_cpu_stat(self._text("cpu.stat"), self._cpu_before)
         job_cpu = parse_cpu_stat(read_file(self._fd, "cpu.stat"), self._job_cpu_before)
+        stalls = self._read_stalls().since(self._stalls_before)
         self._note_refused(refused or 0)
         self.over = True
         return cpu._replace(
@@ -272,6 +276,9 @@ class Leaf:
             io_read_bytes=io_read,
             io_write_bytes=io_write,
             forks_refused=refused,
+            cpu_pressure_seconds=stalls.cpu_pressure_seconds,
+            memory_pressure_seconds=stalls.memory_pressure_seconds,
+            io_pressure_seconds=stalls.io_pressure_seconds,
         )
 
     def limit(self, limits: LeafLimits) -> None:
@@ -318,6 +325,9 @@ class Leaf:
         """
         peak = self._number("pids.peak")
         return peak - (self._has_init or peak == self._pids_peak_with_init)
+
+    def _read_stalls(self) -> Stalls:
+        return read_stalls(self._fd, self.name) if self._group.counts_stalls else Stalls()
 
     @property
     def _fd(self) -> int:

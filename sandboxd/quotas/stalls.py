@@ -40,9 +40,9 @@ def is_counted(directory_fd: int) -> bool:
         return False
 
 
-def read_stalls(directory_fd: int) -> Stalls:
-    """Since the cgroup was made. Raises SandboxFailed."""
-    totals = [parse_stalls(read_file(directory_fd, name)) for name in _FILES]
+def read_stalls(directory_fd: int, below: str = ".") -> Stalls:
+    """Since the cgroup was made, which is the directory or the one of this name in it. Raises SandboxFailed."""
+    totals = [parse_stalls(read_file(directory_fd, f"{below}/{name}")) for name in _FILES]
     return Stalls._make(
         [total.get("some") for total in totals] + [total.get("full") for total in totals]
     )

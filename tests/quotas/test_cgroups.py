@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,6 +195,24 @@ def test_remove_says_no_while_a_process_is_in_it_and_leaves_nothing_after(
     assert cgroup.remove() is True
     assert cgroup.remove() is True
     assert not [path for path in directories(host, instance) if os.path.exists(f"{path}/busy")]
+
+
+def test_remove_waits_on_v2_until_the_kernel_tells_that_the_last_process_has_gone(
+    cgroups: Cgroups, spawn: Spawn
+) -> None:
+    """v1 tells nobody: who removes it tries again."""
+    cgroup = cgroups.create("ending")
+    process = spawn(cgroup, HOLD)
+    assert process.stdout is not None
+    process.stdout.readline()
+    end = threading.Timer(0.05, process.kill)
+    end.start()
+    removed = cgroup.remove()
+    end.join()
+    process.communicate()
+
+    assert removed is (cgroup.directory_fd() is not None)
+    wait_for(cgroup.remove, "it is removed")
 
 
 def test_close_leaves_no_directory_and_no_process(host: Host, instance: str, spawn: Spawn) -> None:
