@@ -157,7 +157,7 @@ CASES = {
         text="Resource temporarily unavailable\n",
     ),
     # CPU time
-    "CPU time, under": Case("spin(0.3)", C1),
+    "CPU time, under": Case("spin(0.3)", {"cpu_seconds": 0.6 * TIME_FACTOR}),
     "CPU time, over": Case("spin(60)", C1, CPU),
     "CPU time of a child, over": Case("os.waitpid(child(lambda: spin(60)), 0)", C1, CPU),
     "CPU time of several, each under": Case(
