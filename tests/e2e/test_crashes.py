@@ -223,7 +223,8 @@ def test_killed_parked_sandboxes_are_noticed_by_nobody(own_service: RunningServi
 
 def test_sigterm_lets_running_jobs_finish_and_refuses_new_ones(own_service: RunningService) -> None:
     with own_service.client() as client, own_service.http() as http:
-        finishing = start(client, ["sh", "-c", f"echo started; sleep {2 * TIME_FACTOR}; echo finished"])
+        script = f"echo started; sleep {2 * TIME_FACTOR}; echo finished"
+        finishing = start(client, ["sh", "-c", script])
         filling = start(client, ["sh", "-c", f"echo started; sleep {TIME_FACTOR}"])
         waiting = client.submit(["echo", "later"])
 
