@@ -27,11 +27,12 @@ from pathlib import Path
 
 BWRAP = ("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
 JOB = {"image": "host", "command": ["/bin/true"]}
-HEADERS = {"Content-Type": "application/json", "Prefer": "wait=10"}
+HEADERS = {"Content-Type": "application/json", "Prefer": "wait=60"}
 WARM_UP = 20
 PAUSE_SECONDS = 0.02
 """For each sandbox that has to be parked again."""
-READY_SECONDS = 20.0
+READY_SECONDS = 120.0
+"""An emulated machine takes long."""
 
 
 def main() -> None:

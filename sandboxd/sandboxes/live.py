@@ -172,10 +172,10 @@ class LiveSandbox:
         while self.taken.sandbox.alive:
             over = await asyncio.to_thread(self.taken.place.over_memory)
             too_much = too_much + 1 if over else 0
-            if too_much == 1:
+            if over:  # Each time: others may have been started since the last look.
                 for running in self._running.values():
                     running.stop(Reason.MEMORY)
-            elif too_much == _LOOKS_UNTIL_END:
+            if too_much == _LOOKS_UNTIL_END:
                 self.end(
                     SandboxReason.MEMORY, "out of memory: its processes had more than they may"
                 )

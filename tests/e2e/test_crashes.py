@@ -22,7 +22,8 @@ ENDLESS = ["sh", "-c", "echo started; exec sleep 600"]
 def own_service(prepared_host: None) -> Iterator[RunningService]:
     """A service with two slots that the test may kill."""
     flags = ("--no-auth", "--slots", "2")
-    with running_service(flags=flags, server_shutdown_grace_seconds=10) as service:
+    grace_seconds = int(10 * TIME_FACTOR)
+    with running_service(flags=flags, server_shutdown_grace_seconds=grace_seconds) as service:
         yield service
 
 
@@ -222,15 +223,16 @@ def test_killed_parked_sandboxes_are_noticed_by_nobody(own_service: RunningServi
 
 def test_sigterm_lets_running_jobs_finish_and_refuses_new_ones(own_service: RunningService) -> None:
     with own_service.client() as client, own_service.http() as http:
-        finishing = start(client, ["sh", "-c", "echo started; sleep 2; echo finished"])
-        filling = start(client, ["sh", "-c", "echo started; sleep 1"])
+        script = f"echo started; sleep {2 * TIME_FACTOR}; echo finished"
+        finishing = start(client, ["sh", "-c", script])
+        filling = start(client, ["sh", "-c", f"echo started; sleep {TIME_FACTOR}"])
         waiting = client.submit(["echo", "later"])
 
         own_service.terminate()
         unready = wait_for(lambda: unreadiness(http), "it says that it is not ready", seconds=5)
         refused = http.post("/v1/jobs", json={"image": "host", "command": ["true"]})
         finished = client.wait(finishing.id)
-        assert own_service.process.wait(20) == 0
+        assert own_service.process.wait(20 * TIME_FACTOR) == 0
         own_service.start()
         filling, waiting = client.wait(filling.id), client.wait(waiting.id)
 
@@ -256,7 +258,7 @@ def test_a_second_signal_ends_at_once_and_running_jobs_are_told(prepared_host: N
             wait_for(lambda: unreadiness(http), "it drains", seconds=5)
         assert service.process.poll() is None
         service.process.send_signal(signal.SIGINT)
-        assert service.process.wait(20) == 0
+        assert service.process.wait(20 * TIME_FACTOR) == 0
         service.start()
         ended = client.wait(running.id)
 
@@ -271,8 +273,8 @@ def test_a_client_that_waits_when_the_grace_is_over_hears_how_its_job_ended(
         with ThreadPoolExecutor(1) as pool, service.http() as http:
             held = pool.submit(http.get, f"/v1/jobs/{running.id}?wait=60")
             service.terminate()
-            answer = held.result(20)
-        assert service.process.wait(20) == 0
+            answer = held.result(20 * TIME_FACTOR)
+        assert service.process.wait(20 * TIME_FACTOR) == 0
         service.start()
 
     assert (answer.status_code, answer.json()["reason"]) == (200, "shutdown")
@@ -303,7 +305,7 @@ def test_a_job_that_outlives_the_grace_is_ended_and_told_so(prepared_host: None)
     with running_service(server_shutdown_grace_seconds=1) as service, service.client() as client:
         running = start(client, ENDLESS)
         service.terminate()
-        assert service.process.wait(20) == 0
+        assert service.process.wait(20 * TIME_FACTOR) == 0
         service.start()
         ended = client.wait(running.id)
 

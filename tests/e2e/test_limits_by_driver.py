@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import httpx2
 import pytest
 from running_service import RunningService, running_service
 from waiting import TIME_FACTOR
@@ -133,20 +134,20 @@ CASES = {
     ),
     # Processes
     "forks, under": Case(
-        "tell(lambda: [child(lambda: time.sleep(1)) for _ in range(12)])", P16, text="fine\n"
+        "tell(lambda: [child(lambda: time.sleep(60)) for _ in range(12)])", P16, text="fine\n"
     ),
     "forks, over": Case(
-        "tell(lambda: [child(lambda: time.sleep(1)) for _ in range(20)])",
+        "tell(lambda: [child(lambda: time.sleep(60)) for _ in range(20)])",
         P16,
         text="Resource temporarily unavailable\n",
     ),
     "threads, under": Case(
-        "tell(lambda: [threading.Thread(target=time.sleep, args=(1,), daemon=True).start() for _ in range(12)])",
+        "tell(lambda: [threading.Thread(target=time.sleep, args=(60,), daemon=True).start() for _ in range(12)])",
         P16,
         text="fine\n",
     ),
     "threads, over": Case(
-        "tell(lambda: [threading.Thread(target=time.sleep, args=(1,), daemon=True).start() for _ in range(20)])",
+        "tell(lambda: [threading.Thread(target=time.sleep, args=(60,), daemon=True).start() for _ in range(20)])",
         P16,
         text="refused\n",
     ),
@@ -156,7 +157,7 @@ CASES = {
         text="Resource temporarily unavailable\n",
     ),
     # CPU time
-    "CPU time, under": Case("spin(0.3)", C1),
+    "CPU time, under": Case("spin(0.3)", {"cpu_seconds": 0.6 * TIME_FACTOR}),
     "CPU time, over": Case("spin(60)", C1, CPU),
     "CPU time of a child, over": Case("os.waitpid(child(lambda: spin(60)), 0)", C1, CPU),
     "CPU time of several, each under": Case(
@@ -310,16 +311,33 @@ def test_what_enforces_each_limit_is_in_the_record(client: Client) -> None:
         assert {words[name][:6] for name in ("cpus", "memory", "pids")} == {"cgroup"}
 
 
-def test_a_sandbox_that_lives_has_the_same_limits(driver: RunningService) -> None:
-    code = BEGIN + "tell(lambda: [child(lambda: time.sleep(1)) for _ in range(20)])"
-    with driver.http() as http:
-        made = http.post("/v1/sandboxes", json={"image": "host", "limits": P16 | M64}).json()
-        path = f"/v1/sandboxes/{made['id']}/exec"
-        forks = http.post(path, json={"command": ["python3", "-c", code]}).json()
-        heap = http.post(
-            path, json={"command": ["python3", "-c", BEGIN + "held = take(96); time.sleep(60)"]}
-        ).json()
-        http.delete(f"/v1/sandboxes/{made['id']}")
+def run_in_a_sandbox(http: httpx2.Client, limits: dict[str, Any], *codes: str) -> dict[str, Any]:
+    """How the last of some commands ended, one after the other in a sandbox of their own."""
+    made = http.post("/v1/sandboxes", json={"image": "host", "limits": limits}).json()
+    path = f"/v1/sandboxes/{made['id']}"
+    for code in codes:
+        command = ["python3", "-c", BEGIN + code]
+        ended: dict[str, Any] = http.post(f"{path}/exec", json={"command": command}).json()
+    http.delete(path)
+    return ended
 
-    assert forks["stdout"] == "Resource temporarily unavailable\n"
+
+def test_a_sandbox_that_lives_has_the_same_limits(driver: RunningService) -> None:
+    with driver.http() as http:
+        forks = run_in_a_sandbox(http, P16, CASES["forks, over"].code)
+        heap = run_in_a_sandbox(http, M64, CASES["heap, over"].code)
+
+    assert forks["stdout"] == CASES["forks, over"].text
     assert heap["state"] == "out_of_memory"
+
+
+@pytest.mark.parametrize("driver", ["none"], indirect=True)
+def test_a_command_that_starts_beside_too_much_memory_is_out_of_memory(
+    driver: RunningService,
+) -> None:
+    # The first command is stopped for it; what it detached goes on until the sandbox ends.
+    beside = CASES["heap of a detached process, over"].code
+    with driver.http() as http:
+        ended = run_in_a_sandbox(http, M64, beside, "time.sleep(60)")
+
+    assert (ended["state"], ended["reason"]) == NO_MEMORY

@@ -32,10 +32,10 @@ def test_a_fork_bomb_is_held_to_its_processes_and_dies_at_the_wall_time(client: 
     """Attack 42."""
     bomb = "bomb() { bomb | bomb & }; bomb; while :; do bomb; done"
 
-    job = client.run(["bash", "-c", bomb], limits={"pids": 32, "wall_seconds": 1})
+    job = client.run(["bash", "-c", bomb], limits={"pids": 32, "wall_seconds": TIME_FACTOR})
 
     assert (job.state, job.reason) == ("timed_out", "wall_seconds")
-    assert "still running after 1 s of wall time" in sentence(job)
+    assert f"still running after {TIME_FACTOR:g} s of wall time" in sentence(job)
     assert job.usage is not None
     assert job.usage.pids_peak == 32
 
@@ -131,11 +131,12 @@ def test_a_job_ends_with_its_command_whatever_it_left_in_the_background(
     client: Client, daemon: str
 ) -> None:
     """Attack 49. That nothing is left is what every test here checks at its end."""
-    job = client.run(["bash", "-c", f"{daemon} echo started"], limits={"wall_seconds": 20})
+    limits = {"wall_seconds": 20 * TIME_FACTOR}
+    job = client.run(["bash", "-c", f"{daemon} echo started"], limits=limits)
 
     assert (job.state, job.text) == ("succeeded", "started\n")
     assert job.usage is not None
-    assert job.usage.wall_seconds < 10
+    assert job.usage.wall_seconds < 10 * TIME_FACTOR
 
 
 # Signals
@@ -180,7 +181,8 @@ def test_a_job_that_stops_all_its_processes_is_ended_all_the_same(client: Client
     """Attack 50."""
     script = "sleep 600 & echo before; kill -s STOP $! $$; echo after"
 
-    timed_out = client.run(["bash", "-c", script], limits={"wall_seconds": 0.5})
+    limits = {"wall_seconds": 0.5 * TIME_FACTOR}
+    timed_out = client.run(["bash", "-c", script], limits=limits)
     stopped = client.submit(["bash", "-c", script])
     next(client.logs(stopped.id, follow=True))
     client.cancel(stopped.id, grace_seconds=0.2)
@@ -204,19 +206,20 @@ def test_kill_minus_one_harms_only_the_job_itself(client: Client) -> None:
 
 def test_a_job_over_its_wall_time_keeps_what_it_wrote(client: Client) -> None:
     script = "echo out; echo err >&2; sleep 600"
+    seconds = 0.5 * TIME_FACTOR
 
-    job = client.run(["sh", "-c", script], limits={"wall_seconds": 0.5})
+    job = client.run(["sh", "-c", script], limits={"wall_seconds": seconds})
 
     assert (job.state, job.reason) == ("timed_out", "wall_seconds")
     assert (job.stdout, job.stderr) == (b"out\n", b"err\n")
-    assert sentence(job).startswith("still running after 0.5 s of wall time; ")
+    assert sentence(job).startswith(f"still running after {seconds:g} s of wall time; ")
     assert sentence(job).endswith("8 B of output")
     assert job.error is not None
     assert job.error.remediation == "ask for more limits.wall_seconds"
     assert job.exit is not None
     assert job.exit.timed_out
     assert job.usage is not None
-    assert 0.5 <= job.usage.wall_seconds < 5
+    assert seconds <= job.usage.wall_seconds < 10 * seconds
 
 
 def test_a_silent_command_is_told_what_to_do(client: Client) -> None:
@@ -238,7 +241,7 @@ def test_cpu_time_counts_that_of_all_children(client: Client) -> None:
     assert "used up its 0.5 s of CPU time" in sentence(job)
     assert job.usage is not None
     assert job.usage.cpu_seconds is not None
-    assert 0.5 <= job.usage.cpu_seconds < 1.0
+    assert 0.5 <= job.usage.cpu_seconds < 0.5 + 0.5 * TIME_FACTOR
 
 
 def test_sleeping_costs_no_cpu_time(client: Client) -> None:
@@ -248,7 +251,8 @@ def test_sleeping_costs_no_cpu_time(client: Client) -> None:
 
 
 def test_the_cpu_rate_is_held(client: Client) -> None:
-    spin = "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
+    # Processor time of its own: among many others it might not come to its limit within any time.
+    spin = "import time\nwhile time.process_time() < 0.4: pass"
 
     job = client.run(["python3", "-c", spin], limits={"cpus": 0.2})
 
@@ -363,14 +367,14 @@ def test_a_job_gets_the_memory_that_it_asked_for(client: Client) -> None:
 def test_a_child_that_is_killed_for_memory_is_told_whether_or_not_the_command_goes_on(
     client: Client,
 ) -> None:
-    """On v2 all processes of the job end at once; on v1 one does."""
+    """On v2 all processes of the job end at once; on v1 one does, and the others when the service has seen it."""
     script = "echo began; python3 -c 'b\"x\" * 2**30'; echo went on"
 
     job = client.run(["sh", "-c", script], limits={"memory": "32Mi"})
 
     assert job.state == "out_of_memory"
-    goes_on = {"cgroup1": "went on\n", "cgroup2": ""}[job.enforcement["limits"]["memory"]]
-    assert job.text == "began\n" + goes_on
+    texts = {"cgroup1": {"began\n", "began\nwent on\n"}, "cgroup2": {"began\n"}}
+    assert job.text in texts[job.enforcement["limits"]["memory"]]
 
 
 # Disk

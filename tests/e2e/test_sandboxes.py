@@ -12,7 +12,7 @@ import psutil
 import pytest
 from running_service import RunningService, running_service
 from sandbox_client import Box, events, service_of_two_tenants
-from waiting import wait_for
+from waiting import TIME_FACTOR, wait_for
 
 MIB = 2**20
 SPIN = "while :; do :; done"
@@ -59,7 +59,7 @@ def test_what_a_command_leaves_running_does_not_hold_its_answer_and_goes_on(box:
     out = box.shell("(while :; do echo more; sleep 0.01; done) & echo $! > /tmp/pid; echo done")
 
     assert "done\n" in out
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 10 * TIME_FACTOR
     box.shell("sleep 0.1; kill -0 $(cat /tmp/pid)")
 
 
@@ -108,7 +108,7 @@ def test_a_command_has_its_own_input_end_and_figures(box: Box) -> None:
 
     assert (ran["state"], ran["reason"], ran["exit"]["code"]) == ("failed", "exited", 7)
     assert (ran["stdout"], ran["stderr"]) == ("input", "wrong\n")
-    assert ran["usage"]["cpu_seconds"] < 0.1
+    assert ran["usage"]["cpu_seconds"] < 0.1 * TIME_FACTOR
     assert box.view()["usage"]["cpu_seconds"] > ran["usage"]["cpu_seconds"]
 
 
@@ -119,7 +119,8 @@ def test_a_command_that_cannot_run_says_so_and_the_sandbox_goes_on(box: Box) -> 
 
 
 def test_a_command_that_takes_too_long_is_killed_and_the_sandbox_goes_on(box: Box) -> None:
-    ran = box.run("sh", "-c", "echo a; sleep 1000; echo b", limits={"wall_seconds": 0.2})
+    limits = {"wall_seconds": 0.2 * TIME_FACTOR}
+    ran = box.run("sh", "-c", "echo a; sleep 1000; echo b", limits=limits)
 
     assert (ran["state"], ran["reason"], ran["stdout"]) == ("timed_out", "wall_seconds", "a\n")
     assert ran["exit"]["stopped_by"] == "wall_seconds"
@@ -145,7 +146,7 @@ def test_what_is_left_running_cannot_keep_the_service_busy(
 
 
 def test_a_command_goes_on_where_the_client_does_not_wait(box: Box) -> None:
-    begun = box.begin("sh", "-c", "echo a; sleep 0.3; echo b")
+    begun = box.begin("sh", "-c", f"echo a; sleep {0.3 * TIME_FACTOR}; echo b")
 
     assert begun["state"] in ("starting", "running")
     ended = box.end_of(begun)
@@ -201,7 +202,8 @@ def test_a_command_can_be_killed(box: Box) -> None:
 
 def test_a_client_that_hangs_up_stops_its_command(box: Box, real_service: RunningService) -> None:
     with real_service.http() as other, pytest.raises(httpx2.ReadTimeout):
-        other.post(f"{box.path}/exec", json={"command": ["sleep", "1000"]}, timeout=0.3)
+        command = {"command": ["sleep", "1000"]}
+        other.post(f"{box.path}/exec", json=command, timeout=0.3 * TIME_FACTOR)
 
     def reasons() -> Any:
         listed = box.http.get(f"{box.path}/execs").json()["data"]
@@ -214,8 +216,8 @@ def test_a_client_that_hangs_up_stops_its_command(box: Box, real_service: Runnin
 
 
 def test_a_sandbox_that_nobody_uses_ends(http: httpx2.Client) -> None:
-    box = Box(http, idle_seconds=0.3)
-    box.run("sleep", "0.6")  # in use for longer than that
+    box = Box(http, idle_seconds=0.3 * TIME_FACTOR)
+    box.run("sleep", str(0.6 * TIME_FACTOR))  # in use for longer than that
 
     ended = wait_for(lambda: (v := box.view())["state"] == "ended" and v, "it ends")
 
@@ -228,7 +230,7 @@ def test_a_sandbox_that_nobody_uses_ends(http: httpx2.Client) -> None:
 def test_a_sandbox_ends_when_its_time_is_over_and_takes_its_commands_along(
     http: httpx2.Client,
 ) -> None:
-    box = Box(http, ttl_seconds=0.7)
+    box = Box(http, ttl_seconds=0.7 * TIME_FACTOR)
     ran = box.run("sleep", "1000")
 
     assert (ran["state"], ran["reason"]) == ("cancelled", "sandbox_ended")
@@ -244,7 +246,7 @@ def test_deleting_a_sandbox_ends_what_runs_in_it(http: httpx2.Client) -> None:
         ended = http.delete(box.path)
 
         assert ended.json()["reason"] == "deleted"
-        assert running.result(30)["reason"] == "sandbox_ended"
+        assert running.result(30 * TIME_FACTOR)["reason"] == "sandbox_ended"
 
 
 def test_a_paused_sandbox_uses_no_processor_and_goes_on_when_it_is_resumed(box: Box) -> None:
@@ -266,7 +268,7 @@ def test_a_paused_sandbox_uses_no_processor_and_goes_on_when_it_is_resumed(box: 
 
 @pytest.mark.attack(51)
 def test_a_paused_sandbox_can_end(http: httpx2.Client) -> None:
-    for wish, reason in (({}, "deleted"), ({"ttl_seconds": 1.0}, "ttl_seconds")):
+    for wish, reason in (({}, "deleted"), ({"ttl_seconds": TIME_FACTOR}, "ttl_seconds")):
         box = Box(http, **wish)
         box.begin("sleep", "1000")
         assert box.post("pause").status_code == 200
@@ -361,7 +363,7 @@ def test_a_killed_init_ends_its_sandbox_and_no_other(
             )[0]
             os.kill(process.ppid(), signal.SIGKILL)
 
-            assert running.result(30)["state"] == "error"
+            assert running.result(30 * TIME_FACTOR)["state"] == "error"
         assert wait_for(lambda: box.view()["reason"] == "init_died", "it is noticed")
         assert other.shell("echo there") == "there\n"
         http.delete(other.path)

@@ -33,7 +33,8 @@ def test_cpu_time_memory_and_processes_of_each_moment_are_kept(client: Client) -
     assert used == sorted(used)
     assert 0.3 * TIME_FACTOR < used[-1] <= job.usage.cpu_seconds
     assert max(sample.memory_bytes for sample in samples) > 32 * 2**20
-    assert {sample.pids for sample in samples[1:]} == {1}
+    # The last may have been taken between the command's end and the moment in which the service heard of it.
+    assert {sample.pids for sample in samples[1:-1]} == {1}
     first, last = samples[0].time, samples[-1].time
     assert job.started_at <= first < last <= job.finished_at
 
@@ -69,7 +70,8 @@ def test_a_job_that_runs_has_some_already(client: Client) -> None:
 def test_a_job_that_is_over_at_once_has_none_and_an_unknown_one_is_not_found(
     client: Client,
 ) -> None:
-    assert client.stats(client.run(["true"]).id) == []
+    # On a slow machine it is not over at once.
+    assert len(client.stats(client.run(["true"]).id)) <= TIME_FACTOR - 1
     with pytest.raises(NotFound):
         client.stats("job_00000000000000000000000000")
 

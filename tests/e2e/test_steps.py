@@ -162,8 +162,8 @@ def test_a_run_over_its_time_is_stopped_and_the_next_one_goes_on(client: Client)
     spin = shell("trap '' TERM; echo began; setsid sleep 100 & while :; do :; done")
     job = client.run(
         steps=[
-            {**spin, "limits": {"wall_seconds": 0.3}, "continue_on_failure": True},
-            {**spin, "limits": {"cpu_seconds": 0.2}, "continue_on_failure": True},
+            {**spin, "limits": {"wall_seconds": 0.3 * TIME_FACTOR}, "continue_on_failure": True},
+            {**spin, "limits": {"cpu_seconds": 0.2 * TIME_FACTOR}, "continue_on_failure": True},
             shell("echo on"),
         ]
     )
@@ -298,7 +298,8 @@ def test_binary_input_output_and_expectation(client: Client) -> None:
 
 
 def test_runs_are_told_as_they_end(client: Client, real_service: RunningService) -> None:
-    slow = shell("sleep $0; echo $0", inputs=[{"args": [str(s)]} for s in (0.1, 0.2, 5)])
+    seconds = (0.1, 0.2, 5 * TIME_FACTOR)
+    slow = shell("sleep $0; echo $0", inputs=[{"args": [str(each)]} for each in seconds])
     job = client.submit(steps=[slow])
     seen = []
     with real_service.http() as http:
