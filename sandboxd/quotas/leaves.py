@@ -59,7 +59,8 @@ from sandboxd.quotas.usage import CgroupUsage, peak_since
 _BESIDE = "beside"
 _LONGEST_PERIOD_USEC = 1_000_000
 _MOVE_PASSES = 16
-_NEGLIGIBLE_BYTES = 2**20
+_NEAR_ENOUGH_BYTES = 8 * 2**20
+"""The next best figure, what wait4(2) says of the largest process, begins with what init has: some 15 MiB."""
 
 
 class Leaves:
@@ -313,8 +314,8 @@ class Leaf:
     def _memory_peak(self) -> int | None:
         """None: it was less than what files had here that are gone, so how much is not known."""
         own, before = self._memory_bytes_before, self._memory_peak_before
-        if before - own < _NEGLIGIBLE_BYTES:
-            before = 0  # It is so much at most.
+        if before - own < _NEAR_ENOUGH_BYTES:
+            before = 0  # It used so much at most: init's buffers, while it made files.
         return peak_since(before, self._number("memory.peak"), own)
 
     def _pids_peak(self) -> int:
