@@ -28,7 +28,7 @@ from sandboxd.api.query import parse_query
 from sandboxd.errors import Invalid, Malformed, TooLarge
 from sandboxd.files.archive import BadArchive, files_in
 from sandboxd.files.content import Contents
-from sandboxd.isolation import destinations, entries, hearing, protocol, unpack
+from sandboxd.isolation import destinations, entries, hearing, protocol, trees, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
 from sandboxd.running.comparing import first_difference
@@ -361,7 +361,7 @@ def _unpack(content: bytes, root: Path, request: protocol.Unpack) -> None:
         os.lseek(file, 0, os.SEEK_SET)
         count, size = unpack.unpack(file, str(root), request)
     except unpack.BadArchive as refused:
-        unpack.printable(refused).encode()
+        trees.printable(refused).encode()
         return
     finally:
         os.close(file)
