@@ -111,9 +111,7 @@ def _check_domain(domain: str) -> None:
         _check_ipv6(host[1:-1])
     elif host != host.lower():
         raise BadReference(f"has capitals in {host[:80]!r}: a host name is in lower case here")
-    elif len(host) > _LONGEST_HOST or not all(
-        _LABEL.fullmatch(label) for label in host.split(".")
-    ):
+    elif len(host) > _LONGEST_HOST or not all(_LABEL.fullmatch(label) for label in host.split(".")):
         raise BadReference(f"names {host[:80]!r}, which is no host name")
     elif host.rpartition(".")[2].isdigit():
         # Everything else that ends in a number (0x7f.1, 017.0.0.1) is an address to some, and to others a name.
