@@ -44,7 +44,7 @@ class Reference(NamedTuple):
     @property
     def registry(self) -> str:
         """HOST[:PORT] that answers for the domain."""
-        return _DEFAULT_REGISTRY if self.domain == DEFAULT_DOMAIN else self.domain
+        return registry_of(self.domain)
 
     @property
     def target(self) -> str:
@@ -82,6 +82,11 @@ def parse_reference(text: str) -> Reference:
     return Reference(
         domain, path, tag or (None if digest else _DEFAULT_TAG), digest if digest else None
     )
+
+
+def registry_of(domain: str) -> str:
+    """HOST[:PORT] that answers for the domain of a reference."""
+    return _DEFAULT_REGISTRY if domain == DEFAULT_DOMAIN else domain
 
 
 def is_reference(name: str) -> bool:
