@@ -103,7 +103,7 @@ class Images:
         """
         run_as = None if name == host.NAME else self._names.read(name).run_as
         if run_as is None:
-            return tuple(args)
+            return ()
         return (*run_as.entrypoint, *(args or run_as.cmd))
 
     async def list(self) -> ImageList:

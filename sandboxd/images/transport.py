@@ -57,6 +57,8 @@ class Patience(NamedTuple):
     """After a failure; twice as long each time."""
     most_wait_seconds: float = 30.0
     """Whatever the registry asks for (`Retry-After`)."""
+    documents_seconds: float = 300.0
+    """For all that is asked of an image but its layers, with every wait."""
     least_bytes_per_second: int = 16 * 2**10
     """A download that is slower, after its first minute, is given up."""
     grace_seconds: float = 60.0

@@ -207,27 +207,25 @@ class Registry:
     def push(self, image: Made, name: str = "team/tools", tag: str = "1") -> str:
         """By plain requests. Returns its reference."""
         for digest, content in image.blobs.items():
-            place = self._ask("POST", f"/v2/{name}/blobs/uploads/", b"", "").headers["Location"]
+            place = self._ask("POST", f"/v2/{name}/blobs/uploads/", b"", "", 202)
             path = place.partition(self.authority)[2] or place
             joint = "&" if "?" in path else "?"
-            put = self._ask(
-                "PUT", f"{path}{joint}digest={digest}", content, "application/octet-stream"
-            )
-            assert put.status == 201, put.read()
+            where = f"{path}{joint}digest={digest}"
+            self._ask("PUT", where, content, "application/octet-stream", 201)
         for target in (image.digest, tag):
-            put = self._ask(
-                "PUT", f"/v2/{name}/manifests/{target}", image.manifest, image.media_type
-            )
-            assert put.status == 201, put.read()
+            where = f"/v2/{name}/manifests/{target}"
+            self._ask("PUT", where, image.manifest, image.media_type, 201)
         return f"{self.authority}/{name}:{tag}"
 
-    def _ask(
-        self, method: str, path: str, content: bytes, media_type: str
-    ) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection(self.authority, timeout=30)
+    def _ask(self, method: str, path: str, content: bytes, media_type: str, expected: int) -> str:
+        """Where it says that we go on."""
         headers = {**self._headers, "Content-Type": media_type}
-        connection.request(method, path, content, headers)
-        return connection.getresponse()
+        with contextlib.closing(http.client.HTTPConnection(self.authority, timeout=30)) as there:
+            there.request(method, path, content, headers)
+            answer = there.getresponse()
+            said = answer.read()
+        assert answer.status == expected, said
+        return answer.headers.get("Location", "")
 
 
 CONFIG = """\
@@ -280,7 +278,9 @@ def _answers(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/v2/")
-        return connection.getresponse().status in (200, 401)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status in (200, 401)
     except OSError:
         return False
     finally:
