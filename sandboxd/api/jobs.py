@@ -91,6 +91,7 @@ async def _submit(
         defaults=parts.limits,
         ceilings=parts.ceilings,
         check=parts.check,
+        command_of=parts.images.command_of,
         uploaded=uploaded[1].files if uploaded else (),
     )
     _check_allowed(call, spec)
