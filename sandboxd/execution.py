@@ -190,6 +190,7 @@ class Embedded:
             defaults=self._settings.limits,
             ceilings=self._execution.ceilings,
             check=runner.check,
+            command_of=self.images.command_of,
             uploaded=uploaded,
         )
         await self.images.resolve(spec.image)

@@ -423,4 +423,4 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     created_at: float
     source: str
-    """`host` or `import`."""
+    """`host`, `import` or `registry`."""

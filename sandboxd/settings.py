@@ -155,6 +155,18 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Words before its command (`create`, `start`)."""
 
 
+class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A registry that images are pulled from. None has to be named that is public and asks for nothing."""
+
+    username: str = ""
+    password_file: str = ""
+    """The file has the password in its first line."""
+    insecure: bool = False
+    """Speak plain HTTP to it."""
+    ca_file: str = ""
+    """Certificates (PEM) of the authorities that are trusted for it, instead of those of this machine."""
+
+
 DEFAULT_LIMITS = Limits(
     cpus=1.0,
     memory_bytes=256 * 2**20,
@@ -203,6 +215,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a job may ask for."""
     runtimes: dict[str, RuntimeSettings] = {}
     """OCI runtimes that a job may name, besides `native`. Read by `settings_runtimes`."""
+    registries: dict[str, RegistrySettings] = {}
+    """By HOST[:PORT]. One that is named here may have an address that is not public. Read by `settings_registries`."""
     webhooks: WebhookSettings = WebhookSettings()
     client: ClientSettings = ClientSettings()
     log: LogSettings = LogSettings()

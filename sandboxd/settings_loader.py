@@ -20,19 +20,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sandboxd import settings_runtimes
+from sandboxd import settings_registries, settings_runtimes
 from sandboxd.addresses import parse_address
 from sandboxd.errors import SettingsError
 from sandboxd.isolation.destinations import LEAST_RATE_BYTES, parse_destination
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import LEAST, is_too_little
-from sandboxd.settings import SECRETS, RuntimeSettings, Settings, WebhookSettings
+from sandboxd.settings import SECRETS, Settings, WebhookSettings
 
 SYSTEM_CONFIG_FILE = Path("/etc/sandboxd/config.toml")
 SYSTEM_DATA_DIR = "/var/lib/sandboxd"
 SHORT_VARIABLES = {"SANDBOXD_URL": "client.url", "SANDBOXD_KEY": "client.key"}
 OTHER_VARIABLES = frozenset({"SANDBOXD_CONFIG", "SANDBOXD_DEBUG", "SANDBOXD_HOST_TESTS"})
 """Variables that are ours and no settings: where the file is, tracebacks, and what tests do without host features."""
+
+_NAMED_BY_OPERATOR = frozenset({settings_runtimes.SECTION, settings_registries.SECTION})
+"""Sections of sections, whose names are not ours."""
 
 _KUBERNETES_SERVICE_VARIABLE = re.compile(
     r"SANDBOXD(_[A-Z0-9]+)*?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_[A-Z0-9_]+)?)"
@@ -96,7 +99,15 @@ def load_settings(
         *settings_runtimes.from_environment(environ, faults),
     ]
     origins |= {word.key: word.origin for word in words}
-    settings = _assemble(values, settings_runtimes.assemble(words, faults))
+    registries = settings_registries.read_registries(
+        content.get(settings_registries.SECTION, {}), origin, faults
+    )
+    origins |= {key: origin for key, _ in settings_registries.keys(registries)}
+    settings = msgspec.structs.replace(
+        _assemble(values),
+        runtimes=settings_runtimes.assemble(words, faults),
+        registries=registries,
+    )
     if not faults:
         faults += _contradictions(settings)
     if faults:
@@ -110,7 +121,7 @@ def fields() -> dict[str, _Field]:
     table: dict[str, _Field] = {}
     defaults = Settings()
     for section in Settings.__struct_fields__:
-        if section == settings_runtimes.SECTION:
+        if section in _NAMED_BY_OPERATOR:
             continue
         part = getattr(defaults, section)
         hints = typing.get_type_hints(type(part), include_extras=True)
@@ -162,7 +173,7 @@ def _read_file(path: Path | None, faults: list[str]) -> tuple[dict[str, Any], st
 
 def _from_file(sections: Mapping[str, Any], origin: str, faults: list[str]) -> Iterator[_Candidate]:
     for section, content in sections.items():
-        if section == settings_runtimes.SECTION:
+        if section in _NAMED_BY_OPERATOR:
             continue
         if section not in Settings.__struct_fields__:
             known = ", ".join(f"[{name}]" for name in Settings.__struct_fields__)
@@ -333,13 +344,12 @@ def _home_of_account() -> str | None:
         return None  # a container's user need not have an entry
 
 
-def _assemble(values: Mapping[str, Any], runtimes: dict[str, RuntimeSettings]) -> Settings:
+def _assemble(values: Mapping[str, Any]) -> Settings:
     parts: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")
         parts.setdefault(section, {})[name] = value
     return Settings(
-        runtimes=runtimes,
         **{section: type(getattr(Settings(), section))(**part) for section, part in parts.items()},
     )
 

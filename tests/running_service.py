@@ -144,15 +144,15 @@ class RunningService:
         assert str(self.data_dir) not in Path("/proc/self/mountinfo").read_text()
 
     def remove_images(self) -> None:
-        """Remove all imported images, with the service stopped: their files are of subordinate ids."""
+        """Remove all imported and pulled images, with the service stopped: their files are of subordinate ids."""
         trees = self.data_dir / "images" / "trees"
         if not any(trees.iterdir()):
             return
         # What was replaced while a service used it goes at the next start.
         self.start()
         self.stop()
-        for name in sorted((self.data_dir / "images" / "names").glob("*.json")):
-            removed = self.command("images", "remove", name.stem)
+        for record in sorted((self.data_dir / "images").glob("*s/*.json")):
+            removed = self.command("images", "remove", json.loads(record.read_text())["name"])
             assert removed.returncode == 0, removed.stderr
         assert list(trees.iterdir()) == []
 

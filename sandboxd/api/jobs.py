@@ -93,6 +93,7 @@ async def _submit(
         defaults=parts.limits,
         ceilings=parts.ceilings,
         check=parts.check,
+        command_of=parts.images.command_of,
         uploaded=uploaded[1].files if uploaded else (),
         own_ceilings=parts.tenants.of(call.tenant).ceilings,
     )

@@ -4,7 +4,7 @@ The parts are protocols because there are two of each: the service's own, and th
 tested without a sandbox.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,6 +130,10 @@ class Images(Protocol):
         ...
 
     async def list(self) -> list[Image]: ...
+
+    def command_of(self, name: str, args: Sequence[str]) -> tuple[str, ...]:
+        """What an image runs of its own accord; empty if it does not say. Raises NotFound."""
+        ...
 
 
 class Metrics(Protocol):

@@ -201,7 +201,7 @@ class JobRequest(Request, frozen=True, kw_only=True):
     command: Annotated[
         list[str] | UnsetType,
         Meta(
-            description="Program and arguments; no shell is involved. Either this or `steps`.",
+            description="Program and arguments; no shell is involved. Left out: what the image runs of its own accord. Not with `steps`.",
             examples=[["python3", "-c", "print(6 * 7)"]],
         ),
     ] = UNSET
@@ -209,7 +209,12 @@ class JobRequest(Request, frozen=True, kw_only=True):
         list[StepRequest],
         Meta(description="Commands that run one after the other in one sandbox."),
     ] = []
-    args: Annotated[list[str], Meta(description="Appended to `command`.")] = []
+    args: Annotated[
+        list[str],
+        Meta(
+            description="Appended to `command`; without one, given to the entry point of the image in place of its own arguments."
+        ),
+    ] = []
     stdin: Annotated[
         str | Base64, Meta(description="Standard input: text, or bytes in base64.")
     ] = ""

@@ -1,7 +1,7 @@
 """What a job request must satisfy beyond its types, and the JobSpec that it becomes."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import UNSET
 
@@ -19,6 +19,8 @@ from sandboxd.api.words import (
     too_long,
 )
 from sandboxd.errors import Fault, Invalid
+from sandboxd.images.names import is_name
+from sandboxd.images.references import BadReference, is_reference, parse_reference
 from sandboxd.isolation.destinations import MOST_DESTINATIONS, parse_destination
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import InputFile, JobSpec, Network, Retry
@@ -32,12 +34,6 @@ MAX_ID = 2**31 - 1
 MAX_QUEUE_SECONDS = 7 * 86_400.0
 MAX_TTL_SECONDS = 10 * 366 * 86_400.0
 
-IMAGE_NAME = re.compile(
-    r"(?=.{1,255}\Z)"
-    r"[a-z0-9]+(?:[._-][a-z0-9]+)*(?::[0-9]{1,5}(?=/))?(?:/[a-z0-9]+(?:[._-]{1,2}[a-z0-9]+)*)*"
-    r"(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?\Z"
-)
-"""name[:tag][@digest], a subset of the OCI distribution grammar."""
 _LABEL_KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _NUMERIC_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -45,6 +41,13 @@ _REQUIREMENT = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 Check = Callable[[JobSpec], list[Fault]]
 """What this host cannot do for a job, as faults."""
+CommandOf = Callable[[str, Sequence[str]], tuple[str, ...]]
+"""What an image runs of its own accord with these arguments; empty if its author did not say. May raise NotFound."""
+
+
+def no_command(_: str, __: Sequence[str]) -> tuple[str, ...]:
+    """For images that do not say what they run."""
+    return ()
 
 
 def job_spec_of(
@@ -53,12 +56,14 @@ def job_spec_of(
     defaults: Limits,
     ceilings: Limits,
     check: Check,
+    command_of: CommandOf = no_command,
     uploaded: tuple[InputFile, ...] = (),
     own_ceilings: LimitsAsked = NOTHING_ASKED,
 ) -> JobSpec:
     """The job that a parsed request body asks for, with the files that were `uploaded` beside it.
 
-    `own_ceilings`: its tenant's. Raises Invalid with every fault of the request at once.
+    `own_ceilings`: its tenant's. Raises Invalid with every fault of the request at once, NotFound if it leaves the command to
+    an image that is not here.
     """
     request, faults = read_struct(value, JobRequest)
     if not isinstance(value, dict):
@@ -70,19 +75,19 @@ def job_spec_of(
     asked = limits_asked(request.limits, "/limits", faults)
     limits, out_of_bounds = settle(asked, defaults, ceilings, own_ceilings)
     faults += out_of_bounds
+    image = _image(request, faults)
+    command = _command(request, command_of, faults)
     for step in (
-        _check_image,
-        _check_what_runs,
+        _check_surroundings,
         _check_labels,
         _check_requirements,
         _check_durations,
         _check_network,
     ):
         step(request, faults)
-    command = request.command or ()
     spec = JobSpec(
-        image=request.image,
-        command=(*command, *request.args),
+        image=image,
+        command=command,
         steps=steps_of(request.steps, limits, faults),
         stdin=stdin,
         env=request.env,
@@ -182,27 +187,45 @@ def limits_asked(asked: CeilingsRequest, place: str, faults: list[Fault]) -> Lim
     )
 
 
-def _check_image(request: JobRequest, faults: list[Fault]) -> None:
-    if not IMAGE_NAME.match(request.image):
+def _image(request: JobRequest, faults: list[Fault]) -> str:
+    """Its name in the one form that is stored and compared: that of an import as it is, a reference whole."""
+    if is_reference(request.image):
+        try:
+            return str(parse_reference(request.image))
+        except BadReference as error:
+            faults.append(Fault("/image", f"the reference {error}"))
+    elif not is_name(request.image):
         faults.append(
-            Fault("/image", 'is not an image name such as "host" or "team/tools:1.2" (lower case)')
+            Fault("/image", 'is not a name such as "host", nor one of a registry\'s image')
         )
+    return request.image
 
 
-def _check_what_runs(request: JobRequest, faults: list[Fault]) -> None:
+def _command(request: JobRequest, command_of: CommandOf, faults: list[Fault]) -> tuple[str, ...]:
+    """What runs: the request's command, or the image's own. Nothing where there are steps."""
     command = [] if request.command is UNSET else request.command
+    if request.steps:
+        for name, given in (("command", command), ("args", request.args), ("stdin", request.stdin)):
+            if given:
+                faults.append(Fault(f"/{name}", "is each step's own where a job has steps"))
+        return ()
+    if request.command is not UNSET:
+        check_command("", command, request.args, faults)
+        words = (*command, *request.args)
+    else:
+        is_named = all(fault.pointer != "/image" for fault in faults)
+        words = command_of(request.image, request.args) if is_named else ()
+        if words:
+            check_command("", ["-"], request.args, faults)
+        else:
+            faults.append(Fault("/command", "is required: this image does not say what it runs"))
+    check_sizes("", words, request.env, faults)
+    return words
+
+
+def _check_surroundings(request: JobRequest, faults: list[Fault]) -> None:
     check_environment("/env", request.env, faults)
     check_workdir("/workdir", request.workdir, faults)
-    if not request.steps:
-        if request.command is UNSET:
-            faults.append(Fault("/command", "is required"))
-        else:
-            check_command("", command, request.args, faults)
-        check_sizes("", (*command, *request.args), request.env, faults)
-        return
-    for name, given in (("command", command), ("args", request.args), ("stdin", request.stdin)):
-        if given:
-            faults.append(Fault(f"/{name}", "is each step's own where a job has steps"))
 
 
 def _check_labels(request: JobRequest, faults: list[Fault]) -> None:

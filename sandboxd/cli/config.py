@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from sandboxd import settings_registries
 from sandboxd.cli.options import config_option, json_option, load
 from sandboxd.cli.output import print_json, print_table
 from sandboxd.settings import SECRETS
@@ -42,7 +43,7 @@ def show(config_file: str | None, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                key: {"value": _value(loaded, key), "origin": origin, "variable": variable_of(key)}
+                key: {"value": _value(loaded, key), "origin": origin, "variable": _variable(key)}
                 for key, origin in loaded.origins.items()
             }
         )
@@ -56,11 +57,18 @@ def show(config_file: str | None, as_json: bool) -> None:
 
 def _value(loaded: Loaded, key: str) -> Any:
     section, _, name = key.partition(".")
+    if section == settings_registries.SECTION:
+        return dict(settings_registries.keys(loaded.settings.registries))[key]
     if section == SECTION:
         runtime, _, field = name.rpartition(".")
         return getattr(loaded.settings.runtimes[runtime], field)
     value = getattr(getattr(loaded.settings, section), name)
     return "(hidden)" if key in SECRETS and value else value
+
+
+def _variable(key: str) -> str | None:
+    """None: it is set in a file only."""
+    return None if key.startswith(f"{settings_registries.SECTION}.") else variable_of(key)
 
 
 def _word(value: Any) -> str:

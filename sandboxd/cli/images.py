@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from sandboxd.cli import output
+from sandboxd.cli import image_progress, output
 from sandboxd.cli.accounts import refuse_root
 from sandboxd.cli.data_directory import check_data_dir
 from sandboxd.cli.options import (
@@ -26,6 +26,8 @@ from sandboxd.settings import Settings
 
 EXAMPLES = """\b
 Examples:
+  sandboxd images pull python:3.13-slim
+  sandboxd run --image docker.io/library/python:3.13-slim -- python3 -V
   sandboxd images import debian rootfs.tar
   docker export $(docker create debian:12) > rootfs.tar    a file to import
   sandboxd run --image debian -- cat /etc/os-release
@@ -34,7 +36,7 @@ Examples:
 
 @click.group(epilog=EXAMPLES)
 def images() -> None:
-    """List, import and remove root file systems.
+    """List, pull, import and remove root file systems.
 
     "host" is always there: this machine's own /usr, read-only.
     """
@@ -65,6 +67,27 @@ def list_images(
         ),
         empty="no images",
     )
+
+
+@images.command()
+@click.argument("reference")
+@data_dir_option
+@config_option
+@json_option
+def pull(reference: str, data_dir: str | None, config_file: str | None, as_json: bool) -> None:
+    """Fetch image REFERENCE from its registry, verify and unpack it.
+
+    REFERENCE is [REGISTRY[:PORT]/]PATH[:TAG][@DIGEST]; without a registry it is one of docker.io. Jobs name the image
+    by the whole reference, which is shown when it is there. Registries that need credentials, a certificate of their own or
+    plain HTTP, or are not at a public address, have a section in the settings.
+    """
+    settings = load({"store.data_dir": data_dir}, config_file).settings
+    image = asyncio.run(_pull(settings, reference, silent=as_json))
+    if as_json:
+        output.print_json(image)
+    else:
+        size = format_bytes(image.size_bytes)
+        click.echo(f"pulled {image.name} into {settings.store.data_dir}: {size}, {image.digest}")
 
 
 @images.command("import")
@@ -124,6 +147,25 @@ async def _import(settings: Settings, name: str, file: Path) -> Any:
     async with _images(settings) as images:
         with output.progress(f"reading {file.name}") as told:
             return await images.import_tar(name, file, told)
+
+
+async def _pull(settings: Settings, text: str, *, silent: bool) -> Any:
+    from sandboxd.images.accesses import open_accesses
+    from sandboxd.images.pulling import pull as pull_image
+    from sandboxd.images.references import BadReference, parse_reference
+    from sandboxd.images.transport import Transport
+
+    try:
+        reference = parse_reference(text)
+    except BadReference as error:
+        raise click.UsageError(f"the reference {error}") from None
+    async with _images(settings) as images:
+        transport = Transport(open_accesses(settings.registries))
+        try:
+            with image_progress.shown(silent=silent) as tell:
+                return await pull_image(images, transport, reference, tell)
+        finally:
+            await transport.close()
 
 
 async def _remove(settings: Settings, name: str) -> None:

@@ -38,7 +38,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "exec": Entry("sandboxes", "exec_", "Run a command in a sandbox that is there."),
         "sandboxes": Entry("sandboxes", "sandboxes", "Make, list, pause and end sandboxes."),
         "jobs": Entry("jobs", "jobs", "List, show, follow, cancel and delete jobs."),
-        "images": Entry("images", "images", "List, import and remove root file systems."),
+        "images": Entry("images", "images", "List, pull, import and remove root file systems."),
     },
     "Run the service": {
         "serve": Entry("serve", "serve", "Start the service with its HTTP API."),
@@ -161,7 +161,7 @@ def _sentence(error: Exception) -> str:
             faults = [fault for fault in error.faults if fault.detail not in str(error)]
             return "\n  ".join([str(error), *(f"{at}: {detail}" for at, detail in faults)])
         case NotFound(code="image_not_found") | NothingThere(code="image_not_found"):
-            return f"{error} here: see `sandboxd images list`; `sandboxd images import` makes one"
+            return f"{error} here: see `sandboxd images list`; `sandboxd images pull` or `sandboxd images import` gets one"
         case SandboxdError() | OSError():
             return str(error)
         case _:

@@ -91,7 +91,7 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
 @data_dir_option
 @config_option
 @json_option
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     url: str | None,
     data_dir: str | None,
@@ -102,7 +102,7 @@ def run(
     output_dir: str,
     **options: Any,
 ) -> int:
-    """Run COMMAND in a sandbox, as if it ran right here.
+    """Run COMMAND in a sandbox, as if it ran right here. An image from a registry may have one of its own.
 
     Its input, output, error output and exit code are those of this process; Ctrl-C cancels it. It runs on the service
     of --url or the settings, else in a sandbox of this process's own: no service is needed.
@@ -136,7 +136,6 @@ def job_request(
     """The options in the words of the API's `POST /v1/jobs`."""
     request: dict[str, Any] = {
         "image": image,
-        "command": list(command),
         "env": dict(_pair("--env", word) for word in env),
         "labels": dict(_pair("--label", word) for word in label),
         "limits": {name: _amount(name, word) for name, word in limits.items() if word is not None},
@@ -149,6 +148,10 @@ def job_request(
         request["outputs"] = list(outputs)
     if brought := dict(pair for word in files for pair in _files(word)):
         request["files"] = brought
+    if command:
+        request["command"] = list(command)
+    elif image == "host":
+        raise click.UsageError("Missing argument 'COMMAND...': image host has none of its own")
     optional = {"workdir": workdir, "user": user, "runtime": runtime}
     return request | {name: value for name, value in optional.items() if value is not None}
 

@@ -132,9 +132,9 @@ class JobOptions(TypedDict, total=False):
 
 
 def submit(command: Sequence[str], **options: Unpack[JobOptions]) -> Conversation[Job]:
-    """Hand in a job; the answer comes as soon as it is on the record."""
+    """Hand in a job; the answer comes as soon as it is on the record. Without a command: what the image runs of its own accord."""
     body: dict[str, Any] = {"image": "host", **options}
-    if command or "steps" not in options:
+    if command:
         body["command"] = list(command)
     parts = parts_of(options.get("files", {}))
     body.pop("files", None)

@@ -59,7 +59,7 @@ _USER_NAMESPACE_SYSCTLS = {
 }
 
 
-CarryOut = Callable[[protocol.Unpack | protocol.Empty, list[int]], protocol.Message]
+CarryOut = Callable[[protocol.OnTree, list[int]], protocol.Message]
 
 
 class Order(NamedTuple):
@@ -185,9 +185,9 @@ class Init:
     def load_tools(self) -> None:
         """Import what only this sandbox needs, while that is possible: every other one would carry its pages."""
         if self.spec.writable_root:
-            from sandboxd.isolation import unpack
+            from sandboxd.isolation import trees
 
-            self.carry_out = unpack.carry_out
+            self.carry_out = trees.carry_out
 
     def join_cgroups(self) -> None:
         """Before anything expensive: what is built from here on is charged to the sandbox (cgroup v1)."""
@@ -341,7 +341,7 @@ class Init:
                 self.move_files(request, descriptors[0])
             case protocol.Look() | protocol.Remove():
                 protocol.send(self.channel, files.look_or_remove(request, descriptors))
-            case protocol.Unpack() | protocol.Empty():
+            case protocol.Unpack() | protocol.Layer() | protocol.Empty():
                 protocol.send(self.channel, self.carry_out(request, descriptors))
                 self.over = True
         for descriptor in descriptors:
@@ -485,6 +485,6 @@ def exit_of(status: int, usage: resource.struct_rusage) -> Exit:
     )
 
 
-def refuse(_: protocol.Unpack | protocol.Empty, __: list[int]) -> protocol.Message:
+def refuse(_: protocol.OnTree, __: list[int]) -> protocol.Message:
     """A sandbox for commands does not touch images."""
     return protocol.Failed(step="work", reason="this sandbox has no writable root")

@@ -231,13 +231,28 @@ class Unpack(NamedTuple):
     """Ids that a file can have as owner, from 0 on; 0 in single-id mode, where there is only one owner."""
 
 
+class Layer(NamedTuple):
+    """Comes with one descriptor: one layer of an image, applied at `/` to what the layers below it have made (see `layers`)."""
+
+    most_bytes: int
+    most_entries: int
+    id_count: int
+    """As of `Unpack`."""
+    has_lower: bool
+    """Whether there is anything below it."""
+    diff_id: str
+    """`sha256:…` of the archive, uncompressed."""
+
+
 class Empty(NamedTuple):
     """Remove everything below `/` (a sandbox with a writable root)."""
 
 
 ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
-ToInit = Run | Go | Signal | Show | Place | Collect | Changes | Look | Remove | Unpack | Empty
+OnTree = Unpack | Layer | Empty
+"""What a sandbox with a writable root is for."""
+ToInit = Run | Go | Signal | Show | Place | Collect | Changes | Look | Remove | OnTree
 FromInit = (
     Ready
     | Failed
@@ -267,6 +282,7 @@ _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
         Look,
         Remove,
         Unpack,
+        Layer,
         Empty,
     )
 }

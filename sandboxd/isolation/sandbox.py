@@ -244,9 +244,7 @@ class Sandbox:
         answer = await self._ask(protocol.Remove(path), [])
         return answer if isinstance(answer, protocol.NotPlaced) else _done(answer)
 
-    async def work(
-        self, request: protocol.Unpack | protocol.Empty, descriptors: Sequence[int]
-    ) -> protocol.Done:
+    async def work(self, request: protocol.OnTree, descriptors: Sequence[int]) -> protocol.Done:
         """Have init itself do something inside the walls. Raises SandboxFailed."""
         return _done(await self._ask(request, descriptors))
 

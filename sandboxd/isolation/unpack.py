@@ -6,23 +6,21 @@ left out, set-id bits are cleared, extended attributes are dropped. `tarfile` on
 """
 
 import bz2  # noqa: F401  (tarfile imports the decompressors when it needs them: too late after pivot_root)
+import contextlib
 import errno
 import lzma
 import os
-import resource
 import stat
 import struct
 import tarfile
 import zlib
+from collections.abc import Iterator
 
 from sandboxd.isolation import syscalls
-from sandboxd.isolation.protocol import Done, Empty, Failed, Message, Unpack
+from sandboxd.isolation.protocol import Layer, Unpack
 
 _CHUNK_BYTES = 256 * 2**10
-_LONGEST_REASON = 500
 _LONGEST_PATH = 4096
-_ADDRESS_SPACE_BYTES = 512 * 2**20
-"""The headers of an archive are read whole, and an xz dictionary is as large as its header says."""
 _HOST_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM})
 """What is wrong with the disk, not with the archive."""
 _READING_ERRORS = (
@@ -46,21 +44,6 @@ class BadArchive(Exception):
     """The archive is not one, or more than was allowed; the message is for the user."""
 
 
-def carry_out(request: Unpack | Empty, descriptors: list[int]) -> Message:
-    """Do what the service asks for at `/`, and tell how it went."""
-    try:
-        if isinstance(request, Unpack):
-            resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES))
-            entries, size = unpack(descriptors[0], "/", request)
-        else:
-            entries, size = empty("/")
-    except BadArchive as error:
-        return Failed(step="unpack", reason=printable(error))
-    except OSError as error:
-        return Failed(step="use disk", reason=printable(error))
-    return Done(entries=entries, size_bytes=size)
-
-
 def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
     """Unpack a (possibly compressed) tar archive below `root`. Returns (entries, bytes of file content).
 
@@ -70,12 +53,31 @@ def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
     unpacker = Unpacker(root_fd, request)
     try:
         with (
+            reading_archive(),
             os.fdopen(archive_fd, "rb", closefd=False) as file,
             tarfile.open(fileobj=file, mode="r|*", errorlevel=2) as archive,
         ):
-            for member in archive:
+            for member in members(archive):
                 unpacker.add(archive, member)
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise.
+    finally:
+        os.close(root_fd)
+    if not unpacker.entries:
+        raise BadArchive("the archive is empty")
+    return unpacker.entries, unpacker.written_bytes
+
+
+def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """One header after the other."""
+    for member in archive:
+        yield member
+        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise.
+
+
+@contextlib.contextmanager
+def reading_archive() -> Iterator[None]:
+    """Within, whatever a bad archive makes the libraries raise is BadArchive. OSError is what is wrong with the disk."""
+    try:
+        yield
     except MemoryError as error:
         raise BadArchive("a header or a dictionary of the archive is too large") from error
     except _READING_ERRORS as error:
@@ -86,17 +88,12 @@ def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
         if error.errno in _HOST_ERRORS:
             raise
         raise BadArchive(f"an entry cannot be made: {error}") from error
-    finally:
-        os.close(root_fd)
-    if not unpacker.entries:
-        raise BadArchive("the archive is empty")
-    return unpacker.entries, unpacker.written_bytes
 
 
 class Unpacker:
     """One archive on its way into a tree: the counts that bound it."""
 
-    def __init__(self, root_fd: int, request: Unpack) -> None:
+    def __init__(self, root_fd: int, request: Unpack | Layer) -> None:
         self.root_fd = root_fd
         self.most_bytes = request.most_bytes
         self.most_entries = request.most_entries
@@ -106,9 +103,7 @@ class Unpacker:
 
     def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         """Unpack one entry; what is not kept is passed over."""
-        self.entries += 1
-        if self.entries > self.most_entries:
-            raise BadArchive(f"more than {self.most_entries} entries")
+        self.count()
         parts = split_name(member.name)
         if not parts:
             if member.isdir():
@@ -122,11 +117,17 @@ class Unpacker:
         finally:
             os.close(parent)
 
+    def count(self) -> None:
+        """One entry more. Raises BadArchive."""
+        self.entries += 1
+        if self.entries > self.most_entries:
+            raise BadArchive(f"more than {self.most_entries} entries")
+
     def place(
         self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str
     ) -> None:
         if not member.isdir():
-            clear_place(parent, name)
+            self.clear(parent, name)
         if member.isdir():
             self.make_directory(member, parent, name)
         elif member.issym():
@@ -136,6 +137,10 @@ class Unpacker:
             self.make_hard_link(member, parent, name)
         else:
             self.write_file(archive, member, parent, name)
+
+    def clear(self, parent: int, name: str) -> None:
+        """Make room for an entry that is no directory."""
+        clear_place(parent, name)
 
     def open_parent(self, parts: list[str]) -> int:
         """The directory at `parts`, made where it is missing; links inside the tree are followed, but never out of it."""
@@ -258,11 +263,19 @@ def clear_place(parent: int, name: str) -> None:
 
 
 def empty(root: str) -> tuple[int, int]:
-    """Remove everything below `root`. Returns (entries removed, 0).
-
-    A directory inside another is first moved up to the root: neither depth nor names can exhaust anything.
-    """
+    """Remove everything below `root`. Returns (entries removed, 0)."""
     root_fd = os.open(root, _DIRECTORY)
+    try:
+        return empty_directory(root_fd), 0
+    finally:
+        os.close(root_fd)
+
+
+def empty_directory(root_fd: int) -> int:
+    """Remove everything in an open directory. Returns how many entries that was.
+
+    A directory inside another is first moved up to this one: neither depth nor names can exhaust anything.
+    """
     removed = moved = 0
     while names := os.listdir(root_fd):
         for name in names:
@@ -288,14 +301,8 @@ def empty(root: str) -> tuple[int, int]:
             os.close(directory)
             os.rmdir(name, dir_fd=root_fd)
             removed += 1
-    os.close(root_fd)
-    return removed, 0
+    return removed
 
 
 def _is_directory(name: str, directory: int) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-
-
-def printable(error: Exception) -> str:
-    """Its text for a message: short, and without the bytes of names that are no text."""
-    return str(error).encode("utf-8", "backslashreplace").decode()[:_LONGEST_REASON]

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from sandboxd.admission import in_turn
@@ -200,6 +201,9 @@ class PlainImages:
         if name != "host":
             raise NotFound(f'There is no image "{name}".', code="image_not_found")
         return self
+
+    def command_of(self, name: str, args: Sequence[str]) -> tuple[str, ...]:
+        return ()
 
     async def list(self) -> list[Image]:
         return [Image(name="host", digest=self.digest, size_bytes=0, created_at=0.0, source="host")]

@@ -201,8 +201,8 @@ def test_a_command_can_be_killed(box: Box) -> None:
 
 
 def test_a_client_that_hangs_up_stops_its_command(box: Box, real_service: RunningService) -> None:
+    command = {"command": ["sleep", "1000"]}
     with real_service.http() as other, pytest.raises(httpx2.ReadTimeout):
-        command = {"command": ["sleep", "1000"]}
         other.post(f"{box.path}/exec", json=command, timeout=0.3 * TIME_FACTOR)
 
     def reasons() -> Any:

@@ -8,6 +8,7 @@ import lzma
 import tarfile
 from typing import Any
 
+import zstandard
 from hypothesis import strategies as st
 
 _JOB: dict[str, Any] = {
@@ -125,6 +126,13 @@ def seeds_of(target: str) -> list[bytes]:  # noqa: C901 (a table)
         case "archive":
             twice = [gzip.compress(tar) + gzip.compress(tar) + b"rest" for tar in _archives()]
             return twice + [compress(tar) for tar in _archives() for compress in _COMPRESSIONS]
+        case "layer":
+            compressions = (bytes, gzip.compress, zstandard.ZstdCompressor().compress)
+            return [compress(tar) for tar in _archives() for compress in compressions]
+        case "registry_answer":
+            return [json.dumps(each).encode() for each in _DOCUMENTS] + [
+                b'Bearer realm="https://a/b?c",service=d, Basic realm="e\\"f"'
+            ]
         case "uploaded_archive":
             return _archives()
         case "form":
@@ -163,6 +171,41 @@ _HEADERS = (
     "bytes=10-20",
     "bytes=-5",
 )
+_LAYER = {
+    "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+    "digest": "sha256:" + "1" * 64,
+    "size": 1000,
+}
+_MANIFEST = _LAYER | {
+    "mediaType": "application/vnd.oci.image.manifest.v1+json",
+    "platform": {"os": "linux", "architecture": "amd64", "variant": "v1"},
+    "annotations": {"a": "b"},
+}
+_DOCUMENTS: tuple[dict[str, Any], ...] = (
+    {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": _LAYER | {"mediaType": "application/vnd.oci.image.config.v1+json"},
+        "layers": [_LAYER, _LAYER],
+    },
+    {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [_MANIFEST, _MANIFEST],
+    },
+    {
+        "os": "linux",
+        "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + "2" * 64]},
+        "config": {
+            "User": "app:staff",
+            "Env": ["A=b", "PATH=/bin"],
+            "Entrypoint": ["/run"],
+            "Cmd": ["x"],
+            "WorkingDir": "/srv/../app",
+        },
+    },
+)
 _COMPRESSIONS = (bytes, gzip.compress, bz2.compress, lzma.compress)
 
 
@@ -185,6 +228,8 @@ def _archive(form: int) -> bytes:
             ("way/other", tarfile.REGTYPE, ""),
             ("pipe", tarfile.FIFOTYPE, ""),
             ("null", tarfile.CHRTYPE, ""),
+            ("directory/.wh.file", tarfile.REGTYPE, ""),
+            ("directory/inner/.wh..wh..opq", tarfile.REGTYPE, ""),
             ("n" * 90 + "/" + "m" * 90, tarfile.REGTYPE, ""),
         ):
             entry = tarfile.TarInfo(name)
@@ -269,6 +314,8 @@ def strategy_for(target: str) -> st.SearchStrategy[bytes]:
             return noise | bent | st.builds(bytes.__add__, starts, trees | calls)
         case "job_request":
             return noise | bent | trees | _bent_job()
-        case "archive":
+        case "archive" | "layer":
             return noise | bent
+        case "registry_answer":
+            return noise | bent | trees
     return noise | bent | st.text(max_size=80).map(lambda text: text.encode("utf-8"))

@@ -28,7 +28,8 @@ from sandboxd.api.query import parse_query
 from sandboxd.errors import Invalid, Malformed, TooLarge
 from sandboxd.files.archive import BadArchive, files_in
 from sandboxd.files.content import Contents
-from sandboxd.isolation import destinations, entries, hearing, protocol, unpack
+from sandboxd.images import challenges, configuration, manifests, names, references
+from sandboxd.isolation import destinations, entries, hearing, layers, protocol, trees, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
 from sandboxd.quotas.limits import is_more
@@ -243,7 +244,8 @@ def _is_clean_path(path: str) -> bool:
 
 def _is_harmless_name(name: str) -> bool:
     """As a path, as a word of a command line and in a log line. (A tag may end with dots; it begins with none.)"""
-    parts = name.replace(":", "/").replace("@", "/").split("/")
+    named = re.sub(r"^\[[0-9a-f:.]+\]", "address", name)
+    parts = named.replace(":", "/").replace("@", "/").split("/")
     return (
         name.isascii()
         and name.isprintable()
@@ -260,6 +262,7 @@ def words(content: bytes) -> None:
         quantities.parse_cpus,
         addresses.parse_address,
         destinations.parse_destination,
+        references.parse_reference,
     ):
         try:
             parsed = parse(text)
@@ -271,9 +274,12 @@ def words(content: bytes) -> None:
         elif isinstance(parsed, destinations.Destination):
             assert destinations.parse_destination(str(parsed)) == parsed
             assert parsed.port is None or 1 <= parsed.port <= 65_535
+        elif isinstance(parsed, references.Reference):
+            assert references.parse_reference(str(parsed)) == parsed
+            assert _is_harmless_name(str(parsed))
         else:
             assert 0 <= parsed < 2**63
-    if validate.IMAGE_NAME.match(text):
+    if names.is_name(text):
         assert _is_harmless_name(text)
     if ids.is_id(text, "job"):
         assert len(text) == 30
@@ -363,7 +369,7 @@ def _unpack(content: bytes, root: Path, request: protocol.Unpack) -> None:
         os.lseek(file, 0, os.SEEK_SET)
         count, size = unpack.unpack(file, str(root), request)
     except unpack.BadArchive as refused:
-        unpack.printable(refused).encode()
+        trees.printable(refused).encode()
         return
     finally:
         os.close(file)
@@ -382,6 +388,61 @@ def _tree(root: Path) -> list[os.stat_result]:
     for path, directories, files in os.walk(os.fsencode(root)):
         found += [os.lstat(os.path.join(path, name)) for name in directories + files]
     return found
+
+
+def layer(content: bytes) -> None:
+    """A layer above a tree: whatever it makes, replaces and hides is in that tree. It never is the one that was to come."""
+    request = protocol.Layer(
+        most_bytes=2**20, most_entries=200, id_count=0, has_lower=True, diff_id="sha256:0"
+    )
+    before = _open_descriptors()
+    base = Path(tempfile.mkdtemp(prefix="sandboxd-fuzz-", dir="/dev/shm"))
+    try:
+        root, canary = base / "root", base / "canary"
+        (root / "directory" / "inner").mkdir(parents=True)
+        (root / "directory" / "file").write_bytes(b"lower")
+        (root / "link").symlink_to("../canary")
+        canary.write_bytes(b"untouched")
+        with tempfile.TemporaryFile(dir="/dev/shm") as file:
+            file.write(content)
+            file.flush()
+            with contextlib.suppress(unpack.BadArchive):
+                layers.apply(file.fileno(), str(root), request)
+        assert sorted(path.name for path in base.iterdir()) == ["canary", "root"]
+        assert canary.read_bytes() == b"untouched"
+        root.chmod(0o700)
+        unpack.empty(str(root))
+    finally:
+        shutil.rmtree(base)
+    assert _open_descriptors() == before
+
+
+# What a registry answers
+
+
+def registry_answer(content: bytes) -> None:
+    """A manifest, an index, a configuration, a header: refused in our own words, or what they say is bounded."""
+    machine = manifests.Machine("amd64", ("", "v1"))
+    for media_type in manifests.INDEX_TYPES | manifests.MANIFEST_TYPES:
+        try:
+            parsed = manifests.parse_manifest(content, media_type)
+            chosen = (
+                manifests.choose(parsed, machine)
+                if isinstance(parsed, manifests.Index)
+                else parsed.config
+            )
+        except manifests.BadManifest as refused:
+            str(refused).encode("utf-8", "backslashreplace")
+            continue
+        assert references.DIGEST.fullmatch(chosen.digest)
+        assert 0 <= chosen.size <= 2**50
+    with contextlib.suppress(manifests.BadManifest):
+        found = configuration.parse_configuration(content, machine, 1)
+        assert len(found.diff_ids) == 1
+        assert _is_clean_path(found.workdir)
+        _can_be_executed(["x", *found.entrypoint, *found.cmd], {})
+    for challenge in challenges.parse_challenges(content.decode("latin-1")):
+        assert challenge.scheme == challenge.scheme.lower()
 
 
 # Files that are sent for jobs
@@ -456,6 +517,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         query,
         request_headers,
         archive,
+        layer,
+        registry_answer,
         uploaded_archive,
         form,
     )

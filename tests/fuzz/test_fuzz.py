@@ -18,6 +18,8 @@ CASES = [
     pytest.param("query", marks=pytest.mark.attack(35)),
     pytest.param("request_headers", marks=pytest.mark.attack(40)),
     pytest.param("archive", marks=pytest.mark.attack(61, 62, 64, 65, 66)),
+    pytest.param("layer", marks=pytest.mark.attack(61, 62, 63, 64, 65, 66)),
+    pytest.param("registry_answer", marks=pytest.mark.attack(67, 68, 69, 74)),
     pytest.param("uploaded_archive", marks=pytest.mark.attack(61, 62, 64, 65, 66)),
     pytest.param("form", marks=pytest.mark.attack(31)),
 ]

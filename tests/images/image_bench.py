@@ -1,14 +1,20 @@
 """A catalogue of images in a directory of the test, with canaries around it."""
 
 import contextlib
+import functools
+import gzip
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import zstandard
 from sandbox_bench import Bench, Ran
 
 from sandboxd.images.catalogue import Images
+from sandboxd.images.layers import LayerFile, apply_layers, tree_key
+from sandboxd.images.names import Record
 from sandboxd.isolation.protocol import Empty
 
 CANARY = b"nobody may change or read this\n"
@@ -74,6 +80,25 @@ class ImageBench:
         catalogue = images or self.images
         return self.bench.do(catalogue.import_tar(name, self.archive(content)))
 
+    def layer(self, *archives: bytes, name: str = "made", images: Images | None = None) -> Any:
+        """Make an image of layers, the lowest first. Each is compressed or not, as it is given."""
+        catalogue = images or self.images
+        files = []
+        for content in archives:
+            plain = hashlib.sha256(uncompressed(content)).hexdigest()
+            path = self.archive(content, f"layer-{len(files)}")
+            files.append(LayerFile(path, f"sha256:{plain}"))
+        return self.bench.do(self._layer(catalogue, files, name))
+
+    async def _layer(self, images: Images, files: list[LayerFile], name: str) -> Any:
+        key = tree_key([file.diff_id for file in files])
+        size = await images.trees.make(key, functools.partial(apply_layers, images.trees, files))
+        digest = "sha256:" + key.removeprefix("layers-")
+        record = Record(
+            name=name, digest=digest, size_bytes=size, created_at=0.0, source="registry", tree=key
+        )
+        return await images.add(record)
+
     def run(self, *argv: str, name: str = "made", uid: int = 0) -> Ran:
         """Run a command in an image; the host's programs and libraries are bound over it."""
         image = self.bench.do(self.images.resolve(name))
@@ -94,8 +119,18 @@ class ImageBench:
         for place in ("trees", "incoming"):
             for tree in (self.store / place).iterdir():
                 if (tree / "rootfs").exists():
-                    work = self.images._work_inside(tree / "rootfs", Empty(), [])
+                    work = self.images.trees.work_inside(tree / "rootfs", Empty(), [])
                     self.bench.do(work)
+
+
+def uncompressed(content: bytes) -> bytes:
+    """What a layer is of."""
+    if content[:2] == b"\x1f\x8b":
+        return gzip.decompress(content)
+    if content[:4] == b"\x28\xb5\x2f\xfd":
+        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        return decompressor.stream_reader(content, read_across_frames=True).read()
+    return content
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from host_tests import host_required
 from test_cgroups import LIMITS, MIB, Spawn
 
 from sandboxd.quotas.cgroups import Cgroups, open_cgroups
@@ -101,7 +100,7 @@ def test_no_more_is_read_in_a_second_than_may_be(
     with_rates: Cgroups, spawn: Spawn, file: str
 ) -> None:
     if with_rates.enforcement["io_bytes_per_second"] == "none":
-        host_required("neither io nor blkio is delegated (sandboxd setup)")
+        pytest.skip("io is not delegated: a user's own systemd does not hand it on")
     seconds = []
     for name, rate in (("free", 0), ("held", MIB), ("held and let go", MIB)):
         cgroup = with_rates.create(name.replace(" ", "-"))

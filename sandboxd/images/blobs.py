@@ -1,0 +1,151 @@
+"""Blobs: what registries sent, kept by its digest in an OCI image layout (`blobs/sha256/HEX`).
+
+A blob is under its name only when all of it is there, was hashed on its way to the disk, and would outlast a power cut. Until then
+it is a file in `partial/`.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from pathlib import Path
+
+from sandboxd.errors import Invalid, Unavailable
+from sandboxd.ids import new_id
+from sandboxd.images.locks import locked, locked_alone
+from sandboxd.images.manifests import Descriptor
+
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+class Blobs:
+    """The blobs of one directory. Several processes may use it at once."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make the directories."""
+        self.directory = directory
+        self._blobs = directory / "blobs" / "sha256"
+        self._partial = directory / "partial"
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._partial.mkdir(exist_ok=True)
+        self._lock = directory / "lock"
+        self._lock.touch()
+        layout = directory / "oci-layout"
+        if not layout.exists():
+            layout.write_bytes(_LAYOUT)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within, nothing is removed. Raises Conflict while somebody removes."""
+        with locked(self._lock):
+            yield
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Whether it is there. It was verified when it came."""
+        try:
+            return self.path(descriptor.digest).stat().st_size == descriptor.size
+        except FileNotFoundError:
+            return False
+
+    def path(self, digest: str) -> Path:
+        """Where a blob is, once it is there."""
+        return self._blobs / digest.removeprefix("sha256:")
+
+    async def add(
+        self,
+        descriptor: Descriptor,
+        content: AsyncGenerator[bytes, None],
+        progress: Callable[[int], None],
+        *,
+        seconds: float | None = None,
+    ) -> None:
+        """Fetch a blob, unless it is there. `progress` is told how many bytes of it are.
+
+        Raises Invalid if what comes is something else, Unavailable if it is not there after so many seconds.
+        """
+        if self.has(descriptor):
+            progress(descriptor.size)
+            return
+        partial = self._partial / new_id("blob")
+        try:
+            with partial.open("xb") as file:
+                async with asyncio.timeout(seconds), contextlib.aclosing(content):
+                    await _fill(file.fileno(), descriptor, content, progress)
+                await asyncio.to_thread(os.fsync, file.fileno())
+            partial.rename(self.path(descriptor.digest))
+            _sync_directory(self._blobs)
+        except TimeoutError:
+            detail = f"{descriptor.digest} was not there after {seconds:.0f} s"
+            raise Unavailable(detail, code="registry_failed") from None
+        finally:
+            partial.unlink(missing_ok=True)
+
+    async def put(self, content: bytes) -> str:
+        """Keep a document. Returns its digest."""
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        descriptor = Descriptor(media_type="", digest=digest, size=len(content))
+        await self.add(descriptor, _once(content), lambda _: None)
+        return digest
+
+    def keep_only(self, wanted: Callable[[], Collection[str]]) -> None:
+        """Remove every other blob than those wanted, and what broken downloads left. Raises Conflict while somebody fetches."""
+        with locked_alone(self._lock):
+            # Asked under the lock: a pull names its image while it shares it.
+            kept = {digest.removeprefix("sha256:") for digest in wanted()}
+            for path in [*self._blobs.iterdir(), *self._partial.iterdir()]:
+                if path.parent == self._partial or path.name not in kept:
+                    path.unlink()
+
+
+def check_digest(content: bytes, digest: str) -> None:
+    """Raises Invalid if the content has another one."""
+    found = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    if found != digest:
+        raise Invalid(f"the registry sent {found} for {digest}", code="bad_image")
+
+
+async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
+    yield content
+
+
+async def _fill(
+    file: int,
+    descriptor: Descriptor,
+    content: AsyncGenerator[bytes, None],
+    progress: Callable[[int], None],
+) -> None:
+    digest = hashlib.sha256()
+    size = 0
+    async for piece in content:
+        size += len(piece)
+        if size > descriptor.size:
+            raise Invalid(
+                f"the registry sent more than the {descriptor.size} bytes of {descriptor.digest}",
+                code="bad_image",
+            )
+        digest.update(piece)
+        _write_all(file, piece)
+        progress(size)
+    if size != descriptor.size:
+        raise Invalid(
+            f"the registry sent {size} bytes for {descriptor.digest}, which has {descriptor.size}",
+            code="bad_image",
+        )
+    found = f"sha256:{digest.hexdigest()}"
+    if found != descriptor.digest:
+        raise Invalid(f"the registry sent {found} for {descriptor.digest}", code="bad_image")
+
+
+def _write_all(file: int, piece: bytes) -> None:
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,136 @@
+"""The names of images on the disk: what each means, as a file that is replaced whole.
+
+`names/NAME.json` is an imported image, `references/HEX.json` one of a registry, HEX being the digest of its canonical reference,
+which can be longer than a file's name.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import msgspec
+
+from sandboxd.errors import Fault, Invalid, NotFound
+from sandboxd.images.references import BadReference, is_reference, parse_reference
+from sandboxd.jobs import Image
+
+NAME_PATTERN = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*", re.ASCII)
+NAME_LENGTH = 128
+
+
+class RunAs(msgspec.Struct, frozen=True, kw_only=True):
+    """How an image wants to be run."""
+
+    user: tuple[int, int] = (0, 0)
+    env: dict[str, str]
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    workdir: str
+
+
+class Record(Image, frozen=True, kw_only=True):
+    """An image as it is kept: what is told of it, and what is needed to run it."""
+
+    tree: str = ""
+    """Key of its tree; empty: that of its digest."""
+    run_as: RunAs | None = None
+    """None: its author did not say."""
+    blobs: tuple[str, ...] = ()
+    """Digests of what it was made from."""
+
+    @property
+    def key(self) -> str:
+        return self.tree or self.digest.removeprefix("sha256:")
+
+    @property
+    def image(self) -> Image:
+        """What is told of it."""
+        told = {name: getattr(self, name) for name in Image.__struct_fields__}
+        return Image(**told)
+
+
+class Names:
+    """The names of one data directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make the directories."""
+        self._names = directory / "names"
+        self._references = directory / "references"
+        self._names.mkdir(parents=True, exist_ok=True)
+        self._references.mkdir(exist_ok=True)
+
+    def all(self) -> list[Record]:
+        """Every image by name, those of registries last."""
+        return [*_read_all(self._names), *_read_all(self._references)]
+
+    def read(self, name: str) -> Record:
+        """What a name means: an imported image's own name, or a reference. Raises NotFound."""
+        try:
+            return _decode(self._file(name).read_bytes())
+        except FileNotFoundError:
+            raise _not_found(name) from None
+
+    def write(self, record: Record) -> None:
+        """Let its name mean this from now on."""
+        _replace(self._file(record.name), msgspec.json.encode(record))
+
+    def forget(self, name: str) -> None:
+        """Raises NotFound."""
+        try:
+            self._file(name).unlink()
+        except FileNotFoundError:
+            raise _not_found(name) from None
+
+    def _file(self, name: str) -> Path:
+        """Raises NotFound for what can be no name. A name that an import can have is never looked for elsewhere."""
+        if is_name(name):
+            return self._names / f"{name}.json"
+        if not is_reference(name):
+            raise _not_found(name)
+        try:
+            canonical = str(parse_reference(name))
+        except BadReference:
+            raise _not_found(name) from None
+        return self._references / f"{hashlib.sha256(canonical.encode()).hexdigest()}.json"
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises Invalid for one that no imported image can have."""
+    if not is_name(name):
+        detail = "lower-case letters and digits, with single . _ - between them, at most 128"
+        raise Invalid(f"{name[:80]!r} is not an image name: {detail}", (Fault("/image", detail),))
+    return name
+
+
+def is_name(name: str) -> bool:
+    """Whether an imported image can be called so."""
+    return len(name) <= NAME_LENGTH and NAME_PATTERN.fullmatch(name) is not None
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound(f'no image "{name[:256]}"', code="image_not_found")
+
+
+def _read_all(directory: Path) -> list[Record]:
+    records = [_decode(path.read_bytes()) for path in directory.glob("*.json")]
+    return sorted(records, key=lambda record: record.name)
+
+
+def _decode(content: bytes) -> Record:
+    return msgspec.json.decode(content, type=Record)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it has either its old content or its new."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,328 @@
+"""HTTP to registries: to whom, how often, how long, and what goes along.
+
+What a registry answers can name other hosts: where a blob is, or who gives out tokens. Nobody is spoken to but over HTTPS at
+public addresses, unless the operator named that very host and port; the address that was looked at is the one that is connected
+to. Redirects are followed here, a few of them, and an `Authorization` never goes to another host.
+"""
+
+import asyncio
+import contextlib
+import email.utils
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import httpx2
+
+from sandboxd import __version__
+from sandboxd.errors import Unavailable
+from sandboxd.isolation.destinations import CLOSED
+
+_MOST_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NOT_NOW = frozenset({429, 500, 502, 503, 504})
+_MOST_URL_LENGTH = 8192
+_PORTS = {"https": 443, "http": 80}
+
+_Origin = tuple[str, str, int | None]
+"""Scheme, host and port."""
+
+
+class Access(NamedTuple):
+    """What the operator says of one registry."""
+
+    username: str = ""
+    password: str = ""
+    insecure: bool = False
+    """Speak plain HTTP."""
+    tls: ssl.SSLContext | None = None
+    """None: the certificates that this machine trusts."""
+
+    def __repr__(self) -> str:
+        return f"Access(username={self.username!r}, insecure={self.insecure})"
+
+
+class Patience(NamedTuple):
+    """How long and how often something is tried."""
+
+    connect_seconds: float = 10.0
+    read_seconds: float = 30.0
+    """Between two pieces of an answer."""
+    tries: int = 5
+    first_wait_seconds: float = 0.5
+    """After a failure; twice as long each time."""
+    most_wait_seconds: float = 30.0
+    """Whatever the registry asks for (`Retry-After`)."""
+    documents_seconds: float = 300.0
+    """For all that is asked of an image but its layers, with every wait."""
+    least_bytes_per_second: int = 16 * 2**10
+    """A download that is slower, after its first minute, is given up."""
+    grace_seconds: float = 60.0
+
+    def download_seconds(self, size_bytes: int) -> float:
+        """The longest that a download of so many bytes may take."""
+        return self.grace_seconds + size_bytes / self.least_bytes_per_second
+
+
+_USUAL_PATIENCE = Patience()
+
+
+class Answer(NamedTuple):
+    """The beginning of an answer; the rest is read piece by piece."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By lower-case name."""
+    pieces: AsyncIterator[bytes]
+
+    async def read(self, most_bytes: int) -> bytes:
+        """All of it. Raises Unavailable if there is more."""
+        content = bytearray()
+        async for piece in self.pieces:
+            content += piece
+            if len(content) > most_bytes:
+                raise failed(f"the answer of the registry is larger than {most_bytes} bytes")
+        return bytes(content)
+
+
+class Broken(Exception):
+    """A connection or an answer broke off; it can be tried again."""
+
+
+def failed(detail: str) -> Unavailable:
+    """A registry did not do what was asked for."""
+    return Unavailable(detail, code="registry_failed")
+
+
+class Transport:
+    """Connections to registries, for the length of one pull."""
+
+    def __init__(
+        self,
+        registries: Mapping[str, Access] = MappingProxyType({}),
+        patience: Patience = _USUAL_PATIENCE,
+    ) -> None:
+        """`registries`: HOST[:PORT], as references have it, to what the operator says of it."""
+        shorter = {_without_usual_port(name, access): access for name, access in registries.items()}
+        self._registries = {**shorter, **registries}
+        self.patience = patience
+        self._clients: dict[_Origin, httpx2.AsyncClient] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    async def close(self) -> None:
+        """End all connections."""
+        for client in self._clients.values():
+            await client.aclose()
+
+    def access(self, authority: str) -> Access | None:
+        """What the operator says of a host and port; None: nothing."""
+        return self._registries.get(authority)
+
+    def base_of(self, authority: str) -> str:
+        """The beginning of a registry's URLs."""
+        access = self.access(authority)
+        return f"{'http' if access and access.insecure else 'https'}://{authority}"
+
+    @contextlib.asynccontextmanager
+    async def get(
+        self, url: str, headers: Mapping[str, str], authorization: str | None = None
+    ) -> AsyncIterator[Answer]:
+        """Ask, follow redirects, wait where the other side asks for it. Raises Unavailable.
+
+        Within, `pieces` raises Broken if the connection breaks.
+        """
+        failures = 0
+        while True:
+            try:
+                response = await self._follow(url, headers, authorization)
+            except Broken as error:
+                reason, wished = str(error), None
+            else:
+                if response.status_code not in _NOT_NOW:
+                    break
+                reason = f"the registry answered {response.status_code}"
+                wished = _retry_after(response.headers.get("retry-after"))
+                await response.aclose()
+            failures += 1
+            if failures >= self.patience.tries:
+                raise failed(f"{_parse(url).host}: {reason} (tried {failures} times)")
+            await self.wait(failures, wished)
+        try:
+            yield Answer(
+                response.status_code,
+                {name.lower(): value for name, value in response.headers.items()},
+                _pieces(response),
+            )
+        finally:
+            await response.aclose()
+
+    async def wait(self, failures: int, wished_seconds: float | None = None) -> None:
+        """Before something is tried again that failed so often."""
+        seconds = self.patience.first_wait_seconds * 2 ** (failures - 1)
+        if wished_seconds is not None:
+            seconds = max(seconds, wished_seconds)
+        await asyncio.sleep(min(seconds, self.patience.most_wait_seconds))
+
+    async def _follow(
+        self, start: str, headers: Mapping[str, str], authorization: str | None
+    ) -> httpx2.Response:
+        url = first = _parse(start)
+        for _ in range(_MOST_REDIRECTS + 1):
+            hop = dict(headers)
+            if authorization is not None and _origin_of(url) == _origin_of(first):
+                hop["Authorization"] = authorization
+            response = await self._ask(url, hop)
+            if response.status_code not in _REDIRECTS:
+                return response
+            await response.aclose()
+            target = _parse(response.headers.get("location", ""), url)
+            if url.scheme == "https" and target.scheme != "https":
+                raise failed(f"{url.host} redirects from HTTPS to something else")
+            url = target
+        raise failed(f"{url.host}: more than {_MOST_REDIRECTS} redirects")
+
+    async def _ask(self, url: httpx2.URL, headers: Mapping[str, str]) -> httpx2.Response:
+        """One request to one of the addresses that its host has. Raises Broken, Unavailable."""
+        authority = _authority(url)
+        self._check(url, authority)
+        client = self._client(url, authority)
+        reasons = []
+        for address in await self._addresses(url, authority):
+            request = client.build_request(
+                "GET",
+                url.copy_with(host=address),
+                headers={**headers, "Host": authority},
+                extensions={"sni_hostname": url.host},
+            )
+            try:
+                return await client.send(request, stream=True)
+            except httpx2.ConnectError as error:
+                if _is_about_a_certificate(error):
+                    raise failed(f"{authority}: {error}") from error
+                reasons.append(str(error))
+            except httpx2.TransportError as error:
+                raise Broken(str(error) or type(error).__name__) from error
+        raise Broken(f"no connection to {authority}: {reasons[0]}")
+
+    def _check(self, url: httpx2.URL, authority: str) -> None:
+        """Raises Unavailable for what may not be asked."""
+        if url.userinfo:
+            raise failed(f"the registry names a URL of {url.host} with credentials in it")
+        if url.scheme == "http":
+            access = self.access(authority)
+            if access is None or not access.insecure:
+                detail = f'plain HTTP to {authority} is not allowed: see registries."{authority}".insecure'
+                raise failed(detail)
+        elif url.scheme != "https":
+            raise failed(f"the registry names a URL of scheme {url.scheme[:20]!r}")
+
+    async def _addresses(self, url: httpx2.URL, authority: str) -> list[str]:
+        """The addresses of a host. Raises Unavailable if one is not public and the operator did not name that host."""
+        loop = asyncio.get_running_loop()
+        host, port = url.host, url.port or _PORTS[url.scheme]
+        try:
+            async with asyncio.timeout(self.patience.connect_seconds):
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except TimeoutError:
+            raise Broken(f"the addresses of {host} were not told in time") from None
+        except OSError as error:
+            raise Broken(f"{host} has no address: {error.strerror}") from error
+        addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+        if self.access(authority) is None:
+            for address in addresses:
+                if not _is_public(address):
+                    detail = (
+                        f"{authority} is at {address}, which is not public: "
+                        f'a section [registries."{authority}"] in the settings allows it'
+                    )
+                    raise failed(detail)
+        return addresses
+
+    def _client(self, url: httpx2.URL, authority: str) -> httpx2.AsyncClient:
+        """Of this host alone: a connection is not used for another one at the same address."""
+        origin = _origin_of(url)
+        if origin not in self._clients:
+            access = self.access(authority)
+            if self._tls is None:
+                self._tls = ssl.create_default_context()
+            self._clients[origin] = httpx2.AsyncClient(
+                verify=(access.tls if access else None) or self._tls,
+                trust_env=False,
+                follow_redirects=False,
+                headers={
+                    "User-Agent": f"sandboxd/{__version__}",
+                    "Accept-Encoding": "identity",
+                },
+                timeout=httpx2.Timeout(
+                    self.patience.read_seconds, connect=self.patience.connect_seconds
+                ),
+            )
+        return self._clients[origin]
+
+
+async def _pieces(response: httpx2.Response) -> AsyncIterator[bytes]:
+    try:
+        async for piece in response.aiter_raw():
+            yield piece
+    except httpx2.TransportError as error:
+        raise Broken(str(error) or type(error).__name__) from error
+
+
+def _is_about_a_certificate(error: BaseException | None) -> bool:
+    """Whether it will be the same the next time."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _parse(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
+    """One parser reads what is checked and what is asked. Raises Unavailable.
+
+    The text is not in the message: a URL may hold somebody's right to a download.
+    """
+    try:
+        if not text.isascii() or len(text) > _MOST_URL_LENGTH:
+            raise httpx2.InvalidURL("not a URL")
+        url = httpx2.URL(text) if base is None else base.join(text)
+        if not url.host:
+            raise httpx2.InvalidURL("no host")
+    except (httpx2.InvalidURL, ValueError):
+        raise failed("the registry names a URL that is none") from None
+    return url
+
+
+def _authority(url: httpx2.URL) -> str:
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return host if url.port is None else f"{host}:{url.port}"
+
+
+def _origin_of(url: httpx2.URL) -> _Origin:
+    return url.scheme, url.host, url.port
+
+
+def _without_usual_port(name: str, access: Access) -> str:
+    """As a URL's authority has it."""
+    return name.removesuffix(":80" if access.insecure else ":443")
+
+
+def _is_public(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    return not any(address in closed for closed in CLOSED)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit() and len(value) < 10:
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,192 @@
+"""Applying one layer of an image to the tree that the layers below it have made. Runs in init, inside the walls, beside `unpack`.
+
+A layer is a tar archive (plain, gzip, zstd) in which names that begin with `.wh.` are no files: they say what the layers below had
+and this one has no more (https://github.com/opencontainers/image-spec, layer.md). They hide nothing of their own layer, in
+whatever order it comes; so the archive is read twice, first for them alone.
+
+The tar's digest (`diff_id`) is that of every byte up to the end of the file, also of what follows the end of the archive.
+"""
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+
+import zstandard
+
+from sandboxd.isolation import syscalls
+from sandboxd.isolation.protocol import Layer
+from sandboxd.isolation.unpack import (
+    BadArchive,
+    Unpacker,
+    empty_directory,
+    members,
+    reading_archive,
+    split_name,
+)
+
+_WHITEOUT = ".wh."
+_OPAQUE = ".wh..wh..opq"
+_RESERVED = ".wh..wh."
+"""Names of aufs's own, which Docker's tools know and no image means."""
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_MOST_WINDOW_BYTES = 128 * 2**20
+"""What `zstd --ultra -22` needs; a frame may ask for as much as it likes."""
+_CHUNK_BYTES = 256 * 2**10
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def apply(archive_fd: int, root: str, request: Layer) -> tuple[int, int]:
+    """Apply a layer below `root`. Returns (entries, bytes of file content).
+
+    Raises BadArchive, and OSError for what is wrong with the disk.
+    """
+    root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    applier = _Applier(root_fd, request)
+    try:
+        if request.has_lower:
+            with _opened(archive_fd, request) as (archive, _):
+                for member in members(archive):
+                    _hide(root_fd, split_name(member.name))
+        with _opened(archive_fd, request) as (archive, stream):
+            for member in members(archive):
+                applier.add(archive, member)
+            stream.drain()
+    finally:
+        os.close(root_fd)
+    if stream.digest() != request.diff_id:
+        raise BadArchive(f"the layer is {stream.digest()}, but was to be {request.diff_id}")
+    return applier.entries, applier.written_bytes
+
+
+class _Applier(Unpacker):
+    """One layer on its way into a tree that is not empty."""
+
+    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        """Unpack one entry that is a file."""
+        if any(part.startswith(_WHITEOUT) for part in split_name(member.name)):
+            self.count()
+        else:
+            super().add(archive, member)
+
+    def clear(self, parent: int, name: str) -> None:
+        """Whatever was here goes, with all below it."""
+        _remove(parent, name)
+
+
+class _Stream(io.RawIOBase):
+    """An uncompressed archive: counted, hashed, bounded."""
+
+    def __init__(self, content: io.BufferedIOBase, most_bytes: int) -> None:
+        self._content = content
+        self._left = most_bytes
+        self._hash = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to so many bytes, and no fewer unless it ends."""
+        pieces = []
+        while size > 0 and (piece := self._read_piece(size)):
+            pieces.append(piece)
+            size -= len(piece)
+            self._left -= len(piece)
+            self._hash.update(piece)
+        if self._left < 0:
+            raise BadArchive("the layer is larger, uncompressed, than an image may be")
+        return b"".join(pieces)
+
+    def _read_piece(self, size: int) -> bytes:
+        try:
+            return self._content.read(size)
+        except zstandard.ZstdError as error:
+            raise BadArchive(f"the layer cannot be decompressed: {error}") from error
+
+    def drain(self) -> None:
+        """Read what follows the archive's end: it counts, too."""
+        while self.read(_CHUNK_BYTES):
+            pass
+
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+@contextlib.contextmanager
+def _opened(archive_fd: int, request: Layer) -> Iterator[tuple[tarfile.TarFile, _Stream]]:
+    """The archive from its beginning, and the stream that it is read from."""
+    os.lseek(archive_fd, 0, os.SEEK_SET)
+    with (
+        reading_archive(),
+        os.fdopen(archive_fd, "rb", closefd=False) as file,
+        _stream(file, request) as stream,
+        tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as archive,
+    ):
+        yield archive, stream
+
+
+def _stream(file: io.BufferedReader, request: Layer) -> _Stream:
+    """The compression is told by its first bytes: what a manifest calls it is often wrong."""
+    beginning = file.peek(4)[:4]
+    content: io.BufferedIOBase = file
+    if beginning.startswith(_GZIP):
+        content = gzip.GzipFile(fileobj=file)
+    elif beginning == _ZSTD:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW_BYTES)
+        content = decompressor.stream_reader(file, read_across_frames=True)  # type: ignore[assignment]
+    # Headers are no files' bytes, but they are read.
+    return _Stream(content, request.most_bytes + request.most_entries * tarfile.BLOCKSIZE)
+
+
+def _hide(root_fd: int, parts: list[str]) -> None:
+    """Remove what an entry says that the layers below have and this image has not. Any other entry says nothing."""
+    name = parts[-1] if parts else ""
+    if not name.startswith(_WHITEOUT) or any(part.startswith(_WHITEOUT) for part in parts[:-1]):
+        return
+    hidden = name.removeprefix(_WHITEOUT)
+    if hidden in ("", ".", ".."):
+        raise BadArchive(f"an entry hides nothing: {name}")
+    directory = _open_lower(root_fd, parts[:-1])
+    if directory is None:
+        return
+    try:
+        if name == _OPAQUE:
+            empty_directory(directory)
+        elif not name.startswith(_RESERVED):
+            _remove(directory, hidden)
+    finally:
+        os.close(directory)
+
+
+def _open_lower(root_fd: int, parts: list[str]) -> int | None:
+    """A directory of the layers below. By no link: what is behind it is not what the entry names. None: there is none."""
+    resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
+    try:
+        return syscalls.openat2(root_fd, "/".join(parts) or ".", _DIRECTORY, resolve)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+def _remove(parent: int, name: str) -> None:
+    """A file, or a directory with all in it, or nothing."""
+    try:
+        os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+        os.chmod(name, 0o700, dir_fd=parent)
+        directory = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            empty_directory(directory)
+        finally:
+            os.close(directory)
+        os.rmdir(name, dir_fd=parent)
