@@ -4,6 +4,7 @@ It starts as a clone of the launcher (root in U1) and ends up with the rights of
 afterwards is more than the command itself can do. It imports nothing once the root has changed.
 """
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -350,7 +351,8 @@ class Init:
     def show(self, shown: Machine | None, used: Used | None = None) -> None:
         """Let the files of the machine say this from now on. None: what they said before."""
         if self.machine is not None:
-            self.machine.show(shown, used)
+            with contextlib.suppress(OSError):  # Nothing depends on it.
+                self.machine.show(shown, used)
 
     def run(self, request: protocol.Run, descriptors: list[int]) -> None:
         """Start a command with the three descriptors as its streams, or with a terminal, whose master goes to the service."""

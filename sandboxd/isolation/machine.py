@@ -88,7 +88,7 @@ class Files:
         """Write what is to be said now, as far as it was not said before; None: nothing new. Raises OSError."""
         before = self._machine
         machine = machine or before
-        if machine is None:
+        if machine is None or not machine.cpus:
             return
         self._machine = machine
         if used is not None:
@@ -114,7 +114,7 @@ class Files:
         self._used, self._used_at = used, now
 
     def _write(self, name: str, text: str) -> None:
-        """In place: who reads just now finds the old or the new, but never nothing."""
+        """In place: who reads just now may find some of the old behind the new, but never nothing."""
         content = text.encode()
         file = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._directory)
         try:

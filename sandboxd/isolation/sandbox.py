@@ -5,9 +5,11 @@ Runs in the service's event loop and waits for two descriptors: init's socket an
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import socket
+import struct
 from collections.abc import Callable, Sequence
 
 from sandboxd.errors import SandboxFailed
@@ -26,6 +28,8 @@ from sandboxd.isolation.spec import (
 
 _MOST_UNREAD_MESSAGES = 8
 """init answers one request at a time; who says more wants to fill the service's memory."""
+_SIOCOUTQ = 0x5411
+"""ioctl of sockets: how much the other end has not read (unix_ioctl() in net/unix/af_unix.c)."""
 _RUNTIME_SECONDS = 30.0
 """An OCI runtime that has not started the command by then never will."""
 
@@ -155,6 +159,8 @@ class Sandbox:
         self._started = 0
         self.before_kill: Callable[[], None] | None = None
         """What has to be done so that it can die: of one that is frozen."""
+        self._unshown: Machine | None = None
+        """What has still to be said of the machine."""
         self._dead: asyncio.Future[None] = loop.create_future()
         loop.add_reader(channel.fileno(), self._read_channel)
         loop.add_reader(pidfd, self._died)
@@ -249,14 +255,31 @@ class Sandbox:
         return _done(await self._ask(request, descriptors))
 
     def signal(self, command: int, number: signal.Signals) -> None:
-        """Send a signal to a command's process group. Nothing happens if it is gone."""
-        with contextlib.suppress(OSError):
+        """Send a signal to a command's process group. Nothing happens if it is gone.
+
+        An init that takes no more messages ends, and all with it, when one is to be killed.
+        """
+        try:
             protocol.send(self._channel, protocol.Signal(command=command, number=number))
+        except BlockingIOError:
+            if number == signal.SIGKILL:
+                self.kill()
+        except OSError:
+            return
 
     def show(self, machine: Machine | None = None, used: Used | None = None) -> None:
-        """Say what the commands are to see of the machine from now on. Nothing happens if it is gone, or does not hear."""
+        """Say what the commands are to see of the machine from now on. Nothing happens if it is gone.
+
+        An init that has not read what was sent before is not told: what matters more must find room. It is with the next.
+        """
+        self._unshown = machine or self._unshown
+        if not self.alive:
+            return
         with contextlib.suppress(OSError):
-            protocol.send(self._channel, protocol.Show(machine, used))
+            (unread,) = struct.unpack("i", fcntl.ioctl(self._channel, _SIOCOUTQ, bytes(4)))
+            if not unread:
+                protocol.send(self._channel, protocol.Show(self._unshown, used))
+                self._unshown = None
 
     def let_go(self, command: int) -> None:
         """For a process: its limits are set. Raises SandboxFailed."""

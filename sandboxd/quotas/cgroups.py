@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.quotas.affinity import Affinity, CpuShares
+from sandboxd.quotas.affinity import Affinity, CpuShares, own_cpus
 from sandboxd.quotas.cgroup1 import Driver1, Group1
 from sandboxd.quotas.cgroup2 import Driver2, Group2
 from sandboxd.quotas.host import CONTROLLERS, CgroupVersion, Controller, Host
@@ -20,7 +20,7 @@ from sandboxd.quotas.leaves import Leaves
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.sampled import SampledGroup
 from sandboxd.quotas.usage import CgroupNow, CgroupUsage
-from sandboxd.quotas.weights import DEFAULT_PRIORITY
+from sandboxd.quotas.weights import gives_way
 
 _COUNTED = {"memory", "cpu", "cpuacct", "pids"}
 _INIT = 1
@@ -64,7 +64,7 @@ def open_cgroups(
         driver2 = _open_driver2(second, host, instance, disks)
         undo.pop_all()
     versions = {each.name: each.version for each in ours}
-    return Cgroups(driver1, driver2, versions, CpuShares(tuple(sorted(os.sched_getaffinity(0)))))
+    return Cgroups(driver1, driver2, versions)
 
 
 class Cgroups:
@@ -75,9 +75,8 @@ class Cgroups:
         driver1: Driver1 | None,
         driver2: Driver2 | None,
         versions: dict[str, CgroupVersion | None],
-        shares: CpuShares,
     ) -> None:
-        self._shares = shares
+        self._shares = CpuShares()
         self._sampled = not _COUNTED <= versions.keys()
         """Whether something has to be sampled, because no cgroup counts or limits it."""
         self._driver1 = driver1
@@ -99,7 +98,7 @@ class Cgroups:
 
     def likely_cpus(self, limits: Limits) -> tuple[int, ...]:
         """On which CPUs a job with these limits would run if it were the only one."""
-        return self._shares.cpus[: math.ceil(limits.cpus)]
+        return own_cpus()[: math.ceil(limits.cpus)]
 
     def create(self, name: str) -> "Cgroup":
         """The cgroup of one job, without limits yet. Raises SandboxFailed."""
@@ -112,7 +111,8 @@ class Cgroups:
                 group1.remove()
             raise
         sampled = SampledGroup() if self._sampled else None
-        return Cgroup(group1, group2, sampled, Affinity(self._shares), self.enforcement)
+        affinity = Affinity(self._shares, binding=self.enforcement["cpus"] == "affinity")
+        return Cgroup(group1, group2, sampled, affinity, self.enforcement)
 
     def close(self) -> None:
         """Remove this instance's directories; processes that are still in them are killed."""
@@ -231,7 +231,7 @@ class Cgroup:
     def weigh(self, priority: int) -> None:
         """Set its share where CPUs are short; without a cgroup all have the same. Raises SandboxFailed."""
         for group in (self._group1, self._group2):
-            if group is not None and priority != DEFAULT_PRIORITY:
+            if group is not None and gives_way(priority):
                 group.weigh(priority)
 
     @property
@@ -298,7 +298,7 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Remove it; False: a process is still in it, try again when it has ended. Any number of calls is fine."""
-        self._affinity.give_back()
+        self._affinity.close()
         if self._leaves is not None and not self._leaves.remove():
             return False
         removed = [group.remove() for group in self._groups]  # all are tried, so no generator

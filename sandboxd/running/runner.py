@@ -54,16 +54,8 @@ class NotAccepted(Exception):
     """The job was not written down after all: nothing of it ran."""
 
 
-_KEPT = frozenset(
-    {
-        State.FAILED,
-        State.TIMED_OUT,
-        State.OUT_OF_MEMORY,
-        State.OUTPUT_LIMIT,
-        State.NETWORK_LIMIT,
-    }
-)
-"""Ends of a job's own doing, after which its sandbox may be of interest."""
+_KEPT = frozenset({State.FAILED, State.TIMED_OUT, State.OUT_OF_MEMORY, State.OUTPUT_LIMIT})
+"""Ends of a job's own doing, after which its sandbox may be of interest. (One with egress does not outlive its firewall.)"""
 
 
 class Keeper(Protocol):

@@ -21,10 +21,8 @@ from sandboxd.jobs import Reason, Usage
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
-from sandboxd.quotas.usage import CgroupNow
 from sandboxd.running.commands import MEMORY_SECONDS, machine_of, show_use
 from sandboxd.running.counting import Counting
-from sandboxd.running.sampling import Samples
 from sandboxd.sandbox_values import SandboxReason, SandboxRecord, SandboxState
 from sandboxd.sandboxes.execs import Exec, ExecSpec, Leftover, new_log
 from sandboxd.store.logs import StoredLog, remove_log
@@ -32,6 +30,7 @@ from sandboxd.store.logs import StoredLog, remove_log
 _MOST_REMEMBERED = 64
 """Commands that are over whose output can still be read."""
 _MOST_LEFTOVERS = 32
+_TELL_SECONDS = 1.0
 _LOOKS_UNTIL_END = 10
 """With too much memory each time."""
 _USAGE_FIELDS = frozenset(Usage.__struct_fields__)
@@ -72,6 +71,7 @@ class LiveSandbox:
         self._uses = 0
         self._idle: asyncio.TimerHandle | None = None
         self._ttl: asyncio.TimerHandle | None = None
+        self._telling: asyncio.TimerHandle | None = None
         self._execs = 0
         self._end: tuple[SandboxReason, str | None] | None = None
         self._frozen = False
@@ -95,6 +95,8 @@ class LiveSandbox:
         made = self._running[exec_id] = Exec(exec_id, spec, log)
         self._execs += 1
         self._spawn(self._run_exec(made, connected))
+        if self._telling is None:
+            self._telling = self._loop.call_later(_TELL_SECONDS, self._tell_use)
         return made
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -116,7 +118,7 @@ class LiveSandbox:
     async def _run_exec(self, made: Exec, connected: bool) -> None:
         command = self._command(made.spec)
         try:
-            with self.in_use(), self._use_shown():
+            with self.in_use():
                 if connected:
                     result = await made.run_connected(self.taken, self._counting, command)
                 else:
@@ -134,19 +136,18 @@ class LiveSandbox:
             if len(self._over) > _MOST_REMEMBERED:
                 _forget(self._over.popitem(last=False)[1])
 
-    @contextlib.contextmanager
-    def _use_shown(self) -> Iterator[None]:
-        """Within, the commands see what all of them use."""
-        samples = Samples()
-        samples.start(self.taken.place.now, self._show_use)
-        try:
-            yield
-        finally:
-            samples.stop()
-
-    def _show_use(self, now: CgroupNow) -> None:
+    def _tell_use(self) -> None:
+        """Once a second, as long as commands run, they are told what all of them use."""
+        self._telling = None
+        if not self._running or not self.taken.sandbox.alive:
+            return
         if not self._frozen:  # Else nobody would take the message.
-            show_use(self.taken.sandbox, now)
+            self._spawn(self._show_use())
+        self._telling = self._loop.call_later(_TELL_SECONDS, self._tell_use)
+
+    async def _show_use(self) -> None:
+        with contextlib.suppress(SandboxFailed):
+            show_use(self.taken.sandbox, await asyncio.to_thread(self.taken.place.now))
 
     def _command(self, spec: ExecSpec) -> Command:
         plan, image = self.record.plan, self._image
@@ -304,7 +305,7 @@ class LiveSandbox:
     async def ended(self) -> SandboxRecord:
         """Wait for its end and tell of it. What it was made of is still to be removed."""
         await self.taken.sandbox.dead()
-        for timer in (self._idle, self._ttl):
+        for timer in (self._idle, self._ttl, self._telling):
             if timer is not None:
                 timer.cancel()
         if self._end is None:

@@ -432,7 +432,7 @@ WORDING_CASES: dict[str, tuple[Any, str]] = {
     "/env/A": (None, "must be a text"),
     "/stdin": (1, "must be a text or an object"),
     "/labels": ("x", "must be an object"),
-    "/limits/open_files": (2**70, "1180591620717411303424 is not from 8 to 65536"),
+    "/limits/open_files": (2**70, "1180591620717411303424 is not from 16 to 65536"),
 }
 
 

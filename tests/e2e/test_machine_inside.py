@@ -158,11 +158,16 @@ def test_other_limits_are_seen_at_once_also_by_what_runs(
 ) -> None:
     cpus = len(os.sched_getaffinity(0))
     wait = textwrap.dedent("""
-        import os, time
+        import os, threading, time
         def memory():
             with open("/proc/meminfo") as file: return int(file.readline().split()[1]) // 1024
-        while memory() != 96 or len(os.sched_getaffinity(0)) != int(os.environ["CPUS"]):
-            time.sleep(0.01)
+        def wait():
+            while memory() != 96 or len(os.sched_getaffinity(0)) != int(os.environ["CPUS"]):
+                time.sleep(0.01)
+        threads = [threading.Thread(target=wait) for _ in range(3)]
+        for each in threads: each.start()
+        wait()
+        for each in threads: each.join()
         print(os.cpu_count())
     """)
     with real_service.http() as http, Box(http, limits={"cpus": 1, "memory": "128Mi"}) as box:

@@ -265,18 +265,18 @@ def test_the_cpu_rate_is_held(client: Client) -> None:
 
 def test_a_priority_is_the_kernels_weight(client: Client) -> None:
     controller = probe_host().controllers["cpu"]
-    name, heavy = (
-        ("cpu.weight", "1000\n") if controller.version == "cgroup2" else ("cpu.shares", "10240\n")
+    name, light = (
+        ("cpu.weight", "10\n") if controller.version == "cgroup2" else ("cpu.shares", "102\n")
     )
     assert controller.directory is not None
 
-    job = client.submit(["sh", "-c", "echo ready; exec sleep 600"], priority=50)
+    job = client.submit(["sh", "-c", "echo ready; exec sleep 600"], priority=-50)
     said = [piece.data for piece in itertools.islice(client.logs(job.id, follow=True), 1)]
     weights = [file.read_text() for file in Path(controller.directory).glob(f"*/*/{name}")]
     client.cancel(job.id, grace_seconds=0)
 
     assert said == [b"ready\n"], client.get(job.id)
-    assert heavy in weights
+    assert light in weights
 
 
 # Memory

@@ -14,6 +14,8 @@ from running_service import RunningService, running_service
 from sandbox_client import Box, events, service_of_two_tenants
 from waiting import TIME_FACTOR, wait_for
 
+from sandboxd.quotas.limits import LEAST
+
 MIB = 2**20
 SPIN = "while :; do :; done"
 
@@ -52,6 +54,13 @@ def test_files_processes_and_variables_stay_from_one_command_to_the_next(
         )
         assert box.shell("echo $COLOUR $SIZE", env={"SIZE": "2"}) == "green 2\n"
         assert box.shell("pwd", workdir="/tmp") == "/tmp\n"
+
+
+def test_the_least_of_open_files_is_enough_for_command_after_command(http: httpx2.Client) -> None:
+    with Box(http, limits={"open_files": LEAST.open_files}) as box:
+        assert [box.shell("echo $0; ulimit -n") for _ in range(3)] == [
+            f"sh\n{LEAST.open_files}\n"
+        ] * 3
 
 
 def test_what_a_command_leaves_running_does_not_hold_its_answer_and_goes_on(box: Box) -> None:

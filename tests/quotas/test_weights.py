@@ -8,22 +8,26 @@ import pytest
 from test_cgroups import LIMITS, Spawn
 
 from sandboxd.quotas.cgroups import Cgroups
-from sandboxd.quotas.weights import cpu_shares, cpu_weight
+from sandboxd.quotas.weights import cpu_shares, cpu_weight, gives_way
 
 
 def test_no_priority_is_the_kernels_default() -> None:
     assert (cpu_weight(0), cpu_shares(0)) == (100, 1024)
 
 
-def test_fifty_more_is_ten_times_as_much() -> None:
-    assert [cpu_weight(priority) for priority in (-100, -50, 50, 100)] == [1, 10, 1000, 10_000]
-    assert [cpu_shares(priority) for priority in (-100, -50, 50)] == [10, 102, 10_240]
+def test_fifty_less_is_a_tenth() -> None:
+    assert [cpu_weight(priority) for priority in (-100, -50)] == [1, 10]
+    assert [cpu_shares(priority) for priority in (-100, -50)] == [10, 102]
+
+
+def test_nobody_gets_more_than_who_says_nothing() -> None:
+    """Else one tenant would take it from another."""
+    assert [cpu_weight(1), cpu_weight(100), cpu_shares(100)] == [100, 100, 1024]
+    assert not gives_way(100)
 
 
 def test_no_priority_leaves_what_the_kernel_takes() -> None:
-    for priority in (-1000, 1000):
-        assert 1 <= cpu_weight(priority) <= 10_000
-    assert cpu_shares(-1000) == 2
+    assert (cpu_weight(-1000), cpu_shares(-1000)) == (1, 2)
 
 
 SPIN_ON_ONE_CPU = """\
@@ -42,10 +46,10 @@ print(json.dumps(time.process_time() - used))
 def test_two_that_want_the_same_cpu_share_it_by_their_priorities(
     cgroups: Cgroups, spawn: Spawn
 ) -> None:
-    """15 more is twice as much. What else runs on that CPU takes from both alike."""
+    """15 less is half as much. What else runs on that CPU takes from both alike."""
     spin = SPIN_ON_ONE_CPU.format(cpu=min(os.sched_getaffinity(0)))
     running = []
-    for name, priority in (("high", 15), ("low", -15)):
+    for name, priority in (("high", 0), ("low", -30)):
         cgroup = cgroups.create(name)
         cgroup.apply(msgspec.structs.replace(LIMITS, cpus=2.0))
         cgroup.weigh(priority)
