@@ -7,6 +7,7 @@ sent None when that is over; what it returns is the result. So a retry or a long
 import base64
 import json
 import os
+import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
@@ -438,11 +439,23 @@ def _pause_asked(answer: Answer) -> float | None:
     return seconds if 0 <= seconds <= LONGEST_PAUSE_SECONDS else None
 
 
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+_making_decoder = threading.Lock()
+
+
 def _decode(body: bytes, kind: type[_Result]) -> _Result:
     try:
-        return msgspec.json.decode(body, type=kind)
+        return _decoder(kind).decode(body)
     except msgspec.DecodeError as error:
         raise NotTheService(f"the answer is not one of this API: {error}") from error
+
+
+def _decoder(kind: type[_Result]) -> msgspec.json.Decoder[_Result]:
+    """Made by one thread at a time: two that meet in making the first one for a type have been seen to crash."""
+    with _making_decoder:
+        if kind not in _decoders:
+            _decoders[kind] = msgspec.json.Decoder(kind)
+        return _decoders[kind]
 
 
 def get_request(path: str, query: Sequence[tuple[str, str]] = ()) -> Request:

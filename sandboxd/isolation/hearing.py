@@ -53,7 +53,7 @@ _ONE_DESCRIPTOR = socket.CMSG_LEN(4)
 
 _FROM_LAUNCHER: dict[str, tuple[type[FromLauncher], Any]] = {
     "Unshared": (Unshared, tuple[()]),
-    "LauncherReady": (LauncherReady, tuple[()]),
+    "LauncherReady": (LauncherReady, tuple[bool]),
     "Created": (Created, tuple[_Count, _Count]),
     "CreateFailed": (CreateFailed, tuple[_Count, _Words, _Words]),
 }

@@ -37,13 +37,8 @@ _SANDBOX_NAMESPACES = (
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
 )
-"""And, made by init, a cgroup namespace (once it is in its cgroup) and one of time."""
-
-
-def namespaces(*, native: bool) -> tuple[str, ...]:
-    """Of every sandbox here; `native`: of those whose init starts the commands itself."""
-    times = ("time",) if native and clocks.offered() else ()
-    return ("user", "mount", "pid", "net", "ipc", "uts", "cgroup", *times)
+"""And, made by init, a cgroup namespace (once it is in its cgroup) and, where it can be had, one of time."""
+NAMESPACE_NAMES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
 
 
 def main(control_fd: int, parent_pid: int, stage: str, counted: bool) -> NoReturn:
@@ -112,7 +107,7 @@ class LauncherProcess:
         self.cpus = machine.read_cpus()
         self.own_clocks = clocks.offered()
         self.poll.register(self.control, select.POLLIN)
-        protocol.send(self.control, protocol.LauncherReady())
+        protocol.send(self.control, protocol.LauncherReady(own_clocks=self.own_clocks))
         # What is frozen is not touched by a collection: the pages stay shared with every init.
         gc.collect()
         gc.freeze()

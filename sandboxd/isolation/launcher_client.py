@@ -17,6 +17,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, idmap, launcher, protocol, seccomp, syscalls
@@ -37,6 +38,8 @@ _BOOTSTRAP = (
     "import sys, json; *arguments, sys.path[:] = json.loads(sys.argv[1]); "
     "from sandboxd.isolation.launcher import main; main(*arguments)"
 )
+
+M = TypeVar("M", bound=protocol.FromLauncher)
 
 
 class Launcher:
@@ -61,6 +64,7 @@ class Launcher:
         self.starts = 0
         self._counted = counted
         self._seccomp_digest = filter_digest(syscalls.MACHINE, counted=counted)
+        self._own_clocks = False
         self._control: socket.socket | None = None
         self._sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
         self._creations: dict[int, asyncio.Future[tuple[int, list[int]]]] = {}
@@ -79,9 +83,10 @@ class Launcher:
             seccomp = "gvisor"  # No call of the command reaches the kernel that would filter it.
         else:
             seccomp = _profile_digest()
+        times = ("time",) if self._own_clocks and runtime is None else ()
         return Walls(
             id_map=idmap.IdMapMode.RANGE if self.ids else idmap.IdMapMode.SINGLE,
-            namespaces=launcher.namespaces(native=runtime is None),
+            namespaces=(*launcher.NAMESPACE_NAMES, *times),
             seccomp_digest=seccomp,
             no_new_privileges=True,
             capabilities=(),
@@ -111,7 +116,8 @@ class Launcher:
                 await loop.run_in_executor(None, idmap.map_launcher, self.process.pid, self.ids)
                 count = self.ids.size if self.ids else 0
                 protocol.send(control, protocol.MapYourself(id_count=count))
-                await self._expect(control, protocol.LauncherReady)
+                ready = await self._expect(control, protocol.LauncherReady)
+                self._own_clocks = ready.own_clocks
         except BaseException as error:
             control.close()
             _end(self.process)
@@ -123,7 +129,7 @@ class Launcher:
         self._control = control
         loop.add_reader(control.fileno(), self._read_control)
 
-    async def _expect(self, control: socket.socket, kind: type[protocol.FromLauncher]) -> None:
+    async def _expect(self, control: socket.socket, kind: type[M]) -> M:
         await _readable(control.fileno())
         try:
             message, _ = protocol.receive(control, hearing.from_launcher)
@@ -131,6 +137,7 @@ class Launcher:
             raise SandboxFailed("start launcher", "it ended at once; its log says why") from None
         if not isinstance(message, kind):
             raise SandboxFailed("start launcher", f"unexpected answer {message!r}")
+        return message
 
     async def create(
         self,

@@ -65,6 +65,9 @@ class Unshared(NamedTuple):
 class LauncherReady(NamedTuple):
     """It can clone sandboxes now."""
 
+    own_clocks: bool
+    """Whether their commands are in a time namespace."""
+
 
 class Created(NamedTuple):
     """Comes with two descriptors: the socket to init, and a pidfd of it.

@@ -4,7 +4,6 @@ Hybrid hosts have some controllers on v1 and others on v2; a job then has direct
 """
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack

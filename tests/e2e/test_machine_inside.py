@@ -15,7 +15,6 @@ from sandbox_client import Box
 from waiting import wait_for
 
 from sandboxd.client import Client
-from sandboxd.isolation import clocks
 
 MIB = 2**20
 
@@ -139,11 +138,12 @@ with open("/proc/stat") as file: boot = [line for line in file if line.startswit
 with open("/proc/1/stat") as file: started = int(file.read().rpartition(")")[2].split()[19])
 print(json.dumps([uptime, time.monotonic(), int(boot.split()[1]), started / os.sysconf("SC_CLK_TCK")]))
 """
-    uptime, monotonic, boot, init_started = python(client, code)
+    job = client.run(["python3", "-c", code])
+    uptime, monotonic, boot, init_started = json.loads(job.text)
     age = float(Path("/proc/uptime").read_text().split()[0])
 
     assert abs(boot - time.time()) < 600
-    if clocks.offered():
+    if "time" in job.enforcement["walls"]["namespaces"]:
         assert 1 <= uptime <= monotonic + 1 < 600
         assert 0 <= init_started < 2
     else:

@@ -93,7 +93,7 @@ _MESSAGES: list[list[Any]] = [
     ["Exited", 1, [2.5, None, 9, 0.1, 0.2, 1048576, False]],
     ["Done", 3, 4096],
     ["Unshared"],
-    ["LauncherReady"],
+    ["LauncherReady", True],
     ["Created", 7, 4711],
     ["CreateFailed", 7, "clone3", "EAGAIN"],
 ]

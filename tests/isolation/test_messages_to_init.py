@@ -19,17 +19,18 @@ SPEC = SandboxSpec(rootfs="/", scratch_bytes=0, scratch_inodes=0)
 def with_deaf_init(do: Callable[[Sandbox, socket.socket], None]) -> int:
     """How the process ended that stands for an init; it reads nothing."""
 
-    async def main() -> int:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with subprocess.Popen(["sleep", "600"]) as process, theirs:
-            sandbox = Sandbox(SPEC, process.pid, ours, os.pidfd_open(process.pid))
-            theirs.setblocking(False)
-            do(sandbox, theirs)
-            sandbox.kill()
-            await sandbox.dead()
-            return process.wait()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setblocking(False)
 
-    return asyncio.run(main())
+    async def main(pid: int) -> None:
+        sandbox = Sandbox(SPEC, pid, ours, os.pidfd_open(pid))
+        do(sandbox, theirs)
+        sandbox.kill()
+        await sandbox.dead()
+
+    with subprocess.Popen(["sleep", "600"]) as process, theirs:
+        asyncio.run(main(process.pid))
+        return process.wait()
 
 
 def receive(channel: socket.socket) -> object:

@@ -72,7 +72,7 @@ def open_descriptors() -> int:
             protocol.from_above,
         ),
         (protocol.Unshared(), hearing.from_launcher),
-        (protocol.LauncherReady(), hearing.from_launcher),
+        (protocol.LauncherReady(own_clocks=True), hearing.from_launcher),
         (protocol.Created(number=1, pid=4711), hearing.from_launcher),
         (protocol.CreateFailed(number=1, step="clone3", reason="no"), hearing.from_launcher),
         (protocol.Signal(command=3, number=15), protocol.from_above),
