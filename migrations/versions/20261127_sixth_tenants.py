@@ -59,6 +59,14 @@ def upgrade() -> None:
         sqlite_where=not_settled,
         postgresql_where=not_settled,
     )
+    settled = sa.text("next_at IS NULL")
+    op.create_index(
+        "ix_webhook_event_settled",
+        "webhook_event",
+        ["created_at"],
+        sqlite_where=settled,
+        postgresql_where=settled,
+    )
     _fill_in_uploads()
     for statement in _FILL_IN:
         op.execute(statement)

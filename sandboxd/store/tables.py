@@ -275,6 +275,12 @@ Index(
     sqlite_where=webhook_event.c.next_at.is_not(None),
     postgresql_where=webhook_event.c.next_at.is_not(None),
 )
+Index(
+    "ix_webhook_event_settled",
+    webhook_event.c.created_at,
+    sqlite_where=webhook_event.c.next_at.is_(None),
+    postgresql_where=webhook_event.c.next_at.is_(None),
+)
 
 api_key = Table(
     "api_key",

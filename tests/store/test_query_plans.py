@@ -5,16 +5,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Select, Update, select
+from sqlalchemy import Delete, Select, Update, select
 from sqlalchemy.dialects import sqlite
 
 from sandboxd.jobs import ACTIVE, WAITING
 from sandboxd.quotas.tenants import Holder
-from sandboxd.store import claims, migrate, reads, tenants, writes
+from sandboxd.store import claims, migrate, outbox, reads, tenants, writes
 from sandboxd.store.tables import job, state_in
 
+Statement = Select[tuple[object]] | Update | Delete
 
-def plan_of(path: Path, statement: Select[tuple[object]] | Update) -> str:
+
+def plan_of(path: Path, statement: Statement) -> str:
     compiled = statement.compile(dialect=sqlite.dialect(paramstyle="named"))
     parameters = dict.fromkeys(compiled.params, 1)
     with closing(sqlite3.connect(path)) as connection:
@@ -38,11 +40,10 @@ def plan_of(path: Path, statement: Select[tuple[object]] | Update) -> str:
         (select(job.c.id).where(state_in(ACTIVE)), "ix_job_active"),
         (select(job).where(job.c.tenant == "a").order_by(job.c.id.desc()), "ix_job_list"),
         (select(job.c.id).where(job.c.expires_at <= 5.0), "ix_job_expire"),
+        (outbox._FORGET, "ix_webhook_event_settled (created_at<?)"),
     ],
 )
-def test_a_question_uses_its_index(
-    tmp_path: Path, statement: Select[tuple[object]] | Update, index: str
-) -> None:
+def test_a_question_uses_its_index(tmp_path: Path, statement: Statement, index: str) -> None:
     path = tmp_path / "sandboxd.db"
     migrate.upgrade(migrate.sqlite_url(path))
 
