@@ -18,6 +18,8 @@ def upgrade() -> None:
     op.create_index(
         "ix_job_key", "job", ["key_id"], sqlite_where=_WAITING, postgresql_where=_WAITING
     )
+    op.drop_index("ix_job_line", table_name="job")
+    _create_line("key_id", "run_at", "state")
     op.add_column("api_key", sa.Column("quotas", sa.Text()))
     op.create_table(
         "key_usage_hour",
@@ -72,6 +74,16 @@ def upgrade() -> None:
         op.execute(statement)
 
 
+def _create_line(*passed_over_by: str) -> None:
+    op.create_index(
+        "ix_job_line",
+        "job",
+        ["tenant", sa.text("priority DESC"), "id", *passed_over_by],
+        sqlite_where=_WAITING,
+        postgresql_where=_WAITING,
+    )
+
+
 _FILL_IN = (
     """
     UPDATE job SET storage_bytes = upload_bytes
@@ -106,4 +118,6 @@ def downgrade() -> None:
     op.drop_table("key_usage_hour")
     op.drop_column("api_key", "quotas")
     op.drop_index("ix_job_key", table_name="job")
+    op.drop_index("ix_job_line", table_name="job")
     op.drop_column("job", "key_id")
+    _create_line()

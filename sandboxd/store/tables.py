@@ -96,6 +96,10 @@ Index(
     job.c.tenant,
     job.c.priority.desc(),
     job.c.id,
+    # So that who is passed over is passed over without a look at the row.
+    job.c.key_id,
+    job.c.run_at,
+    job.c.state,
     sqlite_where=state_in(WAITING),
     postgresql_where=state_in(WAITING),
 )

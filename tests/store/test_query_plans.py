@@ -18,18 +18,21 @@ Statement = Select[tuple[object]] | Update | Delete
 
 def plan_of(path: Path, statement: Statement) -> str:
     compiled = statement.compile(dialect=sqlite.dialect(paramstyle="named"))
-    parameters = dict.fromkeys(compiled.params, 1)
+    values = {name: [1] if bind.expanding else 1 for name, bind in compiled.binds.items()}
+    expanded = compiled.construct_expanded_state(values)
     with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute(f"EXPLAIN QUERY PLAN {compiled}", parameters).fetchall()
+        rows = connection.execute(
+            f"EXPLAIN QUERY PLAN {expanded.statement}", expanded.parameters
+        ).fetchall()
     return "\n".join(detail for *_, detail in rows)
 
 
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (claims._CANDIDATES, "ix_job_line (tenant=?)"),
+        (claims._CANDIDATES, "COVERING INDEX ix_job_line (tenant=?)"),
         (claims._CANDIDATES, "ix_job_line (tenant>?)"),
-        (claims._candidates(claims._mine.c.key_id != "key_1"), "ix_job_line (tenant=?)"),
+        (claims._CANDIDATES_OF_OTHER_KEYS, "COVERING INDEX ix_job_line (tenant=?)"),
         (tenants._ACCOUNTS[Holder.KEY].reserved[0], "ix_job_key (key_id=?)"),
         (tenants._ACCOUNTS[Holder.KEY].reserved[1], "ix_job_active"),
         (tenants._ACCOUNTS[Holder.TENANT].reserved[0], "ix_job_line (tenant=?)"),
