@@ -84,12 +84,13 @@ def _create_line(*passed_over_by: str) -> None:
     )
 
 
+# The indexes of logs that are files are not counted: the database does not know how long they are.
 _FILL_IN = (
     """
     UPDATE job SET storage_bytes = upload_bytes
         + coalesce((SELECT length(stdin) FROM job_stdin WHERE job_id = job.id), 0)
         + coalesce((SELECT length(contents) FROM job_contents WHERE job_id = job.id), 0)
-        + coalesce((SELECT size_bytes FROM job_log WHERE job_id = job.id), 0)
+        + coalesce((SELECT size_bytes + coalesce(length(entries), 0) FROM job_log WHERE job_id = job.id), 0)
         + coalesce((SELECT sum(size_bytes) FROM job_artifact WHERE job_id = job.id), 0)
     """,
     "INSERT INTO tenant_storage SELECT tenant, sum(storage_bytes) FROM job GROUP BY tenant",
