@@ -2,7 +2,8 @@
 
 import base64
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -224,3 +225,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 SECRETS = frozenset({"client.key", "webhooks.secret"})
 """Settings whose value is never shown."""
+_WITH_TOKENS = frozenset({"webhooks.url"})
+"""Addresses that often have a token behind their host: that much of them is shown."""
+HIDDEN = "(hidden)"
+
+
+def shown(key: str, value: Any) -> Any:
+    """What may be seen of a setting's value, which need not be one that is accepted."""
+    if value and key in SECRETS:
+        return HIDDEN
+    return _origin_of(str(value)) if value and key in _WITH_TOKENS else value
+
+
+def _origin_of(url: str) -> str:
+    """Scheme, host and port; a word that stands for the rest, if there is any."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return HIDDEN
+    host = parts.netloc.rpartition("@")[2]
+    if parts.scheme not in ("http", "https") or not host:
+        return HIDDEN
+    origin = f"{parts.scheme}://{host}"
+    return origin if url in (origin, f"{origin}/") else f"{origin}/{HIDDEN}"

@@ -26,7 +26,7 @@ from sandboxd.errors import SettingsError
 from sandboxd.isolation.destinations import LEAST_RATE_BYTES, parse_destination
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import LEAST, is_too_little
-from sandboxd.settings import SECRETS, Settings, WebhookSettings
+from sandboxd.settings import HIDDEN, Settings, WebhookSettings, shown
 
 SYSTEM_CONFIG_FILE = Path("/etc/sandboxd/config.toml")
 SYSTEM_DATA_DIR = "/var/lib/sandboxd"
@@ -308,16 +308,16 @@ def _accepted(field: _Field) -> str:
 
 
 def _describe(candidate: _Candidate) -> str:
-    value = candidate.value
-    if candidate.key in SECRETS:
-        shown = "(hidden)"
+    value = shown(candidate.key, candidate.value)
+    if value == HIDDEN:
+        word = HIDDEN
     elif isinstance(value, bool):
-        shown = str(value).lower()
+        word = str(value).lower()
     elif isinstance(value, str):
-        shown = f'"{value[:80]}"'
+        word = f'"{value[:80]}"'
     else:
-        shown = str(value)[:80]
-    return f"{candidate.key} = {shown} ({candidate.origin})"
+        word = str(value)[:80]
+    return f"{candidate.key} = {word} ({candidate.origin})"
 
 
 def _unknown(name: str, known: list[str]) -> str:

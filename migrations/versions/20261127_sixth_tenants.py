@@ -18,6 +18,8 @@ def upgrade() -> None:
     op.create_index(
         "ix_job_key", "job", ["key_id"], sqlite_where=_WAITING, postgresql_where=_WAITING
     )
+    op.drop_index("ix_job_line", table_name="job")
+    _create_line("key_id", "run_at", "state")
     op.add_column("api_key", sa.Column("quotas", sa.Text()))
     op.create_table(
         "key_usage_hour",
@@ -59,17 +61,36 @@ def upgrade() -> None:
         sqlite_where=not_settled,
         postgresql_where=not_settled,
     )
+    settled = sa.text("next_at IS NULL")
+    op.create_index(
+        "ix_webhook_event_settled",
+        "webhook_event",
+        ["created_at"],
+        sqlite_where=settled,
+        postgresql_where=settled,
+    )
     _fill_in_uploads()
     for statement in _FILL_IN:
         op.execute(statement)
 
 
+def _create_line(*passed_over_by: str) -> None:
+    op.create_index(
+        "ix_job_line",
+        "job",
+        ["tenant", sa.text("priority DESC"), "id", *passed_over_by],
+        sqlite_where=_WAITING,
+        postgresql_where=_WAITING,
+    )
+
+
+# The indexes of logs that are files are not counted: the database does not know how long they are.
 _FILL_IN = (
     """
     UPDATE job SET storage_bytes = upload_bytes
         + coalesce((SELECT length(stdin) FROM job_stdin WHERE job_id = job.id), 0)
         + coalesce((SELECT length(contents) FROM job_contents WHERE job_id = job.id), 0)
-        + coalesce((SELECT size_bytes FROM job_log WHERE job_id = job.id), 0)
+        + coalesce((SELECT size_bytes + coalesce(length(entries), 0) FROM job_log WHERE job_id = job.id), 0)
         + coalesce((SELECT sum(size_bytes) FROM job_artifact WHERE job_id = job.id), 0)
     """,
     "INSERT INTO tenant_storage SELECT tenant, sum(storage_bytes) FROM job GROUP BY tenant",
@@ -98,4 +119,6 @@ def downgrade() -> None:
     op.drop_table("key_usage_hour")
     op.drop_column("api_key", "quotas")
     op.drop_index("ix_job_key", table_name="job")
+    op.drop_index("ix_job_line", table_name="job")
     op.drop_column("job", "key_id")
+    _create_line()

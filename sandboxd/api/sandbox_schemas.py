@@ -140,6 +140,8 @@ class SandboxLimitsView(Answer, frozen=True, kw_only=True):
     pids: int
     disk: int
     open_files: int
+    swap: int
+    io_bytes_per_second: int
 
 
 class SandboxLinksView(Answer, frozen=True, kw_only=True):

@@ -39,6 +39,8 @@ def sandbox_view(record: SandboxRecord) -> SandboxView:
             pids=limits.pids,
             disk=limits.disk_bytes,
             open_files=limits.open_files,
+            swap=limits.swap_bytes,
+            io_bytes_per_second=limits.io_bytes_per_second,
         ),
         labels=plan.labels,
         idle_seconds=plan.idle_seconds,

@@ -8,7 +8,7 @@ import click
 from sandboxd import settings_registries
 from sandboxd.cli.options import config_option, json_option, load
 from sandboxd.cli.output import print_json, print_table
-from sandboxd.settings import SECRETS
+from sandboxd.settings import shown
 from sandboxd.settings_loader import Loaded, variable_of
 from sandboxd.settings_runtimes import SECTION
 
@@ -62,8 +62,7 @@ def _value(loaded: Loaded, key: str) -> Any:
     if section == SECTION:
         runtime, _, field = name.rpartition(".")
         return getattr(loaded.settings.runtimes[runtime], field)
-    value = getattr(getattr(loaded.settings, section), name)
-    return "(hidden)" if key in SECRETS and value else value
+    return shown(key, getattr(getattr(loaded.settings, section), name))
 
 
 def _variable(key: str) -> str | None:

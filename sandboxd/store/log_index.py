@@ -52,6 +52,25 @@ class LogIndex:
         """Bytes of one stream or of both."""
         return self._size if stream is None else self._own_sizes[stream]
 
+    @property
+    def encoded_bytes(self) -> int:
+        """How long all records are together."""
+        return len(self) * RECORD.size
+
+    def size_within(self, kept_bytes: int) -> int:
+        """How many of the first bytes of the merged log fit into so many together with their records."""
+        numbers = range(len(self))
+        # Of a chunk at least one byte must fit behind its record.
+        chunks = bisect_left(
+            numbers,
+            kept_bytes,
+            key=lambda number: self._offsets[number] + (number + 1) * RECORD.size,
+        )
+        if not chunks:
+            return 0
+        end = self._offsets[chunks] if chunks < len(self) else self._size
+        return min(end, kept_bytes - chunks * RECORD.size)
+
     def extends(self, stream: Stream, time: float, within_seconds: float) -> bool:
         """Whether bytes of this stream belong to the last chunk: the same stream, at about the same time."""
         if not self._offsets or _STREAMS[self._streams[-1]] is not stream:

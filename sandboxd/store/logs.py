@@ -91,14 +91,23 @@ class StoredLog:
         """The same log without its files."""
         return StoredLog(self.index, body=self.read(0, self.size()), truncated=self._truncated)
 
-    def cut(self, size_bytes: int) -> "StoredLog":
-        """The first `size_bytes` of it. A file stays as it is: `truncate_log`."""
-        if size_bytes >= self.size():
+    @property
+    def kept_bytes(self) -> int:
+        """What it takes where it is kept: both streams and the index."""
+        return self.size() + self.index.encoded_bytes
+
+    def cut(self, kept_bytes: int) -> "StoredLog":
+        """The first of it, as much as `kept_bytes` hold. Its files stay as they are: `truncate_log`, `remove_log`."""
+        if kept_bytes >= self.kept_bytes:
             return self
+        size_bytes = self.index.size_within(kept_bytes)
         index = LogIndex.decode(self.index.encode(), size_bytes)
         lost = {stream for stream in Stream if index.size(stream) < self.size(stream)}
+        truncated = self._truncated | lost
+        if not size_bytes:
+            return StoredLog(index, body=b"", truncated=truncated)
         body = None if self.body is None else self.body[:size_bytes]
-        return StoredLog(index, body=body, path=self.path, truncated=self._truncated | lost)
+        return StoredLog(index, body=body, path=self.path, truncated=truncated)
 
     @contextmanager
     def _reader(self) -> Iterator[Callable[[int, int], bytes]]:
@@ -293,13 +302,19 @@ def read_index(path: Path, size: int) -> LogIndex:
     return LogIndex.decode(records, size)
 
 
-def truncate_log(path: Path, size_bytes: int) -> None:
-    """Forget what lies behind so many bytes of a log file. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.ftruncate(descriptor, size_bytes)
-    finally:
-        os.close(descriptor)
+def truncate_log(log: StoredLog) -> None:
+    """Forget what the files of a log have behind its end. Raises OSError."""
+    if log.path is None:
+        return
+    for path, size_bytes in (
+        (log.path, log.size()),
+        (index_path(log.path), log.index.encoded_bytes),
+    ):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
 
 
 def remove_log(path: Path) -> None:

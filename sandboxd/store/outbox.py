@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from sandboxd.ids import new_id
 from sandboxd.quotas.tenants import (
@@ -143,7 +143,11 @@ def note_attempt(connection: Connection, event_id: str, next_at: float | None) -
     connection.execute(one_more.values(attempts=_event.c.attempts + 1, next_at=next_at))
 
 
+_FORGET = delete(_event).where(
+    _event.c.created_at < bindparam("before"), _event.c.next_at.is_(None)
+)
+
+
 def forget(connection: Connection, now: float) -> None:
     """Remove those of which nothing is to be delivered and nothing to be remembered."""
-    old = _event.c.created_at < now - _KEPT_SECONDS
-    connection.execute(delete(_event).where(old, _event.c.next_at.is_(None)))
+    connection.execute(_FORGET, {"before": now - _KEPT_SECONDS})

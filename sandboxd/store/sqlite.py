@@ -164,7 +164,7 @@ class SqliteStore:
             remove_log(log.path)
         elif log.path is not None and stored.size() < log.size():
             with suppress(OSError):  # The record says where it ends.
-                await asyncio.to_thread(truncate_log, log.path, stored.size())
+                await asyncio.to_thread(truncate_log, stored)
         return job
 
     async def retry(

@@ -90,7 +90,7 @@ def fitting(
     """What of a job's log and artifacts may be kept: the first bytes of the one, then the first of the others."""
     free = max(0, most_bytes - (connection.scalar(_USED_BY_OTHERS, {"of_job": job_id}) or 0))
     log = log.cut(free)
-    free -= log.size()
+    free -= log.kept_bytes
     ends = accumulate(artifact.size_bytes for artifact in result.artifacts)
     number = sum(end <= free for end in ends)
     if number == len(result.artifacts):

@@ -96,6 +96,10 @@ Index(
     job.c.tenant,
     job.c.priority.desc(),
     job.c.id,
+    # So that who is passed over is passed over without a look at the row.
+    job.c.key_id,
+    job.c.run_at,
+    job.c.state,
     sqlite_where=state_in(WAITING),
     postgresql_where=state_in(WAITING),
 )
@@ -274,6 +278,12 @@ Index(
     webhook_event.c.next_at,
     sqlite_where=webhook_event.c.next_at.is_not(None),
     postgresql_where=webhook_event.c.next_at.is_not(None),
+)
+Index(
+    "ix_webhook_event_settled",
+    webhook_event.c.created_at,
+    sqlite_where=webhook_event.c.next_at.is_(None),
+    postgresql_where=webhook_event.c.next_at.is_(None),
 )
 
 api_key = Table(

@@ -232,7 +232,7 @@ def finish(
     if result.started_at is not None:
         # A short job was not marked as running on the way: that would have cost a commit of its own.
         changes += _RECORD_START.execute(connection, key | {"at": result.started_at})
-    left_bytes = log.size() + sum(artifact.size_bytes for artifact in result.artifacts)
+    left_bytes = log.kept_bytes + sum(artifact.size_bytes for artifact in result.artifacts)
     values = {"started_at": result.started_at, "changes": changes, "left_bytes": left_bytes}
     row = _FINISH.returned(connection, key | values | _end_values(result, finished_at))
     if row is None:

@@ -176,6 +176,18 @@ def test_secrets_are_never_shown() -> None:
         assert "(hidden)" in ended.output
 
 
+def test_of_an_address_with_a_token_only_the_host_is_shown() -> None:
+    webhook = {
+        "SANDBOXD_WEBHOOKS_URL": "https://me:very@hooks.example:8443/very?secret=very#very",
+        "SANDBOXD_WEBHOOKS_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    }
+    for words in (["config", "show"], ["config", "show", "--json"]):
+        ended = sandboxd(*words, **webhook)
+
+        assert "very" not in ended.output
+        assert "https://hooks.example:8443/(hidden)" in ended.output
+
+
 def test_settings_are_shown_as_json() -> None:
     shown = json.loads(sandboxd("config", "show", "--json").output)
 

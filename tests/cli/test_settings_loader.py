@@ -123,6 +123,15 @@ def test_a_webhook_needs_an_address_and_a_secret(url: str, secret: str, fault: s
     assert not secret or secret not in str(raised.value)
 
 
+@pytest.mark.parametrize("url", ["htps://there/token", "https://[there/token", "token"])
+def test_an_address_that_is_wrong_is_told_without_what_may_be_a_token(url: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings({}, NO_FILE | {"SANDBOXD_WEBHOOKS_URL": url})
+
+    assert "webhooks.url" in str(raised.value)
+    assert "token" not in str(raised.value)
+
+
 def test_every_setting_can_be_set_by_its_variable() -> None:
     plain = load_settings({}, NO_FILE).settings
     for key in fields():

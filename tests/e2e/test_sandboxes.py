@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
+import msgspec
 import psutil
 import pytest
 from running_service import RunningService, running_service
 from sandbox_client import Box, events, service_of_two_tenants
 from waiting import TIME_FACTOR, wait_for
 
+from sandboxd.api.sandbox_schemas import SandboxLimitsRequest
 from sandboxd.quotas.limits import LEAST
 
 MIB = 2**20
@@ -286,6 +288,15 @@ def test_a_paused_sandbox_can_end(http: httpx2.Client) -> None:
 
         assert wait_for(lambda box=box, reason=reason: box.view()["reason"] == reason, "it ends")
         http.delete(box.path)
+
+
+def test_every_limit_that_can_be_asked_for_is_shown(box: Box) -> None:
+    asked = {field.encode_name for field in msgspec.structs.fields(SandboxLimitsRequest)}
+
+    limits = box.view()["limits"]
+
+    assert set(limits) == asked
+    assert (limits["swap"], limits["io_bytes_per_second"]) == (0, 0)
 
 
 def test_other_limits_hold_from_the_moment_they_are_set(http: httpx2.Client) -> None:

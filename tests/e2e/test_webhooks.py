@@ -74,7 +74,7 @@ def test_the_operator_is_told_once_when_a_tenant_has_used_most_of_a_quota() -> N
     (event,) = received
     assert event["type"] == "quota.threshold"
     assert event["data"]["policy"] == "storage_bytes"
-    assert (event["data"]["used"], event["data"]["allowed"]) == (850, 1000)
+    assert (event["data"]["used"], event["data"]["allowed"]) == (850 + 17, 1000)
 
 
 @pytest.mark.usefixtures("prepared_host")

@@ -14,6 +14,8 @@ from sandboxd.files.keeping import MOST_TOLD
 from sandboxd.jobs import Artifact, InputFile, Job, PassedOver, Result, Stream
 from sandboxd.quotas.tenants import Bounds, TenantQuotas
 from sandboxd.store import migrate
+from sandboxd.store.log_index import RECORD
+from sandboxd.store.logs import index_path
 from sandboxd.store.sqlite import SqliteStore
 
 UPLOAD = InputFile(path="in", mode=0o644, size_bytes=500, offset=0)
@@ -46,7 +48,7 @@ async def test_inputs_logs_and_artifacts_count_until_the_job_is_deleted(store: S
     await store.delete("ada", job.id)
 
     assert at_first == 507
-    assert at_the_end == 7 + 30 + 300
+    assert at_the_end == 7 + 30 + RECORD.size + 300
     assert await store.stored_bytes("ada") == 0
     assert await store.stored_bytes("eve") == 0
 
@@ -127,11 +129,13 @@ async def test_only_so_many_of_those_passed_over_are_told(store: SqliteStore) ->
 def test_a_log_that_does_not_fit_is_cut_and_says_so(tmp_path: Path) -> None:
     """A short one, and one that is a file."""
 
-    async def keep(store: SqliteStore, size: int, most: int) -> None:
+    async def keep(store: SqliteStore, size: int) -> None:
         job = await claimed(store)
         parts = ((Stream.STDOUT, b"o" * size), (Stream.STDERR, b"e" * size))
         log = a_log(tmp_path / "logs", job.id, *parts)
-        await store.finish(job.id, 1, success(), log, 2000.0, bounds=at_most(most))
+        before = await store.stored_bytes("ada")
+        bounds = at_most(before + size + 5 + 2 * RECORD.size)
+        await store.finish(job.id, 1, success(), log, 2000.0, bounds=bounds)
         kept = await store.log("ada", job.id)
 
         assert kept is not None
@@ -143,11 +147,37 @@ def test_a_log_that_does_not_fit_is_cut_and_says_so(tmp_path: Path) -> None:
         ]
         if kept.path is not None:
             assert kept.path.stat().st_size == size + 5
+            assert index_path(kept.path).stat().st_size == 2 * RECORD.size
 
     async def scenario() -> None:
         async with opened(tmp_path / "sandboxd.db") as store:
-            await keep(store, 100, 105)
-            await keep(store, 5000, 105 + 5005)
+            await keep(store, 100)
+            await keep(store, 5000)
+
+    asyncio.run(scenario())
+
+
+def test_the_index_of_a_log_counts_and_is_cut_with_it(tmp_path: Path) -> None:
+    """Streams that alternate byte by byte need seventeen times as much for their index."""
+
+    async def keep(store: SqliteStore, most: int) -> tuple[int, list[int]]:
+        job = await claimed(store)
+        parts = [(stream, b"x") for stream in (Stream.STDOUT, Stream.STDERR)] * 2000
+        log = a_log(tmp_path / "logs", job.id, *parts)
+        before = await store.stored_bytes("ada")
+        await store.finish(job.id, 1, success(), log, 2000.0, bounds=at_most(before + most))
+        kept = await store.log("ada", job.id)
+        assert kept is not None
+        files = sorted((tmp_path / "logs").glob(f"{job.id}.*"))
+        return kept.size(), [path.stat().st_size for path in files]
+
+    async def scenario() -> None:
+        async with opened(tmp_path / "sandboxd.db") as store:
+            assert await keep(store, 2000 * (1 + RECORD.size) - 1) == (
+                1999,
+                [1999 * RECORD.size, 1999],
+            )
+            assert await keep(store, RECORD.size) == (0, [])
 
     asyncio.run(scenario())
 
@@ -159,7 +189,8 @@ def test_what_was_kept_before_it_was_counted_is_counted_by_the_migration(tmp_pat
     async def fill() -> None:
         async with opened(database) as store:
             done = await claimed(store, stdin=b"x" * 7, files=(UPLOAD,))
-            await store.finish(done.id, 1, leaving(100), no_log(), 2000.0)
+            log = a_log(tmp_path, done.id, (Stream.STDOUT, b"short"))
+            await store.finish(done.id, 1, leaving(100), log, 2000.0)
             await store.submit(a_job(tenant="eve", files=(UPLOAD,)))
 
     asyncio.run(fill())
@@ -171,4 +202,11 @@ def test_what_was_kept_before_it_was_counted_is_counted_by_the_migration(tmp_pat
     migrate.upgrade(url)
 
     with closing(sqlite3.connect(database)) as connection:
-        assert connection.execute(sums).fetchall() == before == [("ada", 107), ("eve", 500)]
+        assert (
+            connection.execute(sums).fetchall()
+            == before
+            == [
+                ("ada", 112 + RECORD.size),
+                ("eve", 500),
+            ]
+        )
