@@ -70,7 +70,7 @@ def upgrade() -> None:
         postgresql_where=settled,
     )
     _fill_in_uploads()
-    for statement in _FILL_IN:
+    for statement in (*_FILL_IN, *_TRIGGERS):
         op.execute(statement)
 
 
@@ -88,12 +88,36 @@ def _create_line(*passed_over_by: str) -> None:
 _FILL_IN = (
     """
     UPDATE job SET storage_bytes = upload_bytes
+        + length(CAST(spec AS BLOB)) + coalesce(length(CAST(result AS BLOB)), 0)
+        + coalesce((SELECT length(samples) FROM job_stats WHERE job_id = job.id), 0)
         + coalesce((SELECT length(stdin) FROM job_stdin WHERE job_id = job.id), 0)
         + coalesce((SELECT length(contents) FROM job_contents WHERE job_id = job.id), 0)
         + coalesce((SELECT size_bytes + coalesce(length(entries), 0) FROM job_log WHERE job_id = job.id), 0)
         + coalesce((SELECT sum(size_bytes) FROM job_artifact WHERE job_id = job.id), 0)
     """,
     "INSERT INTO tenant_storage SELECT tenant, sum(storage_bytes) FROM job GROUP BY tenant",
+)
+
+
+_TRIGGERS = (
+    """
+    CREATE TRIGGER job_storage_more AFTER INSERT ON job BEGIN
+        INSERT INTO tenant_storage (tenant, used_bytes) VALUES (new.tenant, new.storage_bytes)
+            ON CONFLICT (tenant) DO UPDATE SET used_bytes = used_bytes + excluded.used_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER job_storage_change AFTER UPDATE OF storage_bytes ON job BEGIN
+        UPDATE tenant_storage SET used_bytes = used_bytes + new.storage_bytes - old.storage_bytes
+            WHERE tenant = new.tenant;
+    END
+    """,
+    """
+    CREATE TRIGGER job_storage_less AFTER DELETE ON job BEGIN
+        UPDATE tenant_storage SET used_bytes = used_bytes - old.storage_bytes
+            WHERE tenant = old.tenant;
+    END
+    """,
 )
 
 
@@ -112,6 +136,8 @@ def _fill_in_uploads() -> None:
 
 
 def downgrade() -> None:
+    for name in ("job_storage_more", "job_storage_change", "job_storage_less"):
+        op.execute(f"DROP TRIGGER {name}")
     op.drop_table("webhook_event")
     op.drop_table("tenant_storage")
     op.drop_column("job", "upload_bytes")

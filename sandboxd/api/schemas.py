@@ -310,7 +310,11 @@ class TenantRequest(Quotas, frozen=True, kw_only=True):
     """What a tenant may have."""
 
     storage_bytes: Annotated[
-        int, Meta(ge=0, description="What is kept of its jobs: inputs, logs and artifacts.")
+        int,
+        Meta(
+            ge=0,
+            description="What is kept of its jobs: requests, inputs, results, logs and artifacts.",
+        ),
     ] = 0
     ceilings: Annotated[
         CeilingsRequest, Meta(description="The most that each job may ask for.")
@@ -676,7 +680,7 @@ class KeyQuotasView(Answer, frozen=True, kw_only=True):
 
 
 class StorageView(Answer, frozen=True, kw_only=True):
-    """What is kept of your jobs: inputs, logs and artifacts, until they are deleted."""
+    """What is kept of your jobs: requests, inputs, results, logs and artifacts, until they are deleted."""
 
     used_bytes: int
     most_bytes: Annotated[int | None, Meta(description="Null: no bound.")]

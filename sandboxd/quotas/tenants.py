@@ -103,7 +103,7 @@ class TenantQuotas(Quotas, frozen=True, kw_only=True):
     """Those of a tenant."""
 
     storage_bytes: Whole = 0
-    """What is kept of its jobs: inputs, logs and artifacts."""
+    """What is kept of its jobs: requests, inputs, results, logs and artifacts."""
     ceilings: LimitsAsked = NOTHING_ASKED
     """The most that each of its jobs and sandboxes may ask for, where that is less than the operator's `[ceilings]`."""
 

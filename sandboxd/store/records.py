@@ -102,7 +102,9 @@ def _changed(
     )
 
 
-def job_values(job: Job, *, storage_bytes: int, upload_bytes: int) -> dict[str, Any]:
+def job_values(
+    job: Job, encoded_spec: bytes, *, storage_bytes: int, upload_bytes: int
+) -> dict[str, Any]:
     """The row of a job that was not there before, of which so much is kept. Its input is stored apart."""
     spec = job.spec
     queue_seconds = spec.queue_seconds
@@ -135,9 +137,14 @@ def job_values(job: Job, *, storage_bytes: int, upload_bytes: int) -> dict[str, 
         "retried_from": job.retried_from,
         "storage_bytes": storage_bytes,
         "upload_bytes": upload_bytes,
-        "spec": _to_json(without_input(spec)).decode(),
-        "result": None if job.result is None else encode_result(job.result),
+        "spec": encoded_spec.decode(),
+        "result": None if job.result is None else encode_result(job.result).decode(),
     }
+
+
+def encode_spec(spec: JobSpec) -> bytes:
+    """A specification as it is stored: its input is stored apart."""
+    return _to_json(without_input(spec))
 
 
 def input_of(spec: JobSpec) -> bytes:
@@ -214,11 +221,16 @@ def listed_bytes(job: Job) -> int:
     return _LISTED_FIXED_BYTES + len(_to_json(job.spec)) + len(_to_json(job.result))
 
 
-def encode_result(result: Result) -> str:
+def encode_result(result: Result) -> bytes:
     """A result as it is stored: artifacts and samples have rows of their own."""
     if result.artifacts or result.samples:
         result = msgspec.structs.replace(result, artifacts=(), samples=())
-    return _to_json(result).decode()
+    return _to_json(result)
+
+
+def encode_samples(result: Result) -> bytes:
+    """The samples as they are stored; empty where there are none."""
+    return _to_json(result.samples) if result.samples else b""
 
 
 def with_input(job: Job, stored: bytes | None, contents: bytes | None) -> Job:

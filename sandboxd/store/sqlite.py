@@ -347,7 +347,7 @@ class SqliteStore:
         return await self._read(lambda c: tenants.uses(c, tenant, since, until))
 
     async def stored_bytes(self, tenant: str) -> int:
-        """What is kept of the tenant's jobs: inputs, logs and artifacts."""
+        """What is kept of the tenant's jobs: requests, inputs, results, logs and artifacts."""
         return await self._read(lambda c: storage.used(c, tenant))
 
     async def used_and_reserved(self, whose: Whose, now: float) -> dict[str, dict[str, float]]:

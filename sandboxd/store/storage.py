@@ -1,15 +1,15 @@
 """What the store keeps of each tenant's jobs, in bytes, and what still fits where that is bounded.
 
-Inputs count from the acceptance on, logs and artifacts from the end, all until the job is deleted; files that were uploaded
-go with the end. Each job's row has its own sum, each tenant one over all: both change in the transactions that change the
-jobs, so that nobody ever has to look at the files.
+The request and its inputs count from the acceptance on, the result, its samples, logs and artifacts from the end, all until
+the job is deleted; files that were uploaded go with the end. Each job's row has its own sum, each tenant one over all, which
+triggers of the database keep: no job costs a statement more, and nobody ever has to look at the files.
 """
 
 from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, select
 
 from sandboxd.errors import QuotaExceeded
 from sandboxd.files.keeping import MOST_TOLD
@@ -17,17 +17,12 @@ from sandboxd.jobs import Job, JobSpec, PassedOver, Result
 from sandboxd.quotas.tenants import STORAGE, Holder
 from sandboxd.store import tables
 from sandboxd.store.logs import StoredLog
-from sandboxd.store.prepared import Prepared
+from sandboxd.store.records import encode_result, encode_samples, encode_spec, input_of
 
 _RETRY_SECONDS = 60.0
 _DROPPED = "storage_quota"
 
 _job, _storage = tables.job, tables.tenant_storage
-_ADD = Prepared(
-    update(_storage)
-    .where(_storage.c.tenant == bindparam("of_tenant"))
-    .values(used_bytes=_storage.c.used_bytes + bindparam("more"))
-)
 _USED = select(_storage.c.used_bytes).where(_storage.c.tenant == bindparam("of_tenant"))
 _USED_BY_OTHERS = (
     select(func.coalesce(_storage.c.used_bytes, 0) - _job.c.upload_bytes)
@@ -40,7 +35,10 @@ _USED_BY_OTHERS = (
 class Incoming(NamedTuple):
     """What is kept of a job from its acceptance on."""
 
+    spec: bytes
+    """The request, without its inputs."""
     stdin: bytes
+    """As it is stored, the inputs of all steps together."""
     kept_bytes: int
     """Until it is deleted."""
     upload_bytes: int
@@ -51,10 +49,11 @@ class Incoming(NamedTuple):
         return self.kept_bytes + self.upload_bytes
 
 
-def incoming(spec: JobSpec, stdin: bytes) -> Incoming:
-    """`stdin`: as it is stored, the inputs of all steps together."""
+def incoming(spec: JobSpec) -> Incoming:
+    """What comes with a job, encoded."""
+    encoded, stdin = encode_spec(spec), input_of(spec)
     uploaded = sum(file.size_bytes or 0 for file in spec.files if file.offset is not None)
-    return Incoming(stdin, len(stdin) + len(spec.contents), uploaded)
+    return Incoming(encoded, stdin, len(encoded) + len(stdin) + len(spec.contents), uploaded)
 
 
 def used(connection: Connection, tenant: str) -> int:
@@ -62,22 +61,14 @@ def used(connection: Connection, tenant: str) -> int:
     return connection.scalar(_USED, {"of_tenant": tenant}) or 0
 
 
-def add(connection: Connection, tenant: str, more_bytes: int) -> None:
-    """So much more is kept, or less."""
-    if not more_bytes:
-        return
-    if not _ADD.execute(connection, {"of_tenant": tenant, "more": more_bytes}):
-        connection.execute(insert(_storage), {"tenant": tenant, "used_bytes": more_bytes})
-
-
 def check(connection: Connection, job: Job, coming: Incoming, most_bytes: int) -> None:
-    """Raises QuotaExceeded where the job's tenant has all that it may, or has it with what comes with the job."""
+    """Raises QuotaExceeded where the job's tenant would have more than it may with what comes with the job."""
     used_bytes = used(connection, job.tenant)
-    if used_bytes >= most_bytes or used_bytes + coming.all_bytes > most_bytes:
-        more = f", and {coming.all_bytes} would come with this one" if coming.all_bytes else ""
+    if used_bytes + coming.all_bytes > most_bytes:
         raise QuotaExceeded(
-            f"{used_bytes} of {most_bytes} bytes are kept of your jobs{more}: delete jobs that have ended "
-            "(`DELETE /v1/jobs/ID`), with which their inputs, logs and artifacts go, or give jobs a `ttl_seconds`",
+            f"{used_bytes} of {most_bytes} bytes are kept of your jobs, and {coming.all_bytes} would come with this one: "
+            "delete jobs that have ended (`DELETE /v1/jobs/ID`), with which their inputs, logs and artifacts go, "
+            "or give jobs a `ttl_seconds`",
             policy=STORAGE,
             of=Holder.TENANT,
             retry_after_seconds=_RETRY_SECONDS,
@@ -87,8 +78,13 @@ def check(connection: Connection, job: Job, coming: Incoming, most_bytes: int) -
 def fitting(
     connection: Connection, job_id: str, result: Result, log: StoredLog, most_bytes: int
 ) -> tuple[Result, StoredLog]:
-    """What of a job's log and artifacts may be kept: the first bytes of the one, then the first of the others."""
-    free = max(0, most_bytes - (connection.scalar(_USED_BY_OTHERS, {"of_job": job_id}) or 0))
+    """What of a job's log and artifacts may be kept: the first bytes of the one, then the first of the others.
+
+    The result is kept in any case, and what it says of what was dropped.
+    """
+    used_bytes = connection.scalar(_USED_BY_OTHERS, {"of_job": job_id}) or 0
+    used_bytes += len(encode_result(result)) + len(encode_samples(result))
+    free = max(0, most_bytes - used_bytes)
     log = log.cut(free)
     free -= log.kept_bytes
     ends = accumulate(artifact.size_bytes for artifact in result.artifacts)

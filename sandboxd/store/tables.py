@@ -156,7 +156,10 @@ tenant_storage = Table(
     Column("tenant", Text, primary_key=True),
     Column("used_bytes", BigInteger, nullable=False),
 )
-"""The sum of `storage_bytes` over a tenant's jobs, kept in the transactions that change them."""
+"""The sum of `storage_bytes` over a tenant's jobs.
+
+Triggers keep it, which migration 0006 makes; one that makes the table `job` anew has to make them again.
+"""
 
 usage_hour = Table(
     "usage_hour",

@@ -42,8 +42,8 @@ from sandboxd.store.records import (
     artifact_values,
     claimed_at_once,
     encode_result,
+    encode_samples,
     event_values,
-    input_of,
     job_from,
     job_values,
     log_values,
@@ -92,7 +92,7 @@ def submit(
         former = _remembered(connection, job, idempotency)
         if former is not None:
             return Submitted(former, replayed=True)
-    coming = storage.incoming(job.spec, input_of(job.spec))
+    coming = storage.incoming(job.spec)
     # Before anything is changed: a refusal must not cost those that share its commit theirs.
     if bounds is not None:
         tenants.check(connection, job, bounds, waits=claim_owner is None, now=job.created_at)
@@ -105,9 +105,10 @@ def submit(
     if claim_owner is not None:
         job = claimed_at_once(job)
         events.append(event_values(job, job.queued_at))
-    values = job_values(job, storage_bytes=coming.all_bytes, upload_bytes=coming.upload_bytes)
+    values = job_values(
+        job, coming.spec, storage_bytes=coming.all_bytes, upload_bytes=coming.upload_bytes
+    )
     _INSERT_JOB.execute(connection, values | {"lease_owner": claim_owner})
-    storage.add(connection, job.tenant, coming.all_bytes)
     _INSERT_EVENT.execute_each(connection, events)
     _COUNT.execute(connection, {"of_name": "accepted"})
     if coming.stdin:
@@ -195,6 +196,7 @@ _END_VALUES = {
     "result": bindparam("to_result"),
     "finished_at": bindparam("at"),
     "expires_at": _job.c.ttl_seconds + bindparam("at"),
+    "storage_bytes": _job.c.storage_bytes - _job.c.upload_bytes + bindparam("left_bytes"),
 }
 _FINISH = Prepared(
     update(_job)
@@ -203,7 +205,6 @@ _FINISH = Prepared(
         **_END_VALUES,
         started_at=func.coalesce(bindparam("started_at"), _job.c.started_at),
         sequence=_job.c.sequence + bindparam("changes"),
-        storage_bytes=_job.c.storage_bytes - _job.c.upload_bytes + bindparam("left_bytes"),
     )
     .returning(*_job.c)
 )
@@ -232,20 +233,20 @@ def finish(
     if result.started_at is not None:
         # A short job was not marked as running on the way: that would have cost a commit of its own.
         changes += _RECORD_START.execute(connection, key | {"at": result.started_at})
-    left_bytes = log.kept_bytes + sum(artifact.size_bytes for artifact in result.artifacts)
-    values = {"started_at": result.started_at, "changes": changes, "left_bytes": left_bytes}
-    row = _FINISH.returned(connection, key | values | _end_values(result, finished_at))
+    samples = encode_samples(result)
+    files_bytes = sum(artifact.size_bytes for artifact in result.artifacts)
+    end = _end_values(result, finished_at, log.kept_bytes + files_bytes + len(samples))
+    values = {"started_at": result.started_at, "changes": changes}
+    row = _FINISH.returned(connection, key | values | end)
     if row is None:
         return None
     if not log.empty:
         _INSERT_LOG.execute(connection, log_values(job_id, log, log_base))
     if result.artifacts:
         connection.execute(_INSERT_ARTIFACT, artifact_values(job_id, result))
-    if result.samples:
-        samples = msgspec.json.encode(result.samples)
+    if samples:
         connection.execute(_INSERT_STATS, {"job_id": job_id, "samples": samples})
     job = msgspec.structs.replace(job_from(row), result=result)
-    storage.add(connection, job.tenant, left_bytes - row.upload_bytes)
     _count_use(connection, job, result, bounds, finished_at)
     return _ended(connection, job, finished_at), log
 
@@ -361,7 +362,6 @@ _END_WAITING = (
     .values(
         **_END_VALUES,
         sequence=_job.c.sequence + 1,
-        storage_bytes=_job.c.storage_bytes - _job.c.upload_bytes,
     )
     .returning(*_job.c)
 )
@@ -372,9 +372,8 @@ def _end_waiting(
 ) -> Job:
     usage = Usage(queue_seconds=max(0.0, now - job.queued_at))
     result = Result(state=state, reason=reason, error=error, usage=usage)
-    values = {"of_job": job.id} | _end_values(result, now)
+    values = {"of_job": job.id} | _end_values(result, now, 0)
     row = connection.execute(_END_WAITING, values).one()
-    storage.add(connection, job.tenant, -row.upload_bytes)
     return _ended(connection, job_from(row), now)
 
 
@@ -392,11 +391,14 @@ def recover(connection: Connection, owner: str) -> list[Job]:
     return sorted((job_from(row) for row in rows), key=lambda job: job.id)
 
 
-def _end_values(result: Result, now: float) -> dict[str, object]:
+def _end_values(result: Result, now: float, beside_bytes: int) -> dict[str, object]:
+    """`beside_bytes`: so much is left beside the result."""
+    encoded = encode_result(result)
     return {
         "to_state": result.state.value,
         "to_reason": result.reason.value,
-        "to_result": encode_result(result),
+        "to_result": encoded.decode(),
+        "left_bytes": len(encoded) + beside_bytes,
         "at": now,
     }
 

@@ -14,7 +14,7 @@ from running_service import RunningService, running_service
 from waiting import wait_for
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-NOISY = {"image": "host", "command": ["sh", "-c", "head -c 850 /dev/zero"]}
+NOISY = {"image": "host", "command": ["sh", "-c", "head -c 85000 /dev/zero"]}
 QUIET = {"image": "host", "command": ["true"]}
 WAIT = {"Prefer": "wait=30"}
 
@@ -49,7 +49,7 @@ def service_that_tells(port: int) -> Iterator[RunningService]:
     settings = {
         "webhooks_url": f"http://127.0.0.1:{port}/hook",
         "webhooks_secret": SECRET,
-        "quotas_storage_bytes": 1000,
+        "quotas_storage_bytes": 100_000,
     }
     with running_service(flags=("--no-auth", "--slots", "2"), **settings) as service:
         yield service
@@ -74,7 +74,8 @@ def test_the_operator_is_told_once_when_a_tenant_has_used_most_of_a_quota() -> N
     (event,) = received
     assert event["type"] == "quota.threshold"
     assert event["data"]["policy"] == "storage_bytes"
-    assert (event["data"]["used"], event["data"]["allowed"]) == (850 + 17, 1000)
+    assert 85_000 < event["data"]["used"] < 90_000
+    assert event["data"]["allowed"] == 100_000
 
 
 @pytest.mark.usefixtures("prepared_host")

@@ -81,16 +81,18 @@ async def test_each_quota_is_told_of_by_itself(store: SqliteStore) -> None:
 
 @in_store
 async def test_what_is_stored_is_told_of_once_a_day(store: SqliteStore) -> None:
-    bounds = Bounds(TenantQuotas(storage_bytes=100), told=True)
+    bounds = Bounds(TenantQuotas(storage_bytes=1000), told=True)
+    used = []
     for at in (NOW, NOW + 60, NOW + 86_400):
         job = (await store.submit(a_job(now=at), claim_owner="me")).job
-        log = a_log(Path("/nowhere"), job.id, (Stream.STDOUT, b"x" * 68))  # and 17 of its index
+        log = a_log(Path("/nowhere"), job.id, (Stream.STDOUT, b"x" * 500))
         await store.finish(job.id, 1, success(), log, at, bounds=bounds)
+        used.append(await store.stored_bytes("ada"))
 
     told = [event["data"] for event in await events(store, NOW + 86_400)]
     assert [(each["policy"], each["used"], each["window_end"]) for each in told] == [
-        ("storage_bytes", 85, None),
-        ("storage_bytes", 85, None),
+        ("storage_bytes", used[0], None),
+        ("storage_bytes", used[2], None),
     ]
 
 
