@@ -10,11 +10,13 @@ import hashlib
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sandboxd.errors import Invalid, Unavailable
 from sandboxd.ids import new_id
 from sandboxd.images.locks import locked, locked_alone
 from sandboxd.images.manifests import Descriptor
+from sandboxd.images.syncing import sync_directory
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
@@ -71,10 +73,11 @@ class Blobs:
         try:
             with partial.open("xb") as file:
                 async with asyncio.timeout(seconds), contextlib.aclosing(content):
-                    await _fill(file.fileno(), descriptor, content, progress)
+                    await _fill(file, descriptor, content, progress)
+                file.flush()
                 await asyncio.to_thread(os.fsync, file.fileno())
             partial.rename(self.path(descriptor.digest))
-            _sync_directory(self._blobs)
+            sync_directory(self._blobs)
         except TimeoutError:
             detail = f"{descriptor.digest} was not there after {seconds:.0f} s"
             raise Unavailable(detail, code="registry_failed") from None
@@ -110,7 +113,7 @@ async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
 
 
 async def _fill(
-    file: int,
+    file: BinaryIO,
     descriptor: Descriptor,
     content: AsyncGenerator[bytes, None],
     progress: Callable[[int], None],
@@ -125,7 +128,7 @@ async def _fill(
                 code="bad_image",
             )
         digest.update(piece)
-        _write_all(file, piece)
+        file.write(piece)
         progress(size)
     if size != descriptor.size:
         raise Invalid(
@@ -135,17 +138,3 @@ async def _fill(
     found = f"sha256:{digest.hexdigest()}"
     if found != descriptor.digest:
         raise Invalid(f"the registry sent {found} for {descriptor.digest}", code="bad_image")
-
-
-def _write_all(file: int, piece: bytes) -> None:
-    rest = memoryview(piece)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

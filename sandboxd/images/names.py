@@ -13,6 +13,7 @@ import msgspec
 
 from sandboxd.errors import Fault, Invalid, NotFound
 from sandboxd.images.references import BadReference, is_reference, parse_reference
+from sandboxd.images.syncing import sync_directory
 from sandboxd.jobs import Image
 
 NAME_PATTERN = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*", re.ASCII)
@@ -129,8 +130,4 @@ def _replace(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from sandboxd.errors import Conflict, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images.locks import hold, locked, locked_alone
-from sandboxd.isolation import syscalls
+from sandboxd.images.syncing import sync_file_system
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Place, remove_place, see_dead
 from sandboxd.isolation.protocol import Done, Empty, OnTree
@@ -142,7 +142,7 @@ class Trees:
         try:
             size = await fill(incoming / "rootfs", room)
             # The tree gets its name only when it would outlast a power cut. (init may not: see the filter.)
-            await asyncio.to_thread(_sync_file_system, incoming)
+            await asyncio.to_thread(sync_file_system, incoming)
             (incoming / "size").write_text(str(size), encoding="ascii")
             _rename_unless_there(incoming, self._trees / key)
         except SandboxFailed as error:
@@ -211,11 +211,3 @@ def _rename_unless_there(incoming: Path, tree: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-
-
-def _sync_file_system(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscalls.syncfs(descriptor)
-    finally:
-        os.close(descriptor)

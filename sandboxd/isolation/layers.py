@@ -27,6 +27,7 @@ from sandboxd.isolation.unpack import (
     members,
     reading_archive,
     split_name,
+    unlink_file,
 )
 
 _WHITEOUT = ".wh."
@@ -176,17 +177,12 @@ def _open_lower(root_fd: int, parts: list[str]) -> int | None:
 
 def _remove(parent: int, name: str) -> None:
     """A file, or a directory with all in it, or nothing."""
+    if unlink_file(parent, name):
+        return
+    os.chmod(name, 0o700, dir_fd=parent)
+    directory = os.open(name, _DIRECTORY, dir_fd=parent)
     try:
-        os.unlink(name, dir_fd=parent)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        if error.errno not in (errno.EISDIR, errno.EPERM):
-            raise
-        os.chmod(name, 0o700, dir_fd=parent)
-        directory = os.open(name, _DIRECTORY, dir_fd=parent)
-        try:
-            empty_directory(directory)
-        finally:
-            os.close(directory)
-        os.rmdir(name, dir_fd=parent)
+        empty_directory(directory)
+    finally:
+        os.close(directory)
+    os.rmdir(name, dir_fd=parent)

@@ -252,14 +252,21 @@ def split_name(name: str) -> list[str]:
 
 def clear_place(parent: int, name: str) -> None:
     """A later entry of the same name replaces an earlier one, but never a directory with something in it."""
+    if not unlink_file(parent, name):
+        os.rmdir(name, dir_fd=parent)
+
+
+def unlink_file(parent: int, name: str) -> bool:
+    """Whether there is no file of that name any more; False: it is a directory."""
     try:
         os.unlink(name, dir_fd=parent)
     except FileNotFoundError:
-        pass
+        return True
     except OSError as error:
         if error.errno not in (errno.EISDIR, errno.EPERM):
             raise
-        os.rmdir(name, dir_fd=parent)
+        return False
+    return True
 
 
 def empty(root: str) -> tuple[int, int]:

@@ -269,10 +269,7 @@ class Group2:
             io_read_bytes=io_read,
             io_write_bytes=io_write,
             forks_refused=refused,
-            cpu_pressure_seconds=stalls.cpu_pressure_seconds,
-            memory_pressure_seconds=stalls.memory_pressure_seconds,
-            io_pressure_seconds=stalls.io_pressure_seconds,
-        )
+        ).with_stalls(stalls)
 
     def now(self) -> CgroupNow:
         """What the job has at this moment. Raises SandboxFailed."""
@@ -297,13 +294,7 @@ class Group2:
         """SIGKILL to every process in it, without waiting for their ends. Raises SandboxFailed."""
         if self._fd < 0:
             return
-        if "cgroup.kill" in self._driver.offered:
-            write_file(self._fd, "cgroup.kill", "1")
-            return
-        try:
-            kill_processes(self._driver.instance_fd, self._name)
-        except OSError as error:
-            raise SandboxFailed("cgroup kill", str(error.strerror)) from error
+        kill_all(self._driver.instance_fd, self._name, self._driver.offered)
 
     def remove(self) -> bool:
         """Remove the directory, a moment after it is asked if need be; False: a process is still in it, try later.
@@ -323,6 +314,22 @@ class Group2:
             await_event(self._fd, "cgroup.events", "populated", 0, patience_seconds=_EMPTY_SECONDS)
             and remove_directory(*remaining)
         )
+
+
+def kill_all(parent_fd: int, name: str, offered: frozenset[str]) -> None:
+    """SIGKILL to every process of a cgroup, without waiting for their ends. Raises SandboxFailed.
+
+    `offered`: which of the files that a kernel may lack are there.
+    """
+    if "cgroup.kill" in offered:
+        write_file(parent_fd, f"{name}/cgroup.kill", "1")
+        return
+    try:
+        kill_processes(parent_fd, name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SandboxFailed("cgroup kill", str(error.strerror)) from error
 
 
 def move_into_leaf(directory_fd: int) -> None:

@@ -39,7 +39,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.quotas.cgroup2 import Group2, enable_controllers, parse_cpu_stat, parse_io_stat
+from sandboxd.quotas.cgroup2 import (
+    Group2,
+    enable_controllers,
+    kill_all,
+    parse_cpu_stat,
+    parse_io_stat,
+)
 from sandboxd.quotas.kernel_files import (
     Written,
     exists,
@@ -52,7 +58,7 @@ from sandboxd.quotas.kernel_files import (
     remove_directory,
     write_file,
 )
-from sandboxd.quotas.processes import kill_processes, list_processes
+from sandboxd.quotas.processes import list_processes
 from sandboxd.quotas.stalls import Stalls, read_stalls
 from sandboxd.quotas.usage import CgroupUsage, peak_since
 
@@ -277,10 +283,7 @@ class Leaf:
             io_read_bytes=io_read,
             io_write_bytes=io_write,
             forks_refused=refused,
-            cpu_pressure_seconds=stalls.cpu_pressure_seconds,
-            memory_pressure_seconds=stalls.memory_pressure_seconds,
-            io_pressure_seconds=stalls.io_pressure_seconds,
-        )
+        ).with_stalls(stalls)
 
     def limit(self, limits: LeafLimits) -> None:
         """The job's limits, where the command may look for them. Raises SandboxFailed."""
@@ -301,15 +304,7 @@ class Leaf:
 
     def kill(self) -> None:
         """SIGKILL to every process in it, without waiting for their ends. Raises SandboxFailed."""
-        if "cgroup.kill" in self._group.offered:
-            write_file(self._fd, f"{self.name}/cgroup.kill", "1")
-            return
-        try:
-            kill_processes(self._fd, self.name)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise SandboxFailed("cgroup kill", str(error.strerror)) from error
+        kill_all(self._fd, self.name, self._group.offered)
 
     def _memory_peak(self) -> int | None:
         """None: it was less than what files had here that are gone, so how much is not known."""

@@ -28,6 +28,14 @@ class CgroupUsage(NamedTuple):
         pairs = zip(self, other, strict=True)
         return CgroupUsage._make(theirs if mine is None else mine for mine, theirs in pairs)
 
+    def with_stalls(self, stalls: Stalls) -> "CgroupUsage":
+        """With how long its processes waited."""
+        return self._replace(
+            cpu_pressure_seconds=stalls.cpu_pressure_seconds,
+            memory_pressure_seconds=stalls.memory_pressure_seconds,
+            io_pressure_seconds=stalls.io_pressure_seconds,
+        )
+
     def plus_cpu(self, seconds: float) -> "CgroupUsage":
         """With CPU time that was used elsewhere for the same job."""
         if not seconds:

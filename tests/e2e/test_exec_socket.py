@@ -3,7 +3,6 @@
 import json
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Any, Self
 
 import httpx2
@@ -16,12 +15,6 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 MIB = 2**20
-
-
-@pytest.fixture
-def box(real_service: RunningService, client: object) -> Iterator[Box]:
-    with real_service.http() as http, Box(http) as made:
-        yield made
 
 
 def address(service: RunningService, box: Box) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from running_service import RunningService
 from sandbox_client import Box
 
 from sandboxd.client import Client
@@ -33,12 +32,6 @@ open("done", "w").close()
 def own_cgroups() -> bool:
     """Whether a command has one of its own here."""
     return probe_host().controllers["memory"].version is CgroupVersion.V2
-
-
-@pytest.fixture
-def http(real_service: RunningService, client: object) -> Iterator[httpx2.Client]:
-    with real_service.http() as connected:
-        yield connected
 
 
 @pytest.fixture

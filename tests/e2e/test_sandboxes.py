@@ -23,18 +23,6 @@ SPIN = "while :; do :; done"
 
 
 @pytest.fixture
-def http(real_service: RunningService, client: object) -> Iterator[httpx2.Client]:
-    with real_service.http() as connected:
-        yield connected
-
-
-@pytest.fixture
-def box(http: httpx2.Client) -> Iterator[Box]:
-    with Box(http) as made:
-        yield made
-
-
-@pytest.fixture
 def own_service(prepared_host: None) -> Iterator[RunningService]:
     """A service that the test may kill."""
     flags = ("--no-auth", "--slots", "2")

@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from host_tests import host_required
+from limit_examples import Spawn
 
 from sandboxd.quotas.cgroups import Cgroup, Cgroups, open_cgroups
 from sandboxd.quotas.host import CONTROLLERS, Host, probe_host
@@ -19,8 +20,6 @@ for path in filter(None, sys.argv[1].split(":")):
         file.write("0")
 exec(sys.argv[2])
 """
-
-Spawn = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="session")

@@ -9,25 +9,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from limit_examples import HALF_A_CPU, MIB
 
 from sandboxd.errors import HostNotReady, SandboxFailed
 from sandboxd.quotas.cgroup2 import Driver2, Group2, parse_cpu_stat, parse_io_stat
 from sandboxd.quotas.host import Host
-from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.usage import CgroupUsage, split_cpu
 
-MIB = 2**20
 CONTROLLERS = frozenset({"cpu", "cpuacct", "io", "memory", "pids"})
-LIMITS = Limits(
-    cpus=0.5,
-    memory_bytes=64 * MIB,
-    pids=16,
-    disk_bytes=MIB,
-    wall_seconds=10.0,
-    cpu_seconds=10.0,
-    output_bytes=MIB,
-    open_files=64,
-)
+LIMITS = HALF_A_CPU
 CPU_STAT = """\
 usage_usec 1500000
 user_usec 1000000

@@ -4,33 +4,21 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from limit_examples import HALF_A_CPU, MIB, Spawn
 from waiting import TIME_FACTOR, wait_for
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.quotas.cgroups import Cgroup, Cgroups, enforcement_of, open_cgroups
 from sandboxd.quotas.host import CgroupVersion, Host
-from sandboxd.quotas.limits import Limits
 
 pytestmark = pytest.mark.host
 
-Spawn = Callable[..., "subprocess.Popen[str]"]
 
-MIB = 2**20
-LIMITS = Limits(
-    cpus=1.0,
-    memory_bytes=64 * MIB,
-    pids=16,
-    disk_bytes=MIB,
-    wall_seconds=10.0,
-    cpu_seconds=10.0,
-    output_bytes=MIB,
-    open_files=64,
-)
+LIMITS = msgspec.structs.replace(HALF_A_CPU, cpus=1.0)
 
 SPIN_FOR_A_SECOND = """\
 import time

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from test_cgroups import LIMITS, MIB, Spawn
+from limit_examples import MIB, Spawn
+from test_cgroups import LIMITS
 
 from sandboxd.quotas.cgroups import Cgroups, open_cgroups
 from sandboxd.quotas.disks import HOST_FILES, find_disks, parse_mounts, whole_disk

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from limit_examples import HALF_A_CPU, MIB, Spawn
 from waiting import wait_for
 
 from sandboxd.errors import SandboxFailed
@@ -14,22 +14,10 @@ from sandboxd.quotas.cgroup2 import Driver2, Group2
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.host import Host
 from sandboxd.quotas.leaves import Leaf, Leaves
-from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.processes import list_processes
 from sandboxd.quotas.usage import CgroupUsage
 
-Spawn = Callable[..., "subprocess.Popen[str]"]
-MIB = 2**20
-LIMITS = Limits(
-    cpus=0.5,
-    memory_bytes=64 * MIB,
-    pids=16,
-    disk_bytes=MIB,
-    wall_seconds=10.0,
-    cpu_seconds=10.0,
-    output_bytes=MIB,
-    open_files=64,
-)
+LIMITS = HALF_A_CPU
 INIT = 4_194_305
 """More than any process id."""
 INIT_CODE = """

@@ -5,7 +5,8 @@ import os
 
 import msgspec
 import pytest
-from test_cgroups import LIMITS, Spawn
+from limit_examples import Spawn
+from test_cgroups import LIMITS
 
 from sandboxd.quotas.cgroups import Cgroups
 from sandboxd.quotas.weights import cpu_shares, cpu_weight, gives_way
