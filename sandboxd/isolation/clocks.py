@@ -4,6 +4,7 @@ A process that makes a time namespace stays where it is; its children enter. So 
 commands' are not. Older kernels let nobody enter by vfork(2), which is how commands start: there the clocks are the host's.
 """
 
+import contextlib
 import errno
 import os
 import time
@@ -17,13 +18,16 @@ _OLDER_SECONDS = 1
 def offered() -> bool:
     """Whether this kernel can: tried, by root of a user namespace, in a child. (Linux 6.1 cannot, 6.18 can.)"""
     ours, theirs = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         if _can_be_entered():
             os.write(theirs, b"y")
         os._exit(0)
     os.close(theirs)
     answer = os.read(ours, 1)
     os.close(ours)
+    with contextlib.suppress(ChildProcessError):  # Where SIGCHLD is ignored nothing is to be had of it, but it is waited for.
+        os.waitpid(child, 0)
     return bool(answer)
 
 

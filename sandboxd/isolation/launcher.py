@@ -38,6 +38,8 @@ _SANDBOX_NAMESPACES = (
     | syscalls.CLONE_NEWUTS
 )
 """And, made by init, a cgroup namespace (once it is in its cgroup) and, where it can be had, one of time."""
+_DEATH_MS = 100
+"""From a SIGKILL until the sockets of who got it are closed, and much more."""
 NAMESPACE_NAMES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
 
 
@@ -196,4 +198,12 @@ class LauncherProcess:
                     write_maps()
                     mapper_end.send(b"m")
             except (SandboxFailed, ConnectionError) as error:
-                print(f"launcher: {error}", file=sys.stderr)
+                if not has_ended(mapper_end):
+                    print(f"launcher: {error}", file=sys.stderr)
+
+
+def has_ended(channel: socket.socket) -> bool:
+    """Whether who has the other end is gone, or goes just now: somebody killed it, and it is no fault that it has no maps."""
+    poll = select.poll()
+    poll.register(channel, 0)  # An end is always told of.
+    return bool(poll.poll(_DEATH_MS))
