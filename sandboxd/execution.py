@@ -71,6 +71,7 @@ class Execution:
             delegated=isolation.cgroups == "auto",
             disks=() if disks.untold else disks.numbers,
             with_blkio=bool(rates),
+            with_cpuset=isolation.cpusets,
         )
         self.ceilings = ceilings_of(
             settings.ceilings, self.host, counts_swap=self.cgroups.counts_swap

@@ -143,6 +143,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     require: dict[str, str] = {}
     """Wall or limit to the least enforcement that the client accepts, such as `{"memory": "cgroup"}`."""
     priority: int = 0
+    cpuset: tuple[int, ...] = ()
+    """The CPUs that it runs on; empty: as many as its rate takes, whichever are the least used."""
     labels: dict[str, str] = {}
     retry: Retry = Retry()
     ttl_seconds: float | None = None

@@ -88,6 +88,7 @@ FEATURES = {
     "cgroup io": "cgroup_io",
     "cgroup freezer": "cgroup_freezer",
     "cgroup blkio": "cgroup_blkio",
+    "cgroup cpuset": "cgroup_cpuset",
     "egress": "egress",
 }
 """What `isolation.features` calls a feature, and the cgroup controllers that we may use, to their labels: the first is for

@@ -62,6 +62,8 @@ class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Serve more than one tenant although all jobs have the service's own id (`single`)."""
     cgroups: Literal["auto", "none"] = "auto"
     """`auto`: those that are delegated; `none`: sample and use rlimits and affinity, as where none is."""
+    cpusets: bool = False
+    """Let jobs name the CPUs that they run on."""
     best_effort: bool = False
     """Run jobs although a limit cannot be enforced; each record says which."""
     attack_at_start: Literal["off", "warn", "gate"] = "off"

@@ -265,6 +265,13 @@ class JobRequest(Request, frozen=True, kw_only=True):
         ),
     ] = {}
     priority: Annotated[int, Meta(ge=-100, le=100, description="Higher goes first.")] = 0
+    cpuset: Annotated[
+        Annotated[str, Meta(max_length=4096)] | None,
+        Meta(
+            description="CPUs that it runs on, and no others; left out: as many as `limits.cpus` takes, those with the fewest jobs.",
+            examples=["0-1,3"],
+        ),
+    ] = None
     labels: Annotated[dict[str, str], Meta(description="Free words to find the job by.")] = {}
     retry: RetryRequest = RetryRequest()
     ttl_seconds: Annotated[
@@ -578,6 +585,7 @@ class DryRunView(Answer, frozen=True, kw_only=True):
     runtime: str
     require: dict[str, str]
     priority: int
+    cpuset: str | UnsetType = UNSET
     labels: dict[str, str]
     retry: RetryView
     keep_on_failure_seconds: float | UnsetType = UNSET
@@ -636,6 +644,7 @@ class JobView(Answer, frozen=True, kw_only=True):
     runtime: str
     require: dict[str, str]
     priority: int
+    cpuset: str | UnsetType = UNSET
     labels: dict[str, str]
     retry: RetryView
     keep_on_failure_seconds: float | UnsetType = UNSET

@@ -18,6 +18,7 @@ from sandboxd.api.words import (
     size_of,
     too_long,
 )
+from sandboxd.cpu_lists import parse_cpu_list
 from sandboxd.errors import Fault, Invalid
 from sandboxd.images.names import is_name
 from sandboxd.images.references import BadReference, is_reference, parse_reference
@@ -107,6 +108,7 @@ def job_spec_of(
         queue_seconds=request.limits.queue_seconds,
         require=request.require,
         priority=request.priority,
+        cpuset=_cpuset(request, faults),
         labels=request.labels,
         retry=Retry(max_attempts=request.retry.max_attempts),
         ttl_seconds=request.ttl_seconds,
@@ -185,6 +187,16 @@ def limits_asked(asked: CeilingsRequest, place: str, faults: list[Fault]) -> Lim
         swap_bytes=size_of("swap"),
         io_bytes_per_second=size_of("io_bytes_per_second"),
     )
+
+
+def _cpuset(request: JobRequest, faults: list[Fault]) -> tuple[int, ...]:
+    if request.cpuset is None:
+        return ()
+    try:
+        return parse_cpu_list(request.cpuset)
+    except ValueError as error:
+        faults.append(Fault("/cpuset", f"{error}: write it as in 0-2,5"))
+    return ()
 
 
 def _image(request: JobRequest, faults: list[Fault]) -> str:

@@ -29,6 +29,7 @@ from sandboxd.api.schemas import (
     UsageView,
     WaitingView,
 )
+from sandboxd.cpu_lists import format_cpu_list
 from sandboxd.jobs import (
     TERMINAL,
     WAITING,
@@ -123,6 +124,7 @@ def _asked_for(spec: JobSpec) -> dict[str, Any]:
         "runtime": spec.runtime,
         "require": spec.require,
         "priority": spec.priority,
+        "cpuset": format_cpu_list(spec.cpuset) or UNSET,
         "labels": spec.labels,
         "retry": RetryView(max_attempts=spec.retry.max_attempts),
         "keep_on_failure_seconds": _known_number(spec.keep_on_failure_seconds),

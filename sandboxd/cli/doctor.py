@@ -79,7 +79,8 @@ def examine(settings: Settings) -> list[Feature]:
     controllers = [examine_controller(host.controllers[name], user) for name in CONTROLLERS]
     data_dir = examine_data_dir(settings.store.data_dir, user)
     rates = examine_disk_rates(host, settings, user)
-    return [*features, *controllers, examine_swap(host), rates, data_dir]
+    cpusets = examine_cpusets(host, settings, user)
+    return [*features, *controllers, examine_swap(host), rates, cpusets, data_dir]
 
 
 def examine_controller(controller: Controller, user: str) -> Feature:
@@ -130,6 +131,18 @@ def examine_disk_rates(host: Host, settings: Settings, user: str) -> Feature:
         return Feature(name, Status.OK, f"cgroup1, of {', '.join(disks.numbers)}", "")
     detail = f"neither io (v2) nor blkio (v1) is delegated to {user}: no rate is limited"
     return Feature(name, Status.WARNING, detail, f"as root: sandboxd setup --user {user}")
+
+
+def examine_cpusets(host: Host, settings: Settings, user: str) -> Feature:
+    """Whether jobs can name their CPUs. One that does is refused where they cannot."""
+    name = "CPU sets"
+    if not settings.isolation.cpusets:
+        return Feature(name, Status.OK, "not offered: isolation.cpusets is off", "")
+    controller = host.controllers["cpuset"]
+    if controller.directory is None or controller.version is None:
+        detail = f"cpuset is not delegated to {user}: no job can name its CPUs"
+        return Feature(name, Status.WARNING, detail, f"as root: sandboxd setup --user {user}")
+    return Feature(name, Status.OK, controller.version.value, "")
 
 
 def examine_data_dir(directory: str, user: str) -> Feature:

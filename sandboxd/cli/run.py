@@ -84,6 +84,7 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
     metavar="HOST[:PORT]",
     help="With egress: name, address, range or public, instead of all that is allowed; repeatable.",
 )
+@click.option("--cpuset", metavar="LIST", help="CPUs that it runs on: 0-1,3.")
 @click.option("--label", multiple=True, metavar="K=V", help="Label on the record; repeatable.")
 @click.option("--interactive", "-i", is_flag=True, help="Read the input though it is a terminal.")
 @click.option("--detach", "-d", is_flag=True, help="Print the job's id and do not wait (--url).")
@@ -127,6 +128,7 @@ def job_request(
     workdir: str | None,
     user: str | None,
     runtime: str | None,
+    cpuset: str | None,
     network: str | None,
     allow: tuple[str, ...],
     files: tuple[str, ...],
@@ -152,7 +154,7 @@ def job_request(
         request["command"] = list(command)
     elif image == "host":
         raise click.UsageError("Missing argument 'COMMAND...': image host has none of its own")
-    optional = {"workdir": workdir, "user": user, "runtime": runtime}
+    optional = {"workdir": workdir, "user": user, "runtime": runtime, "cpuset": cpuset}
     return request | {name: value for name, value in optional.items() if value is not None}
 
 

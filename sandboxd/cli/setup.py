@@ -19,7 +19,7 @@ from sandboxd.cli import apparmor
 from sandboxd.cli.options import json_option
 from sandboxd.cli.output import print_json
 from sandboxd.cli.setup_steps import SBIN, SetMode, WriteFile, run
-from sandboxd.cli.systemd_unit import unit_text, user_unit_text
+from sandboxd.cli.systemd_unit import delegation_text, unit_text, user_unit_text
 from sandboxd.errors import HostNotReady
 from sandboxd.quotas import delegation
 from sandboxd.quotas.delegation import Step
@@ -37,6 +37,7 @@ TUN_TMPFILES = ("/etc/tmpfiles.d/sandboxd.conf", f"z {TUN} 0666 - - -\n")
 TUN_UDEV = ("/etc/udev/rules.d/60-sandboxd.rules", 'KERNEL=="tun", MODE="0666"\n')
 UNIT = "/etc/systemd/system/sandboxd.service"
 USER_UNIT = "/etc/systemd/user/sandboxd.service"
+DELEGATION = "/etc/systemd/system/user@{uid}.service.d/sandboxd.conf"
 LINGER = "/var/lib/systemd/linger"
 
 _NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
@@ -87,6 +88,7 @@ def plan(user: str, proc: str = "/proc") -> list[Step]:
         GrantSubordinateIds(user=user, path=SUBUID, option="--add-subuids"),
         GrantSubordinateIds(user=user, path=SUBGID, option="--add-subgids"),
         *delegation.plan(user),
+        *plan_delegation(user),
     ]
     if apparmor.restricts(proc):
         steps.append(apparmor.LoadProfile(apparmor.interpreter()))
@@ -134,6 +136,17 @@ def plan_units(user: str, program: str) -> list[Step]:
     return steps
 
 
+def plan_delegation(user: str) -> list[Step]:
+    """What a person's own systemd is given; that of the system gives the service's account everything (`Delegate=yes`)."""
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return []
+    if is_service_account(user) or not _has_systemd():
+        return []
+    return [WriteDelegation(path=DELEGATION.format(uid=uid), text=delegation_text())]
+
+
 def is_service_account(user: str) -> bool:
     """Whether the user exists for the service alone. A person's account gets no data directory here."""
     return home_of(user) == f"{STATE_DIRECTORY}/{user}"
@@ -145,6 +158,12 @@ def home_of(user: str) -> str:
         return pwd.getpwnam(user).pw_dir
     except KeyError:
         return f"{STATE_DIRECTORY}/{user}"
+
+
+def reload_systemd() -> None:
+    """Let it read its files again, where it runs."""
+    if os.path.isdir("/run/systemd/system"):  # sd_booted(3)
+        run(["systemctl", "daemon-reload"])
 
 
 def _has_systemd() -> bool:
@@ -251,8 +270,20 @@ class WriteUnit(WriteFile):
 
     def execute(self) -> None:
         super().execute()
-        if os.path.isdir("/run/systemd/system"):  # sd_booted(3)
-            run(["systemctl", "daemon-reload"])
+        reload_systemd()
+
+
+class WriteDelegation(WriteFile):
+    """For a person's own systemd, when it is started the next time: ending it would end what runs in it."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return f"write {self.path} (from the user's next login after the last logout, or boot, on)"
+
+    def execute(self) -> None:
+        super().execute()
+        reload_systemd()
 
 
 class WriteUserUnit(WriteFile):

@@ -48,6 +48,12 @@ PrivateTmp=yes
 WantedBy=multi-user.target
 """
 
+_DELEGATION = """\
+# Written by `sandboxd setup`: what systemd hands on of its own accord is cpu, memory and pids.
+[Service]
+Delegate=cpu cpuset io memory pids
+"""
+
 _USER_TEMPLATE = """\
 # Written by `sandboxd setup`; changes go into a drop-in (systemctl --user edit sandboxd).
 [Unit]
@@ -65,6 +71,11 @@ WantedBy=default.target
 def unit_text(user: str, program: str) -> str:
     """`sandboxd.service` for this user and this path of the `sandboxd` command."""
     return _TEMPLATE.format(user=user, program=program, alike=_ALIKE)
+
+
+def delegation_text() -> str:
+    """A drop-in for the `user@UID.service` of a person: rates of disks and CPU sets need more than it delegates."""
+    return _DELEGATION
 
 
 def user_unit_text(program: str) -> str:

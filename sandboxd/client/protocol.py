@@ -126,6 +126,8 @@ class JobOptions(TypedDict, total=False):
     runtime: str
     require: Mapping[str, str]
     priority: int
+    cpuset: str
+    """CPUs that it runs on, such as `0-1,3`."""
     labels: Mapping[str, str]
     retry: Mapping[str, int]
     keep_on_failure_seconds: float

@@ -140,6 +140,7 @@ class Job(Ended, frozen=True, kw_only=True):
     limits: dict[str, int | float | None] = {}
     runtime: str = "native"
     priority: int = 0
+    cpuset: str | None = None
     created_at: datetime
     queued_at: datetime
     started_at: datetime | None = None

@@ -11,6 +11,7 @@ For the same reason `possible` and `present` stay what they are. What no file te
 import os
 import time
 
+from sandboxd.cpu_lists import format_cpu_list
 from sandboxd.isolation import mounts
 from sandboxd.isolation.spec import Machine, Used
 
@@ -96,7 +97,7 @@ class Files:
         cpus = machine.cpus
         if before is None or before.cpus != cpus:
             self._write("cpuinfo", "".join([self._descriptions.get(cpu, "") for cpu in cpus]))
-            self._write("online", f"{ranges(cpus)}\n")
+            self._write("online", f"{format_cpu_list(cpus)}\n")
         if used is not None or machine != before:
             age_seconds = time.monotonic() - self._began
             self._write("meminfo", meminfo(machine, self._used.memory_bytes))
@@ -146,15 +147,3 @@ def stat(cpus: tuple[int, ...], began: int, age_seconds: float, used_seconds: fl
         lines.append(f"cpu{cpu} {used // len(cpus)} 0 0 {idle // len(cpus)}{_NO_TIME}")
     counts = f"intr 0\nctxt 0\nbtime {began}\nprocesses 1\nprocs_running 1\nprocs_blocked 0\n"
     return "".join(lines) + counts
-
-
-def ranges(cpus: tuple[int, ...]) -> str:
-    """As the kernel writes a list of CPUs: `0-3,8`."""
-    parts: list[str] = []
-    begin = 0
-    for end in range(1, len(cpus) + 1):
-        if end == len(cpus) or cpus[end] != cpus[end - 1] + 1:
-            first, last = cpus[begin], cpus[end - 1]
-            parts.append(f"{first}" if first == last else f"{first}-{last}")
-            begin = end
-    return ",".join(parts)

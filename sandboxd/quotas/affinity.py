@@ -23,10 +23,10 @@ class CpuShares:
         self._jobs: Counter[int] = Counter()
         self._counting = threading.Lock()
 
-    def take(self, count: int) -> tuple[int, ...]:
-        """So many CPUs, those with the fewest jobs; all of them where there are no more."""
+    def take(self, count: int, among: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """So many CPUs, those with the fewest jobs; all of them where there are no more. `among`: only these come into question."""
         with self._counting:
-            chosen = sorted(sorted(own_cpus(), key=self._jobs.__getitem__)[:count])
+            chosen = sorted(sorted(among or own_cpus(), key=self._jobs.__getitem__)[:count])
             self._jobs.update(chosen)
         return tuple(chosen)
 
@@ -46,6 +46,8 @@ class Affinity:
         self._init: int | None = None
         self._cpus: tuple[int, ...] = ()
         """On which they run; empty before any command does."""
+        self._pinned: tuple[int, ...] = ()
+        """On which they are to run, whatever their rate; empty: nobody said."""
         self._changing = threading.Lock()
         self._closed = False
 
@@ -53,16 +55,21 @@ class Affinity:
         """Everything that it starts from then on is on the same CPUs."""
         self._init = init_pid
 
+    def pin(self, cpus: tuple[int, ...]) -> None:
+        """From the next `use` on they run on just these."""
+        self._pinned = cpus
+
     def use(self, rate: float) -> tuple[int, ...]:
         """Let them run on as many CPUs as this rate takes, if they do not already. Returns which. Raises OSError."""
-        count = min(math.ceil(rate), len(own_cpus()))
+        wanted = self._pinned
+        count = len(wanted) or min(math.ceil(rate), len(own_cpus()))
         with self._changing:
             if self._closed or self._init is None or count == len(self._cpus):
                 return self._cpus
             # Before its first command there is only init: no need to look for more.
             is_alone = not self._cpus
             self._shares.give_back(self._cpus)
-            self._cpus = self._shares.take(count)
+            self._cpus = self._shares.take(count, wanted)
             if is_alone:
                 self._move(self._init)
             else:

@@ -104,9 +104,17 @@ class Driver1:
             make_directory(self._instance, delegated_fd)
             instance_fd = self._hold(open_directory(self._instance, delegated_fd))
             clean_instance(instance_fd)
+            if controller.name == "cpuset":
+                self._fill_cpuset(delegated_fd, instance_fd)
             self._delegated_fds.append(delegated_fd)
             self.instance_fds[path] = instance_fd
         return self.instance_fds[path]
+
+    def _fill_cpuset(self, delegated_fd: int, instance_fd: int) -> None:
+        """Nobody may enter a set that is empty, as a new one is (cgroup-v1/cpusets.rst); those of jobs begin as copies of this one."""
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            write_file(instance_fd, name, read_file(delegated_fd, name).strip())
+        write_file(instance_fd, "cgroup.clone_children", "1")
 
     def _hold(self, fd: int) -> int:
         self._closing.callback(os.close, fd)
@@ -154,6 +162,7 @@ class Group1:
         self._pids_fd = driver.fds.get("pids")
         self._freezer_fd = driver.fds.get("freezer")
         self._blkio_fd = driver.fds.get("blkio")
+        self._cpuset_fd = driver.fds.get("cpuset")
         self._io_bytes_per_second = 0
         self._limits = Written()
         self._memory_and_swap_limit = 0
@@ -216,6 +225,11 @@ class Group1:
         """Set its share where CPUs are short. Raises SandboxFailed."""
         if self._cpu_fd is not None:
             self._limits.write(self._cpu_fd, f"{self._name}/cpu.shares", str(cpu_shares(priority)))
+
+    def pin(self, cpus: str) -> None:
+        """Let no process of it run elsewhere. Raises SandboxFailed."""
+        if self._cpuset_fd is not None:
+            write_file(self._cpuset_fd, f"{self._name}/cpuset.cpus", cpus)
 
     def _change_memory(self, memory_fd: int, size_bytes: int, swap_bytes: int) -> None:
         limit = round_to_pages(size_bytes)

@@ -216,6 +216,11 @@ class Group2:
         if "cpu" in self._driver.controllers:
             self._limits.write(self._fd, "cpu.weight", str(cpu_weight(priority)))
 
+    def pin(self, cpus: str) -> None:
+        """Let no process of it run elsewhere. Raises SandboxFailed."""
+        if "cpuset" in self._driver.controllers:
+            self._limits.write(self._fd, "cpuset.cpus", cpus)
+
     @property
     def can_freeze(self) -> bool:
         return exists(self._fd, "cgroup.freeze")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from sandboxd.cpu_lists import format_cpu_list
 from sandboxd.errors import SandboxFailed
 from sandboxd.quotas.affinity import Affinity, CpuShares, own_cpus
 from sandboxd.quotas.cgroup1 import Driver1, Group1
@@ -43,17 +44,18 @@ def open_cgroups(
     delegated: bool = True,
     disks: tuple[str, ...] = (),
     with_blkio: bool = False,
+    with_cpuset: bool = False,
 ) -> "Cgroups":
     """Make this instance's own directories in what is delegated to us.
 
     What a dead instance of the same name left is killed and removed: the caller makes sure that it is dead (the store's
     lock). Without `delegated` none is made, whatever was delegated. `disks` are those whose rate a job may have limited; on v1
-    that takes one more directory for every job (`with_blkio`). Raises SandboxFailed (a file that must be there is not), HostNotReady (memory limits would not hold).
+    that takes one more directory for every job (`with_blkio`), as do CPUs of a job's choice (`with_cpuset`). Raises SandboxFailed (a file that must be there is not), HostNotReady (memory limits would not hold).
     """
     _check_name(instance)
     ours = [each for each in host.controllers.values() if delegated and each.directory]
-    if not with_blkio:
-        ours = [each for each in ours if each.name != "blkio"]
+    unused = {"blkio": not with_blkio, "cpuset": not with_cpuset}
+    ours = [each for each in ours if not unused.get(each.name)]
     first = [each for each in ours if each.version is CgroupVersion.V1]
     second = [each for each in ours if each.version is CgroupVersion.V2]
     with ExitStack() as undo:
@@ -89,6 +91,7 @@ class Cgroups:
         if self.counts_swap:
             self.enforcement["swap"] = self.enforcement["memory"]
         self.enforcement["io_bytes_per_second"] = _rates_by(driver1, driver2)
+        self.enforcement["cpuset"] = versions.get("cpuset") or "none"
 
     @property
     def samples_memory(self) -> bool:
@@ -232,6 +235,13 @@ class Cgroup:
         for group in (self._group1, self._group2):
             if group is not None and gives_way(priority):
                 group.weigh(priority)
+
+    def pin(self, cpus: tuple[int, ...]) -> None:
+        """Let none of its processes run elsewhere; before a command does. Raises SandboxFailed."""
+        for group in (self._group1, self._group2):
+            if group is not None:
+                group.pin(format_cpu_list(cpus))
+        self._affinity.pin(cpus)
 
     @property
     def can_freeze(self) -> bool:

@@ -25,6 +25,8 @@ _FILES = {
 }
 """What is handed over beside the directory. Never a limit's file: the user must not raise its own."""
 
+_CPUSET_FILES = ("cpuset.cpus", "cpuset.mems")
+
 
 class Step(Protocol):
     """One thing that `sandboxd setup` makes true."""
@@ -90,6 +92,40 @@ class EnableControllers:
             file.write(" ".join(f"+{name}" for name in self.controllers))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FillCpuset:
+    """Give directories of v1's cpuset, one below the other, all CPUs and memory: nobody may enter one that has none."""
+
+    mount: str
+    below: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"fill the CPU set {self.mount}/{'/'.join(self.below)}"
+
+    def done(self) -> bool:
+        try:
+            return all(self._read(path, name) for path in self._paths() for name in _CPUSET_FILES)
+        except FileNotFoundError:
+            return False
+
+    def execute(self) -> None:
+        above = self.mount
+        for path in self._paths():
+            for name in _CPUSET_FILES:
+                if not self._read(path, name):
+                    with open(f"{path}/{name}", "w") as file:
+                        file.write(self._read(above, name))
+            above = path
+
+    def _paths(self) -> list[str]:
+        return ["/".join((self.mount, *self.below[:depth])) for depth in range(1, len(self.below) + 1)]
+
+    @staticmethod
+    def _read(path: str, name: str) -> str:
+        with open(f"{path}/{name}") as file:
+            return file.read().strip()
+
+
 def plan(user: str, *, systemd: bool | None = None) -> list[Step]:
     """The steps for this host, in order. `systemd`: whether it manages v2; None: look."""
     if systemd is None:
@@ -108,12 +144,16 @@ def plan_cgroup1(controllers: dict[str, Controller], user: str) -> list[Step]:
         for name in (*CONTROLLERS, *OPTIONAL_CONTROLLERS)
         if controllers[name].version is CgroupVersion.V1
     )
-    return [
+    steps: list[Step] = [
         DelegateDirectory(
             directory=f"{mount}/{PARENT_DIRECTORY}/{user}", version=CgroupVersion.V1, user=user
         )
         for mount in mounts
     ]
+    if controllers["cpuset"].version is CgroupVersion.V1:
+        mount = os.path.realpath(controllers["cpuset"].mount or "")
+        steps.append(FillCpuset(mount=mount, below=(PARENT_DIRECTORY, user)))
+    return steps
 
 
 def plan_cgroup2(controllers: dict[str, Controller], user: str) -> list[Step]:

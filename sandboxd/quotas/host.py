@@ -19,9 +19,9 @@ import psutil
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
 """The ones that limits need. On v2 there is no `cpuacct`: every cgroup has `cpu.stat`."""
 
-OPTIONAL_CONTROLLERS = ("io", "freezer", "blkio")
-"""Used where they are: for figures and rates of disks (`io` of v2, `blkio` of v1), and to pause a sandbox (`freezer` of v1; on v2
-every cgroup can be frozen)."""
+OPTIONAL_CONTROLLERS = ("io", "freezer", "blkio", "cpuset")
+"""Used where they are: for figures and rates of disks (`io` of v2, `blkio` of v1), to pause a sandbox (`freezer` of v1; on v2
+every cgroup can be frozen), and to keep a job on CPUs of its choice (`cpuset`)."""
 
 PARENT_DIRECTORY = "sandboxd"
 """Directory below a hierarchy's mount in which `sandboxd setup` makes one directory per user."""

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from sandboxd.cpu_lists import format_cpu_list
 from sandboxd.errors import Fault, SandboxdError
 from sandboxd.files.transfers import Transfers
 from sandboxd.images.catalogue import Images
@@ -35,6 +36,7 @@ from sandboxd.jobs import (
     State,
 )
 from sandboxd.networks import Networks
+from sandboxd.quotas.affinity import own_cpus
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.running.attempt import Attempt, Means, disconnect, failures_noted
 from sandboxd.running.commands import (
@@ -108,11 +110,13 @@ class Runner:
             for limit, word in self._enforcement.items():
                 if word == "none" and _is_asked_for(limit, spec):
                     detail = f"this host cannot enforce {limit}; see `sandboxd doctor`"
-                    faults.append(Fault(f"/limits/{limit}", detail))
+                    place = "/cpuset" if limit == "cpuset" else f"/limits/{limit}"
+                    faults.append(Fault(place, detail))
         if self._id_count and spec.user is not None and max(spec.user) >= self._id_count:
             faults.append(
                 Fault("/user", f"ids in a sandbox are from 0 to {self._id_count - 1} here")
             )
+        faults += self._check_cpuset(spec)
         faults += self._check_runtime(spec)
         faults += self._networks.check(spec.network)
         faults += self._check_keeping(spec)
@@ -125,6 +129,18 @@ class Runner:
                 detail = f"this host offers {offered[name]!r}, not {least!r}"
                 faults.append(Fault(f"/require/{name}", detail))
         return faults
+
+    def _check_cpuset(self, spec: JobSpec) -> list[Fault]:
+        """Whether there are such CPUs, and enough of them for the rate."""
+        if not spec.cpuset:
+            return []
+        ours = own_cpus()
+        if not set(spec.cpuset) <= set(ours):
+            return [Fault("/cpuset", f"the CPUs here are {format_cpu_list(ours)}")]
+        if spec.limits.cpus > len(spec.cpuset):
+            detail = f"{spec.limits.cpus} is more than the {len(spec.cpuset)} of `cpuset`"
+            return [Fault("/limits/cpus", detail)]
+        return []
 
     def _check_runtime(self, spec: JobSpec) -> list[Fault]:
         """Whether the runtime is there, and can do what the job asks for."""
@@ -264,6 +280,8 @@ class Runner:
             if taken.sandbox.spec.runtime is None:
                 taken.place.apply(job.spec.limits)
             taken.place.weigh(job.spec.priority)
+            if job.spec.cpuset:
+                taken.place.pin(job.spec.cpuset)
             if samples is not None:
                 samples.start(taken.place.now, lambda now: show_use(taken.sandbox, now))
             if job.spec.steps:
@@ -324,6 +342,8 @@ class Runner:
 
 def _is_asked_for(limit: str, spec: JobSpec) -> bool:
     """Whether the job has this limit at all."""
+    if limit == "cpuset":
+        return bool(spec.cpuset)
     return limit != "io_bytes_per_second" or spec.limits.io_bytes_per_second > 0
 
 

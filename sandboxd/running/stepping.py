@@ -217,6 +217,8 @@ class Steps:
         )
         try:
             taken.place.apply(self._spec.limits)
+            if self._spec.cpuset:
+                taken.place.pin(self._spec.cpuset)
             given = dict(zip(_CHECKER_FILES, (case.stdin, printed, expected), strict=True))
             not_made = await self._ground.make_files(taken.sandbox, given)
             if not_made is not None:

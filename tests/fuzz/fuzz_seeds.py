@@ -37,6 +37,7 @@ _JOB: dict[str, Any] = {
     },
     "require": {"memory": "cgroup"},
     "priority": 1,
+    "cpuset": "0-1,3",
     "labels": {"team/name": "x"},
     "retry": {"max_attempts": 2},
     "ttl_seconds": 3600,

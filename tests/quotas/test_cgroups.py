@@ -274,7 +274,7 @@ def test_every_limit_says_what_enforces_it(cgroups: Cgroups, host: Host) -> None
 
     assert set(cgroups.enforcement) == {
         "cpus", "memory", "pids", "disk", "wall_seconds", "cpu_seconds", "idle_seconds", "output_bytes",
-        "open_files", "swap", "io_bytes_per_second",
+        "open_files", "swap", "io_bytes_per_second", "cpuset",
     }  # fmt: skip
     assert {cgroups.enforcement[name] for name in ("cpus", "memory", "pids")} == words
     assert cgroups.enforcement["cpu_seconds"] == "sampled"

@@ -8,6 +8,7 @@ import pytest
 
 from sandboxd.quotas.delegation import (
     DelegateDirectory,
+    FillCpuset,
     EnableControllers,
     plan,
     plan_cgroup1,
@@ -26,7 +27,7 @@ def controllers(**versions: CgroupVersion | None) -> dict[str, Controller]:
             version=versions.get(name),
             mount=mounts.get(versions.get(name), f"/cgroup1/{name}"),
         )
-        for name in ("memory", "cpu", "cpuacct", "pids", "io", "freezer", "blkio")
+        for name in ("memory", "cpu", "cpuacct", "pids", "io", "freezer", "blkio", "cpuset")
     }
 
 
@@ -67,6 +68,26 @@ def test_directories_shared_by_two_controllers_are_given_once(tmp_path: Path) ->
     }
 
     assert len(plan_cgroup1(shared, "alice")) == 1
+
+
+def test_a_cpu_set_is_filled_from_the_one_above(tmp_path: Path) -> None:
+    for directory, cpus in (("", "0-3"), ("sandboxd", ""), ("sandboxd/alice", "")):
+        (tmp_path / directory).mkdir(exist_ok=True)
+        (tmp_path / directory / "cpuset.cpus").write_text(cpus)
+        (tmp_path / directory / "cpuset.mems").write_text(cpus and "0")
+    v1 = Controller(name="cpuset", version=CgroupVersion.V1, mount=str(tmp_path))
+    (step,) = [
+        each
+        for each in plan_cgroup1({**controllers(), "cpuset": v1}, "alice")
+        if isinstance(each, FillCpuset)
+    ]
+    before = step.done()
+
+    step.execute()
+
+    assert (before, step.done()) == (False, True)
+    assert (tmp_path / "sandboxd/alice/cpuset.cpus").read_text() == "0-3"
+    assert (tmp_path / "sandboxd/alice/cpuset.mems").read_text() == "0"
 
 
 @pytest.mark.host

@@ -13,6 +13,7 @@ from sandboxd.cli import apparmor
 from sandboxd.cli.doctor import (
     examine_controller,
     examine_data_dir,
+    examine_cpusets,
     examine_disk_rates,
     examine_swap,
 )
@@ -31,7 +32,7 @@ from sandboxd.isolation.features import (
 )
 from sandboxd.quotas.disks import HOST_FILES, find_disks
 from sandboxd.quotas.host import CgroupVersion, Controller, Host
-from sandboxd.settings import CEILINGS, Settings, StoreSettings
+from sandboxd.settings import CEILINGS, IsolationSettings, Settings, StoreSettings
 
 ordinary_user = pytest.mark.skipif(os.geteuid() == 0, reason="root is told to be somebody else")
 
@@ -53,7 +54,7 @@ def test_a_prepared_host_can_run_jobs_safely(
     assert names == [
         "account", "kernel", "user namespaces", "subordinate ids", "supplementary groups", "namespaces", "overlay",
         "proc and sysfs", "sandbox", "core dumps", "/dev/net/tun", "kernel fixes", "cgroup memory", "cgroup cpu", "cgroup cpuacct", "cgroup pids", "swap",
-        "disk rates", "data directory",
+        "disk rates", "CPU sets", "data directory",
     ]  # fmt: skip
 
 
@@ -297,6 +298,36 @@ def test_rates_of_disks_say_why_they_are_not_limited(
     )
 
     feature = examine_disk_rates(host, settings, "alice")
+
+    assert feature.status is status
+    assert detail in feature.detail
+
+
+@pytest.mark.parametrize(
+    ("offered", "directory", "status", "detail"),
+    [
+        (False, None, Status.OK, "isolation.cpusets is off"),
+        (True, None, Status.WARNING, "not delegated to alice"),
+        (True, "/ours", Status.OK, "cgroup2"),
+    ],
+)
+def test_cpu_sets_say_why_no_job_can_have_one(
+    offered: bool, directory: str | None, status: Status, detail: str
+) -> None:
+    controller = Controller(name="cpuset", version=CgroupVersion.V2, directory=directory)
+    host = Host(
+        cpus=1,
+        memory_bytes=2**30,
+        swap_bytes=0,
+        kernel_release="6.1.0",
+        kernel=(6, 1),
+        controllers={"cpuset": controller},
+        rlimits={},
+    )
+
+    feature = examine_cpusets(
+        host, Settings(isolation=IsolationSettings(cpusets=offered)), "alice"
+    )
 
     assert feature.status is status
     assert detail in feature.detail

@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from sandboxd.cli.setup import (
     WriteFile,
     carry_out,
 )
-from sandboxd.cli.systemd_unit import unit_text, user_unit_text
+from sandboxd.cli.systemd_unit import delegation_text, unit_text, user_unit_text
 from sandboxd.errors import HostNotReady
 from sandboxd.quotas.delegation import Step
 
@@ -174,6 +175,17 @@ def test_the_unit_keeps_what_newuidmap_needs() -> None:
     assert "\nExecStartPre=+/opt/sandboxd/bin/sandboxd setup --user sandboxd\n" in text
     for word in ("NoNewPrivileges=", "SystemCallFilter=", "ProtectProc=", "ProtectKernelTunables="):
         assert word not in text
+
+
+def test_a_persons_systemd_is_given_what_it_does_not_have_of_its_own_accord() -> None:
+    steps = host_setup.plan_delegation(ME) if shutil.which("systemctl") else []
+    person = not host_setup.is_service_account(ME)
+
+    assert [step.describe().partition(" (")[0] for step in steps] == [
+        f"write /etc/systemd/system/user@{os.geteuid()}.service.d/sandboxd.conf"
+    ] * (person and bool(shutil.which("systemctl")))
+    assert host_setup.plan_delegation("nobody-has-this-name") == []
+    assert "\nDelegate=cpu cpuset io memory pids\n" in delegation_text()
 
 
 @pytest.mark.parametrize(
