@@ -26,7 +26,8 @@ def offered() -> bool:
     os.close(theirs)
     answer = os.read(ours, 1)
     os.close(ours)
-    with contextlib.suppress(ChildProcessError):  # Where SIGCHLD is ignored nothing is to be had of it, but it is waited for.
+    # Where SIGCHLD is ignored nothing is to be had of it, but it is waited for.
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(child, 0)
     return bool(answer)
 

@@ -118,7 +118,9 @@ class FillCpuset:
             above = path
 
     def _paths(self) -> list[str]:
-        return ["/".join((self.mount, *self.below[:depth])) for depth in range(1, len(self.below) + 1)]
+        return [
+            "/".join((self.mount, *self.below[:depth])) for depth in range(1, len(self.below) + 1)
+        ]
 
     @staticmethod
     def _read(path: str, name: str) -> str:

@@ -17,7 +17,22 @@ def test_what_is_written_is_meant(text: str, cpus: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ",", "0,", "a", "-1", "1-", "2-1", "0-8192", "99999", " 0", "0\n", "0 - 1", "0x1", "\u0661"],
+    [
+        "",
+        ",",
+        "0,",
+        "a",
+        "-1",
+        "1-",
+        "2-1",
+        "0-8192",
+        "99999",
+        " 0",
+        "0\n",
+        "0 - 1",
+        "0x1",
+        "\u0661",
+    ],
 )
 def test_what_is_no_list_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="CPU"):

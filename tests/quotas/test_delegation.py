@@ -8,8 +8,8 @@ import pytest
 
 from sandboxd.quotas.delegation import (
     DelegateDirectory,
-    FillCpuset,
     EnableControllers,
+    FillCpuset,
     plan,
     plan_cgroup1,
     plan_cgroup2,

@@ -12,8 +12,8 @@ from sandbox_bench import launchers_changed
 from sandboxd.cli import apparmor
 from sandboxd.cli.doctor import (
     examine_controller,
-    examine_data_dir,
     examine_cpusets,
+    examine_data_dir,
     examine_disk_rates,
     examine_swap,
 )
@@ -325,9 +325,7 @@ def test_cpu_sets_say_why_no_job_can_have_one(
         rlimits={},
     )
 
-    feature = examine_cpusets(
-        host, Settings(isolation=IsolationSettings(cpusets=offered)), "alice"
-    )
+    feature = examine_cpusets(host, Settings(isolation=IsolationSettings(cpusets=offered)), "alice")
 
     assert feature.status is status
     assert detail in feature.detail
