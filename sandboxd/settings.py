@@ -158,16 +158,44 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Words before its command (`create`, `start`)."""
 
 
+class TenantRegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a tenant is at a registry."""
+
+    username: str = ""
+    password_file: str = ""
+    token_file: str = ""
+
+
 class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
     """A registry that images are pulled from. None has to be named that is public and asks for nothing."""
 
     username: str = ""
     password_file: str = ""
     """The file has the password in its first line."""
+    token_file: str = ""
+    """The same for an identity token, which the registry's token service takes instead of a password."""
     insecure: bool = False
     """Speak plain HTTP to it."""
     ca_file: str = ""
     """Certificates (PEM) of the authorities that are trusted for it, instead of those of this machine."""
+    mirrors: tuple[str, ...] = ()
+    """URLs (`https://HOST[:PORT][/PREFIX]`) of who is asked before it, in this order."""
+    mirrors_only: bool = False
+    """It is not asked itself."""
+    proxy: str = ""
+    """As `images.proxy`, or `none`; empty: what `images.proxy` says."""
+    tenants: dict[str, TenantRegistrySettings] = {}
+    """By the tenant's name: who has credentials of its own."""
+
+
+class ImagesSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Images of registries."""
+
+    docker_config: str = ""
+    """File of the shape of Docker's `config.json`, for credentials that no section of `registries` has; empty: none."""
+    proxy: str = ""
+    """Through whom registries are spoken to: `http://HOST:PORT`, `https://HOST:PORT`, or `environment`: as
+    $HTTPS_PROXY, $HTTP_PROXY and $NO_PROXY say; empty: nobody."""
 
 
 DEFAULT_LIMITS = Limits(
@@ -216,6 +244,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a job gets where it asks for nothing."""
     ceilings: Limits = CEILINGS
     """The most that a job may ask for."""
+    images: ImagesSettings = ImagesSettings()
     runtimes: dict[str, RuntimeSettings] = {}
     """OCI runtimes that a job may name, besides `native`. Read by `settings_runtimes`."""
     registries: dict[str, RegistrySettings] = {}

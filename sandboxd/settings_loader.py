@@ -256,9 +256,9 @@ def _check(field: _Field, value: Any) -> None:
             _check_each(value, ipaddress.ip_network)
         case "network.rate_bytes" if value < LEAST_RATE_BYTES:
             raise ValueError(f"must be at least {LEAST_RATE_BYTES}")
-        case "store.data_dir" if value and not value.startswith("/"):
+        case "store.data_dir" | "images.docker_config" if value and not value.startswith("/"):
             raise ValueError("must be an absolute path")
-        case "client.url" | "webhooks.url" | "webhooks.secret" if value:
+        case "client.url" | "images.proxy" | "webhooks.url" | "webhooks.secret" if value:
             _check_remote(field.key, value)
 
 
@@ -267,6 +267,8 @@ def _check_remote(key: str, value: str) -> None:
     match key:
         case "client.url" if not value.startswith(("http://", "https://", "unix:/")):
             raise ValueError("must be http://HOST:PORT, https://HOST or unix:/path")
+        case "images.proxy" if fault := settings_registries.fault_of_proxy(value):
+            raise ValueError(fault)
         case "webhooks.url" if not value.startswith(("http://", "https://")):
             raise ValueError("must be http://HOST/… or https://HOST/…")
         case "webhooks.secret":

@@ -160,7 +160,7 @@ async def _pull(settings: Settings, text: str, *, silent: bool) -> Any:
     except BadReference as error:
         raise click.UsageError(f"the reference {error}") from None
     async with _images(settings) as images:
-        transport = Transport(open_accesses(settings.registries))
+        transport = Transport(open_accesses(settings.registries, settings.images))
         try:
             with image_progress.shown(silent=silent) as tell:
                 return await pull_image(images, transport, reference, tell)

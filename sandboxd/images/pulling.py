@@ -32,6 +32,7 @@ from sandboxd.images.manifests import (
     parse_manifest,
     this_machine,
 )
+from sandboxd.images.mirrors import open_registry
 from sandboxd.images.names import Record, RunAs
 from sandboxd.images.references import Reference
 from sandboxd.images.registry import Document, Registry
@@ -69,7 +70,7 @@ async def pull(images: Images, transport: Transport, reference: Reference, tell:
 
     Raises NotFound, Unavailable (the registry), Invalid (what it sent), Conflict, SandboxFailed.
     """
-    registry = Registry(transport, reference)
+    registry = open_registry(transport, reference)
     with images.blobs.in_use():
         found = await _find_in_time(images.blobs, registry, transport, reference)
         layers = found.manifest.layers

@@ -5,11 +5,13 @@ Everything that comes is bounded; whether it is what was asked for is checked by
 asked for by its digest.
 """
 
-import base64
+import asyncio
+import math
 import re
+import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import NamedTuple
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
@@ -17,6 +19,9 @@ import msgspec
 from sandboxd.errors import Invalid, NotFound, Unavailable
 from sandboxd.images.blobs import check_digest
 from sandboxd.images.challenges import Challenge, parse_challenges
+from sandboxd.images.credential_helpers import ask_helper
+from sandboxd.images.credentials import Credentials
+from sandboxd.images.docker_config import name_for_helper
 from sandboxd.images.manifests import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -24,11 +29,16 @@ from sandboxd.images.manifests import (
     Descriptor,
 )
 from sandboxd.images.references import DIGEST, Reference
-from sandboxd.images.transport import Access, Answer, Broken, Transport, failed
+from sandboxd.images.transport import Answer, Broken, Transport, failed
 
 _ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _MOST_TOKEN_BYTES = 2**20
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,65536}", re.ASCII)
+_USUAL_SECONDS = 60.0
+"""What a token is good for that says nothing else."""
+_LONGEST_SECONDS = 86_400
+_USED_OF_A_TOKEN = 0.9
+_VERBS = {"pull": "read", "pull,push": "write"}
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/(?:[0-9]{1,18}|\*)", re.ASCII)
 
 
@@ -44,17 +54,38 @@ class _Token(msgspec.Struct, frozen=True):
 
     token: str | None = None
     access_token: str | None = None
+    expires_in: Any = None
+    """Seconds, if it is a number."""
 
 
 class Registry:
-    """The repository that a reference names. The right to read it is got when the registry asks for it."""
+    """The repository that a reference names, at its registry or at a mirror. The right to it is got when it is asked for."""
 
-    def __init__(self, transport: Transport, reference: Reference) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        reference: Reference,
+        *,
+        actions: str = "pull",
+        mirror: str = "",
+    ) -> None:
+        """`actions`: what tokens are to be good for, `pull` or `pull,push`. `mirror`: its URL, which a prefix may follow."""
         self._transport = transport
         self._reference = reference
-        self._access = transport.access(reference.registry) or Access()
-        self._base = transport.base_of(reference.registry)
+        self._actions = actions
+        self._base, self.name, self._path, self._query = _place(transport, reference, mirror)
+        self._tries = transport.patience.mirror_tries if mirror else transport.patience.tries
+        authority = self._base.partition("://")[2]
+        self._access = transport.access(authority)
+        self._credentials = Credentials(
+            self._access.username, self._access.password, self._access.identity_token
+        )
+        self._helper = self._access.helper
+        self._authorising = asyncio.Lock()
         self._authorization: str | None = None
+        self._challenge: Challenge | None = None
+        """Of the token that is in use."""
+        self._renew_at = math.inf
 
     async def manifest(self, target: str) -> Document:
         """The manifest or index with this tag or digest. Raises NotFound, Unavailable, Invalid."""
@@ -64,9 +95,9 @@ class Registry:
             check_digest(content, target)
         return Document(content, answer.headers.get("content-type", ""))
 
-    async def blob(self, descriptor: Descriptor) -> AsyncGenerator[bytes, None]:
-        """Its content. A download that breaks off goes on where it was. Raises NotFound, Unavailable, Invalid."""
-        offset = failures = 0
+    async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncGenerator[bytes, None]:
+        """Its content from there on. A download that breaks off goes on where it was. Raises NotFound, Unavailable, Invalid."""
+        failures = 0
         while True:
             before = offset
             try:
@@ -80,8 +111,8 @@ class Registry:
                     return  # Only the end of the answer is missing.
                 # A registry that sends a byte at a time is stopped by the time that a download may take.
                 failures = failures + 1 if offset == before else 1
-                if failures >= self._transport.patience.tries:
-                    detail = f"{self._reference.domain} broke off {descriptor.digest}: {error}"
+                if failures >= self._tries:
+                    detail = f"{self.name} broke off {descriptor.digest}: {error}"
                     raise failed(detail) from error
             await self._transport.wait(failures)
 
@@ -89,9 +120,10 @@ class Registry:
         path = f"blobs/{descriptor.digest}"
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         for may_ask_again in (True, False):
-            async with self._transport.get(self._url(path), headers, self._authorization) as answer:
+            right = await self._right()
+            async with self._ask(path, headers, right) as answer:
                 if answer.status == 401 and may_ask_again:
-                    await self._authorise(answer)
+                    await self._authorise(answer, right)
                     continue
                 self._check_status(answer, descriptor.digest)
                 skipped = _where_it_begins(answer, offset)
@@ -109,94 +141,151 @@ class Registry:
         may_ask_again = True
         while True:
             try:
-                async with self._transport.get(
-                    self._url(path), headers, self._authorization
-                ) as answer:
+                right = await self._right()
+                async with self._ask(path, headers, right) as answer:
                     if answer.status == 401 and may_ask_again:
                         may_ask_again = False
-                        await self._authorise(answer)
+                        await self._authorise(answer, right)
                         continue
                     return answer, await answer.read(MOST_MANIFEST_BYTES)
             except Broken as error:
                 failures += 1
-                if failures >= self._transport.patience.tries:
-                    raise failed(f"{self._reference.domain}: {error}") from error
+                if failures >= self._tries:
+                    raise failed(f"{self.name}: {error}") from error
             await self._transport.wait(failures)
 
-    def _url(self, path: str) -> str:
-        return f"{self._base}/v2/{self._reference.path}/{path}"
+    def _ask(
+        self, path: str, headers: dict[str, str], authorization: str | None
+    ) -> AbstractAsyncContextManager[Answer]:
+        url = f"{self._base}/v2/{self._path}/{path}{self._query}"
+        return self._transport.get(url, headers, authorization, tries=self._tries)
 
     def _check_status(self, answer: Answer, what: str) -> None:
-        reference = self._reference
         if answer.status in (401, 403):
             raise self._denied()
         if answer.status == 404:
-            raise NotFound(
-                f"{reference.domain} has no {reference.path} with {what}", code="not_in_registry"
-            )
+            raise NotFound(f"{self.name} has no {self._path} with {what}", code="not_in_registry")
         if answer.status not in (200, 206):
-            raise failed(f"{reference.domain} answered {answer.status} for {what}")
+            raise failed(f"{self.name} answered {answer.status} for {what}")
 
     def _denied(self) -> Unavailable:
-        domain, path = self._reference.domain, self._reference.path
-        remedy = (
-            "the credentials of the settings are refused"
-            if self._access.username
-            else f'credentials go into [registries."{domain}"] of the settings'
-        )
+        if self._access.owner:
+            remedy = f"the credentials of tenant {self._access.owner} are refused"
+        elif self._credentials:
+            remedy = "the credentials of the settings are refused"
+        else:
+            remedy = f'credentials go into [registries."{self.name}"] of the settings'
         return Unavailable(
-            f"{domain} does not let us read {path}, if there is such an image: {remedy}",
+            f"{self.name} does not let us {_VERBS[self._actions]} {self._path}, if there is such an image: {remedy}",
             code="registry_denied",
         )
 
-    # The right to read
+    # The right to it
 
-    async def _authorise(self, refusal: Answer) -> None:
-        """Get what the registry asks for. Raises Unavailable."""
-        challenges = parse_challenges(refusal.headers.get("www-authenticate", ""))
-        by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
-        if "bearer" in by_scheme:
-            token = await self._fetch_token(by_scheme["bearer"])
-            self._authorization = f"Bearer {token}"
-        elif "basic" in by_scheme and self._access.username:
-            self._authorization = self._basic()
-        else:
-            raise self._denied()
+    async def _right(self) -> str | None:
+        """What goes along with a request. A token that is about to end is renewed before."""
+        if self._challenge is not None and time.monotonic() >= self._renew_at:
+            async with self._authorising:
+                if time.monotonic() >= self._renew_at:  # Nobody did meanwhile.
+                    self._authorization = await self._fetch_token(self._challenge)
+        return self._authorization
 
-    def _basic(self) -> str:
-        words = f"{self._access.username}:{self._access.password}".encode()
-        return f"Basic {base64.b64encode(words).decode()}"
+    async def _authorise(self, refusal: Answer, used: str | None) -> None:
+        """Get what the registry asks for who came with `used`. Raises Unavailable."""
+        if refusal.is_from_elsewhere:
+            # Whoever it sent us to does not learn who we are.
+            raise failed(f"{self.name} sends us to another host, which wants credentials")
+        async with self._authorising:
+            if self._authorization != used:
+                return  # Another download was refused, too, and has a new one.
+            await self._ask_helper()
+            challenges = parse_challenges(refusal.headers.get("www-authenticate", ""))
+            by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
+            if "bearer" in by_scheme:
+                self._authorization = await self._fetch_token(by_scheme["bearer"])
+            elif "basic" in by_scheme and self._credentials.basic:
+                self._authorization = self._credentials.basic
+            else:
+                raise self._denied()
+
+    async def _ask_helper(self) -> None:
+        """Once, and not before somebody wants to know who we are."""
+        name, self._helper = self._helper, ""
+        if name:
+            known = await ask_helper(name, name_for_helper(self._base.partition("://")[2]))
+            self._credentials = known or self._credentials
 
     async def _fetch_token(self, challenge: Challenge) -> str:
-        """A token for reading this repository and nothing else, whatever scope the registry names."""
+        """A token for this repository and nothing else, whatever scope the registry names."""
         realm = challenge.parameters.get("realm", "")
         self._check_realm(realm)
         address, _, asked = realm.partition("?")
         query = parse_qsl(asked)
         if service := challenge.parameters.get("service"):
             query.append(("service", service))
-        query.append(("scope", f"repository:{self._reference.path}:pull"))
-        url = f"{address}?{urlencode(query)}"
-        credentials = self._basic() if self._access.username else None
+        query.append(("scope", f"repository:{self._path}:{self._actions}"))
+        began = time.monotonic()
         try:
-            async with self._transport.get(url, {}, credentials) as answer:
-                if answer.status in (401, 403):
+            async with self._ask_token_service(address, query) as answer:
+                if answer.status in (400, 401, 403):
                     raise self._denied()
                 if answer.status != 200:
                     raise failed(f"the token service answered {answer.status}")
-                return _token_in(await answer.read(_MOST_TOKEN_BYTES))
+                token, seconds = _token_in(await answer.read(_MOST_TOKEN_BYTES))
         except Broken as error:
             raise failed(f"the token service broke off: {error}") from error
+        self._challenge = challenge
+        self._renew_at = began + seconds * _USED_OF_A_TOKEN
+        return f"Bearer {token}"
+
+    def _ask_token_service(
+        self, address: str, query: list[tuple[str, str]]
+    ) -> AbstractAsyncContextManager[Answer]:
+        """https://distribution.github.io/distribution/spec/auth/token/ and …/oauth/"""
+        if not self._credentials.identity_token:
+            url = f"{address}?{urlencode(query)}"
+            return self._transport.get(url, {}, self._credentials.basic, tries=self._tries)
+        form = [
+            ("grant_type", "refresh_token"),
+            ("client_id", "sandboxd"),
+            ("refresh_token", self._credentials.identity_token),
+            *query,
+        ]
+        media_type = "application/x-www-form-urlencoded"
+        return self._transport.post(address, urlencode(form).encode(), media_type)
 
     def _check_realm(self, realm: str) -> None:
         """HTTPS, or the registry's own host as it is spoken to. `Transport` looks at the rest."""
         if not realm.startswith("https://") and not realm.startswith(f"{self._base}/"):
-            raise failed(f"{self._reference.domain} sends us for a token to where it is not safe")
+            raise failed(f"{self.name} sends us for a token to where it is not safe")
         if "#" in realm:
-            raise failed(f"{self._reference.domain} names a token service with a fragment")
+            raise failed(f"{self.name} names a token service with a fragment")
 
 
-def _token_in(content: bytes) -> str:
+class _Place(NamedTuple):
+    base: str
+    """Scheme, host and port."""
+    name: str
+    """As messages and the settings have it."""
+    path: str
+    """Of the repository there."""
+    query: str
+
+
+def _place(transport: Transport, reference: Reference, mirror: str) -> _Place:
+    if not mirror:
+        base = transport.base_of(reference.registry)
+        return _Place(base, reference.domain, reference.path, "")
+    scheme, _, rest = mirror.partition("://")
+    authority, _, prefix = rest.partition("/")
+    path = f"{prefix.strip('/')}/{reference.path}".lstrip("/")
+    # Whose image is meant, for one that mirrors several registries: containerd says it in the same way.
+    query = f"?{urlencode({'ns': reference.domain})}"
+    return _Place(f"{scheme}://{authority}", authority, path, query)
+
+
+def _token_in(content: bytes) -> tuple[str, float]:
+    """With the seconds that it is good for."""
     try:
         answer = msgspec.json.decode(content, type=_Token)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -204,7 +293,9 @@ def _token_in(content: bytes) -> str:
     token = answer.token or answer.access_token or ""
     if not _TOKEN.fullmatch(token):
         raise failed("the token service sent no token that can go into a header")
-    return token
+    seconds = answer.expires_in
+    known = type(seconds) in (int, float) and 0 < seconds < _LONGEST_SECONDS
+    return token, float(seconds) if known else _USUAL_SECONDS
 
 
 def _where_it_begins(answer: Answer, offset: int) -> int:

@@ -2,17 +2,19 @@
 
 What a registry answers can name other hosts: where a blob is, or who gives out tokens. Nobody is spoken to but over HTTPS at
 public addresses, unless the operator named that very host and port; the address that was looked at is the one that is connected
-to. Redirects are followed here, a few of them, and an `Authorization` never goes to another host.
+to. Through a proxy it is the proxy that looks: what this machine knows of a name is compared all the same. Redirects are followed
+here, a few of them, and an `Authorization` never goes to another host.
 """
 
 import asyncio
 import contextlib
 import email.utils
+import functools
 import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ import httpx2
 
 from sandboxd import __version__
 from sandboxd.errors import Unavailable
+from sandboxd.images.proxies import proxy_for
 from sandboxd.isolation.destinations import CLOSED
 
 _MOST_REDIRECTS = 5
@@ -27,6 +30,9 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NOT_NOW = frozenset({429, 500, 502, 503, 504})
 _MOST_URL_LENGTH = 8192
 _PORTS = {"https": 443, "http": 80}
+
+ANY_OTHER = "*"
+"""Among registries: those that are not named. It is no host's name."""
 
 _Origin = tuple[str, str, int | None]
 """Scheme, host and port."""
@@ -41,9 +47,25 @@ class Access(NamedTuple):
     """Speak plain HTTP."""
     tls: ssl.SSLContext | None = None
     """None: the certificates that this machine trusts."""
+    identity_token: str = ""
+    """For its token service, instead of a name and a password."""
+    helper: str = ""
+    """Name of the credential helper that knows more than this; empty: none does."""
+    owner: str = ""
+    """The tenant whose own credentials these are; empty: nobody's but the operator's."""
+    is_named: bool = True
+    """Whether the operator named it: then it may have an address that is not public."""
+    proxy: str = ""
+    """Through whom it is spoken to, in the words of the settings; empty: nobody."""
+    mirrors: tuple[str, ...] = ()
+    """URLs of who is asked before it."""
+    mirrors_only: bool = False
 
     def __repr__(self) -> str:
         return f"Access(username={self.username!r}, insecure={self.insecure})"
+
+
+_UNKNOWN = Access(is_named=False)
 
 
 class Patience(NamedTuple):
@@ -59,6 +81,9 @@ class Patience(NamedTuple):
     """Whatever the registry asks for (`Retry-After`)."""
     documents_seconds: float = 300.0
     """For all that is asked of an image but its layers, with every wait."""
+    mirror_tries: int = 2
+    mirror_seconds: float = 30.0
+    """For a document of a mirror: then another is asked."""
     least_bytes_per_second: int = 16 * 2**10
     """A download that is slower, after its first minute, is given up."""
     grace_seconds: float = 60.0
@@ -78,6 +103,8 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
     """By lower-case name."""
     pieces: AsyncIterator[bytes]
+    is_from_elsewhere: bool = False
+    """A redirect led to another host."""
 
     async def read(self, most_bytes: int) -> bytes:
         """All of it. Raises Unavailable if there is more."""
@@ -111,6 +138,8 @@ class Transport:
         self._registries = {**shorter, **registries}
         self.patience = patience
         self._clients: dict[_Origin, httpx2.AsyncClient] = {}
+        self._without_address: set[str] = set()
+        """Hosts that only a proxy knows, so that they are looked up once."""
         self._tls: ssl.SSLContext | None = None
 
     async def close(self) -> None:
@@ -118,27 +147,48 @@ class Transport:
         for client in self._clients.values():
             await client.aclose()
 
-    def access(self, authority: str) -> Access | None:
-        """What the operator says of a host and port; None: nothing."""
-        return self._registries.get(authority)
+    def access(self, authority: str) -> Access:
+        """What the operator says of a host and port."""
+        return self._registries.get(authority) or self._registries.get(ANY_OTHER) or _UNKNOWN
 
     def base_of(self, authority: str) -> str:
         """The beginning of a registry's URLs."""
-        access = self.access(authority)
-        return f"{'http' if access and access.insecure else 'https'}://{authority}"
+        return f"{'http' if self.access(authority).insecure else 'https'}://{authority}"
 
     @contextlib.asynccontextmanager
     async def get(
-        self, url: str, headers: Mapping[str, str], authorization: str | None = None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        authorization: str | None = None,
+        *,
+        tries: int | None = None,
     ) -> AsyncIterator[Answer]:
         """Ask, follow redirects, wait where the other side asks for it. Raises Unavailable.
 
         Within, `pieces` raises Broken if the connection breaks.
         """
+        ask = functools.partial(self._follow, url, headers, authorization)
+        async with self._patiently(url, ask, tries) as answer:
+            yield answer
+
+    @contextlib.asynccontextmanager
+    async def post(self, url: str, content: bytes, media_type: str) -> AsyncIterator[Answer]:
+        """The same with something to say, which goes there and nowhere else: a redirect is the answer."""
+        ask = functools.partial(
+            self._ask, _parse(url), {"Content-Type": media_type}, "POST", content
+        )
+        async with self._patiently(url, ask, None) as answer:
+            yield answer
+
+    @contextlib.asynccontextmanager
+    async def _patiently(
+        self, url: str, ask: Callable[[], Awaitable[httpx2.Response]], tries: int | None
+    ) -> AsyncIterator[Answer]:
         failures = 0
         while True:
             try:
-                response = await self._follow(url, headers, authorization)
+                response = await ask()
             except Broken as error:
                 reason, wished = str(error), None
             else:
@@ -148,14 +198,15 @@ class Transport:
                 wished = _retry_after(response.headers.get("retry-after"))
                 await response.aclose()
             failures += 1
-            if failures >= self.patience.tries:
-                raise failed(f"{_parse(url).host}: {reason} (tried {failures} times)")
+            if failures >= (tries or self.patience.tries):
+                raise failed(f"{_authority(_parse(url))}: {reason} (tried {failures} times)")
             await self.wait(failures, wished)
         try:
             yield Answer(
                 response.status_code,
                 {name.lower(): value for name, value in response.headers.items()},
                 _pieces(response),
+                is_from_elsewhere=_is_from_elsewhere(response, _parse(url)),
             )
         finally:
             await response.aclose()
@@ -185,17 +236,25 @@ class Transport:
             url = target
         raise failed(f"{url.host}: more than {_MOST_REDIRECTS} redirects")
 
-    async def _ask(self, url: httpx2.URL, headers: Mapping[str, str]) -> httpx2.Response:
+    async def _ask(
+        self,
+        url: httpx2.URL,
+        headers: Mapping[str, str],
+        method: str = "GET",
+        content: bytes | None = None,
+    ) -> httpx2.Response:
         """One request to one of the addresses that its host has. Raises Broken, Unavailable."""
         authority = _authority(url)
         self._check(url, authority)
-        client = self._client(url, authority)
+        proxy = self._proxy(url, authority)
+        client = self._client(url, authority, proxy)
         reasons = []
-        for address in await self._addresses(url, authority):
+        for address in await self._addresses(url, authority, proxy):
             request = client.build_request(
-                "GET",
+                method,
                 url.copy_with(host=address),
                 headers={**headers, "Host": authority},
+                content=content,
                 extensions={"sni_hostname": url.host},
             )
             try:
@@ -204,24 +263,55 @@ class Transport:
                 if _is_about_a_certificate(error):
                     raise failed(f"{authority}: {error}") from error
                 reasons.append(str(error))
+            except httpx2.ProxyError as error:
+                # It was asked and will not: that is the same the next time.
+                raise failed(
+                    f"{authority}: the proxy {_origin_text(proxy)} refuses: {error}"
+                ) from error
             except httpx2.TransportError as error:
                 raise Broken(str(error) or type(error).__name__) from error
-        raise Broken(f"no connection to {authority}: {reasons[0]}")
+        through = f" through the proxy {_origin_text(proxy)}" if proxy else ""
+        raise Broken(f"no connection to {authority}{through}: {reasons[0]}")
 
     def _check(self, url: httpx2.URL, authority: str) -> None:
         """Raises Unavailable for what may not be asked."""
         if url.userinfo:
             raise failed(f"the registry names a URL of {url.host} with credentials in it")
         if url.scheme == "http":
-            access = self.access(authority)
-            if access is None or not access.insecure:
+            if not self.access(authority).insecure:
                 detail = f'plain HTTP to {authority} is not allowed: see registries."{authority}".insecure'
                 raise failed(detail)
         elif url.scheme != "https":
             raise failed(f"the registry names a URL of scheme {url.scheme[:20]!r}")
 
-    async def _addresses(self, url: httpx2.URL, authority: str) -> list[str]:
-        """The addresses of a host. Raises Unavailable if one is not public and the operator did not name that host."""
+    def _proxy(self, url: httpx2.URL, authority: str) -> str | None:
+        port = url.port or _PORTS[url.scheme]
+        return proxy_for(self.access(authority).proxy, url.scheme, url.host, port)
+
+    async def _addresses(self, url: httpx2.URL, authority: str, proxy: str | None) -> list[str]:
+        """What is connected to: the addresses of a host; through a proxy, its name.
+
+        Raises Unavailable if one is not public and the operator did not name that host.
+        """
+        try:
+            addresses = [] if url.host in self._without_address else await self._look_up(url)
+        except Broken:
+            if not proxy:
+                raise
+            self._without_address.add(url.host)
+            addresses = []
+        if not self.access(authority).is_named:
+            for address in addresses:
+                if not _is_public(address):
+                    detail = (
+                        f"{authority} is at {address}, which is not public: "
+                        f'a section [registries."{authority}"] in the settings allows it'
+                    )
+                    raise failed(detail)
+        return [url.host] if proxy else addresses
+
+    async def _look_up(self, url: httpx2.URL) -> list[str]:
+        """Raises Broken."""
         loop = asyncio.get_running_loop()
         host, port = url.host, url.port or _PORTS[url.scheme]
         try:
@@ -231,26 +321,17 @@ class Transport:
             raise Broken(f"the addresses of {host} were not told in time") from None
         except OSError as error:
             raise Broken(f"{host} has no address: {error.strerror}") from error
-        addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
-        if self.access(authority) is None:
-            for address in addresses:
-                if not _is_public(address):
-                    detail = (
-                        f"{authority} is at {address}, which is not public: "
-                        f'a section [registries."{authority}"] in the settings allows it'
-                    )
-                    raise failed(detail)
-        return addresses
+        return list(dict.fromkeys(str(each[4][0]) for each in found))
 
-    def _client(self, url: httpx2.URL, authority: str) -> httpx2.AsyncClient:
+    def _client(self, url: httpx2.URL, authority: str, proxy: str | None) -> httpx2.AsyncClient:
         """Of this host alone: a connection is not used for another one at the same address."""
         origin = _origin_of(url)
         if origin not in self._clients:
-            access = self.access(authority)
             if self._tls is None:
                 self._tls = ssl.create_default_context()
             self._clients[origin] = httpx2.AsyncClient(
-                verify=(access.tls if access else None) or self._tls,
+                verify=self.access(authority).tls or self._tls,
+                proxy=proxy,
                 trust_env=False,
                 follow_redirects=False,
                 headers={
@@ -300,6 +381,18 @@ def _parse(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
 def _authority(url: httpx2.URL) -> str:
     host = f"[{url.host}]" if ":" in url.host else url.host
     return host if url.port is None else f"{host}:{url.port}"
+
+
+def _is_from_elsewhere(response: httpx2.Response, asked: httpx2.URL) -> bool:
+    """By the name that was asked: the URL of the answer has an address."""
+    request = response.request
+    return (request.url.scheme, request.headers["Host"]) != (asked.scheme, _authority(asked))
+
+
+def _origin_text(url: str | None) -> str:
+    """Without the credentials that may be in it."""
+    parsed = _parse(url or "")
+    return f"{parsed.scheme}://{_authority(parsed)}"
 
 
 def _origin_of(url: httpx2.URL) -> _Origin:

@@ -105,6 +105,8 @@ class Asked(NamedTuple):
 
     path: str
     headers: dict[str, str]
+    method: str = "GET"
+    content: bytes = b""
 
 
 Route = Callable[["Handler"], None]
@@ -118,13 +120,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         stub = self.server.stub
-        stub.asked.append(Asked(self.path, {k.lower(): v for k, v in self.headers.items()}))
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {k.lower(): v for k, v in self.headers.items()}
+        stub.asked.append(Asked(self.path, headers, self.command, content))
         route = stub.routes.get(self.path.partition("?")[0])
         with contextlib.suppress(ConnectionError):
             if route is None:
                 self.answer(404, b"{}")
             else:
                 route(self)
+
+    do_POST = do_GET
 
     def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(status)
