@@ -54,8 +54,8 @@ class Progress(NamedTuple):
     size_bytes: int
 
 
-class _Found(NamedTuple):
-    """An image at the registry, all of it but its layers."""
+class Found(NamedTuple):
+    """An image that is known, all of it but its layers."""
 
     digest: str
     """Of its manifest."""
@@ -73,33 +73,45 @@ async def pull(images: Images, transport: Transport, reference: Reference, tell:
     registry = open_registry(transport, reference)
     with images.blobs.in_use():
         found = await _find_in_time(images.blobs, registry, transport, reference)
-        layers = found.manifest.layers
-        if not layers:
-            raise Invalid(f"{reference} has no layers: there is nothing to run", code="bad_image")
-        key = tree_key(found.configuration.diff_ids)
-        if images.trees.size_bytes(key) is None:
-            await _fetch_layers(images.blobs, registry, transport, layers, tell)
-        files = [
-            LayerFile(images.blobs.path(layer.digest), diff_id)
-            for layer, diff_id in zip(layers, found.configuration.diff_ids, strict=True)
-        ]
-        size = await images.trees.make(key, functools.partial(apply_layers, images.trees, files))
-        record = Record(
-            name=str(reference),
-            digest=found.digest,
-            size_bytes=size,
-            created_at=time.time(),
-            source="registry",
-            tree=key,
-            run_as=_run_as(images, key, found.configuration),
-            blobs=(*found.documents, *(layer.digest for layer in layers)),
-        )
-        return await images.add(record)
+        check_layers(str(reference), found)
+        await _fetch_layers(images.blobs, registry, transport, found.manifest.layers, tell)
+        return await assemble(images, str(reference), found, source="registry")
+
+
+def check_layers(name: str, found: Found) -> None:
+    """Raises Invalid for an image that has none."""
+    if not found.manifest.layers:
+        raise Invalid(f"{name} has no layers: there is nothing to run", code="bad_image")
+
+
+async def assemble(images: Images, name: str, found: Found, *, source: str) -> Image:
+    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use.
+
+    Raises Invalid (what a layer holds), Conflict, SandboxFailed.
+    """
+    layers = found.manifest.layers
+    key = tree_key(found.configuration.diff_ids)
+    files = [
+        LayerFile(images.blobs.path(layer.digest), diff_id)
+        for layer, diff_id in zip(layers, found.configuration.diff_ids, strict=True)
+    ]
+    size = await images.trees.make(key, functools.partial(apply_layers, images.trees, files))
+    record = Record(
+        name=name,
+        digest=found.digest,
+        size_bytes=size,
+        created_at=time.time(),
+        source=source,
+        tree=key,
+        run_as=_run_as(images, key, found.configuration),
+        blobs=(*found.documents, *(layer.digest for layer in layers)),
+    )
+    return await images.add(record)
 
 
 async def _find_in_time(
     blobs: Blobs, registry: Registry, transport: Transport, reference: Reference
-) -> _Found:
+) -> Found:
     seconds = transport.patience.documents_seconds
     with _named(str(reference)):
         machine = this_machine()
@@ -112,7 +124,7 @@ async def _find_in_time(
         ) from None
 
 
-async def _find(blobs: Blobs, registry: Registry, reference: Reference, machine: Machine) -> _Found:
+async def _find(blobs: Blobs, registry: Registry, reference: Reference, machine: Machine) -> Found:
     """The image for this machine."""
     document = await registry.manifest(reference.target)
     documents = [await blobs.put(document.content)]
@@ -136,7 +148,7 @@ async def _find(blobs: Blobs, registry: Registry, reference: Reference, machine:
     with _named(f"the configuration of {reference}"):
         configuration = parse_configuration(content, machine, len(parsed.layers))
     digest = f"sha256:{hashlib.sha256(document.content).hexdigest()}"
-    return _Found(digest, parsed, configuration, (*documents, config.digest))
+    return Found(digest, parsed, configuration, (*documents, config.digest))
 
 
 async def _chosen(registry: Registry, descriptor: Descriptor) -> Document:
