@@ -3,17 +3,15 @@
 import asyncio
 import os
 import pwd
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sandboxd.cli import image_progress, output
-from sandboxd.cli.accounts import refuse_root
-from sandboxd.cli.data_directory import check_data_dir
+from sandboxd.cli import image_archives, image_progress, output
+from sandboxd.cli.opened_images import opened_images
 from sandboxd.cli.options import (
     config_option,
     data_dir_option,
@@ -138,13 +136,13 @@ def _of_service(settings: Settings) -> Sequence[Any]:
 
 
 async def _of_data_dir(settings: Settings) -> Sequence[Any]:
-    async with _images(settings) as images:
+    async with opened_images(settings) as images:
         found: Sequence[Any] = await images.list()
         return found
 
 
 async def _import(settings: Settings, name: str, file: Path) -> Any:
-    async with _images(settings) as images:
+    async with opened_images(settings) as images:
         with output.progress(f"reading {file.name}") as told:
             return await images.import_tar(name, file, told)
 
@@ -159,7 +157,7 @@ async def _pull(settings: Settings, text: str, *, silent: bool) -> Any:
         reference = parse_reference(text)
     except BadReference as error:
         raise click.UsageError(f"the reference {error}") from None
-    async with _images(settings) as images:
+    async with opened_images(settings) as images:
         transport = Transport(open_accesses(settings.registries, settings.images))
         try:
             with image_progress.shown(silent=silent) as tell:
@@ -169,19 +167,8 @@ async def _pull(settings: Settings, text: str, *, silent: bool) -> Any:
 
 
 async def _remove(settings: Settings, name: str) -> None:
-    async with _images(settings) as images:
+    async with opened_images(settings) as images:
         await images.remove(name)
-
-
-@asynccontextmanager
-async def _images(settings: Settings) -> AsyncIterator[Any]:
-    """The images of the data directory. Their trees belong to ids that only a launcher can handle."""
-    refuse_root()
-    check_data_dir(settings.store.data_dir)
-    from sandboxd import execution
-
-    async with execution.embedded(settings) as service:
-        yield service.images
 
 
 def _day(image: Any) -> str:
@@ -189,3 +176,7 @@ def _day(image: Any) -> str:
     if not isinstance(moment, datetime):
         moment = datetime.fromtimestamp(moment, UTC)
     return f"{moment:%Y-%m-%d %H:%M}Z"
+
+
+for command in image_archives.COMMANDS:
+    images.add_command(command)

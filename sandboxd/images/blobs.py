@@ -61,8 +61,9 @@ class Blobs:
         progress: Callable[[int], None],
         *,
         seconds: float | None = None,
+        sender: str = "the registry",
     ) -> None:
-        """Fetch a blob, unless it is there. `progress` is told how many bytes of it are.
+        """Fetch a blob, unless it is there. `progress` is told how many bytes of it are; `sender` is named where it lies.
 
         Raises Invalid if what comes is something else, Unavailable if it is not there after so many seconds.
         """
@@ -73,7 +74,7 @@ class Blobs:
         try:
             with partial.open("xb") as file:
                 async with asyncio.timeout(seconds), contextlib.aclosing(content):
-                    await _fill(file, descriptor, content, progress)
+                    await _fill(file, descriptor, content, progress, sender)
                 file.flush()
                 await asyncio.to_thread(os.fsync, file.fileno())
             partial.rename(self.path(descriptor.digest))
@@ -117,6 +118,7 @@ async def _fill(
     descriptor: Descriptor,
     content: AsyncGenerator[bytes, None],
     progress: Callable[[int], None],
+    sender: str,
 ) -> None:
     digest = hashlib.sha256()
     size = 0
@@ -124,7 +126,7 @@ async def _fill(
         size += len(piece)
         if size > descriptor.size:
             raise Invalid(
-                f"the registry sent more than the {descriptor.size} bytes of {descriptor.digest}",
+                f"{sender} sent more than the {descriptor.size} bytes of {descriptor.digest}",
                 code="bad_image",
             )
         digest.update(piece)
@@ -132,9 +134,9 @@ async def _fill(
         progress(size)
     if size != descriptor.size:
         raise Invalid(
-            f"the registry sent {size} bytes for {descriptor.digest}, which has {descriptor.size}",
+            f"{sender} sent {size} bytes for {descriptor.digest}, which has {descriptor.size}",
             code="bad_image",
         )
     found = f"sha256:{digest.hexdigest()}"
     if found != descriptor.digest:
-        raise Invalid(f"the registry sent {found} for {descriptor.digest}", code="bad_image")
+        raise Invalid(f"{sender} sent {found} for {descriptor.digest}", code="bad_image")

@@ -134,6 +134,11 @@ def seeds_of(target: str) -> list[bytes]:  # noqa: C901 (a table)
             return [json.dumps(each).encode() for each in _DOCUMENTS] + [
                 b'Bearer realm="https://a/b?c",service=d, Basic realm="e\\"f"'
             ]
+        case "image_archive":
+            return [
+                _archive(form, _OF_IMAGES)
+                for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+            ]
         case "uploaded_archive":
             return _archives()
         case "form":
@@ -216,23 +221,32 @@ def _archives() -> list[bytes]:
     ]
 
 
-def _archive(form: int) -> bytes:
-    """One entry of each kind."""
+_EACH_KIND = (
+    ("directory", tarfile.DIRTYPE, ""),
+    ("directory/file", tarfile.REGTYPE, ""),
+    ("link", tarfile.SYMTYPE, "../../canary"),
+    ("hard", tarfile.LNKTYPE, "directory/file"),
+    ("way", tarfile.SYMTYPE, "directory"),
+    ("way/other", tarfile.REGTYPE, ""),
+    ("pipe", tarfile.FIFOTYPE, ""),
+    ("null", tarfile.CHRTYPE, ""),
+    ("directory/.wh.file", tarfile.REGTYPE, ""),
+    ("directory/inner/.wh..wh..opq", tarfile.REGTYPE, ""),
+    ("n" * 90 + "/" + "m" * 90, tarfile.REGTYPE, ""),
+)
+_OF_IMAGES = (
+    ("./index.json", tarfile.REGTYPE, ""),
+    ("blobs/sha256/", tarfile.DIRTYPE, ""),
+    ("1/layer.tar", tarfile.REGTYPE, ""),
+    ("2/layer.tar", tarfile.SYMTYPE, "../1/layer.tar"),
+    ("n" * 90 + "/" + "m" * 90, tarfile.REGTYPE, ""),
+)
+
+
+def _archive(form: int, entries: tuple[tuple[str, bytes, str], ...] = _EACH_KIND) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=form) as tar:
-        for name, kind, target in (
-            ("directory", tarfile.DIRTYPE, ""),
-            ("directory/file", tarfile.REGTYPE, ""),
-            ("link", tarfile.SYMTYPE, "../../canary"),
-            ("hard", tarfile.LNKTYPE, "directory/file"),
-            ("way", tarfile.SYMTYPE, "directory"),
-            ("way/other", tarfile.REGTYPE, ""),
-            ("pipe", tarfile.FIFOTYPE, ""),
-            ("null", tarfile.CHRTYPE, ""),
-            ("directory/.wh.file", tarfile.REGTYPE, ""),
-            ("directory/inner/.wh..wh..opq", tarfile.REGTYPE, ""),
-            ("n" * 90 + "/" + "m" * 90, tarfile.REGTYPE, ""),
-        ):
+        for name, kind, target in entries:
             entry = tarfile.TarInfo(name)
             entry.type, entry.linkname, entry.mode = kind, target, 0o755
             entry.size = 5 if kind == tarfile.REGTYPE else 0

@@ -28,7 +28,14 @@ from sandboxd.api.query import parse_query
 from sandboxd.errors import Invalid, Malformed, TooLarge
 from sandboxd.files.archive import BadArchive, files_in
 from sandboxd.files.content import Contents
-from sandboxd.images import challenges, configuration, manifests, names, references
+from sandboxd.images import (
+    archive_members,
+    challenges,
+    configuration,
+    manifests,
+    names,
+    references,
+)
 from sandboxd.isolation import destinations, entries, hearing, layers, protocol, trees, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
@@ -445,6 +452,24 @@ def registry_answer(content: bytes) -> None:
         assert challenge.scheme == challenge.scheme.lower()
 
 
+def image_archive(content: bytes) -> None:
+    """A tar archive of images: refused, or files of plain names that lie in it as a whole."""
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.write(content)
+        file.flush()
+        try:
+            found = archive_members.Members(file.fileno())
+        except Invalid as refused:
+            assert refused.code == "bad_archive"
+            return
+        for name in found:
+            assert not name.startswith("/")
+            assert not {"", ".", ".."} & set(name.split("/"))
+            pieces = b"".join(found.pieces(name))
+            assert len(pieces) == found.size_bytes(name)
+            assert pieces in content
+
+
 # Files that are sent for jobs
 
 
@@ -519,6 +544,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         archive,
         layer,
         registry_answer,
+        image_archive,
         uploaded_archive,
         form,
     )

@@ -20,6 +20,7 @@ CASES = [
     pytest.param("archive", marks=pytest.mark.attack(61, 62, 64, 65, 66)),
     pytest.param("layer", marks=pytest.mark.attack(61, 62, 63, 64, 65, 66)),
     pytest.param("registry_answer", marks=pytest.mark.attack(67, 68, 69, 74)),
+    pytest.param("image_archive", marks=pytest.mark.attack(65, 75)),
     pytest.param("uploaded_archive", marks=pytest.mark.attack(61, 62, 64, 65, 66)),
     pytest.param("form", marks=pytest.mark.attack(31)),
 ]
