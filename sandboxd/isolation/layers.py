@@ -9,22 +9,16 @@ The tar's digest (`diff_id`) is that of every byte up to the end of the file, al
 
 import contextlib
 import errno
-import gzip
-import hashlib
-import io
 import os
-import tarfile
 from collections.abc import Iterator
 
-import zstandard
-
 from sandboxd.isolation import syscalls
+from sandboxd.isolation.decompress import Stream, decompressed
 from sandboxd.isolation.protocol import Layer
+from sandboxd.isolation.tar import BadArchive, Entry, TarReader
 from sandboxd.isolation.unpack import (
-    BadArchive,
     Unpacker,
     empty_directory,
-    members,
     reading_archive,
     split_name,
     unlink_file,
@@ -34,11 +28,6 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _RESERVED = ".wh..wh."
 """Names of aufs's own, which Docker's tools know and no image means."""
-_GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
-_MOST_WINDOW_BYTES = 128 * 2**20
-"""What `zstd --ultra -22` needs; a frame may ask for as much as it likes."""
-_CHUNK_BYTES = 256 * 2**10
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -52,10 +41,10 @@ def apply(archive_fd: int, root: str, request: Layer) -> tuple[int, int]:
     try:
         if request.has_lower:
             with _opened(archive_fd, request) as (archive, _):
-                for member in members(archive):
+                for member in archive:
                     _hide(root_fd, split_name(member.name))
         with _opened(archive_fd, request) as (archive, stream):
-            for member in members(archive):
+            for member in archive:
                 applier.add(archive, member)
             stream.drain()
     finally:
@@ -68,7 +57,7 @@ def apply(archive_fd: int, root: str, request: Layer) -> tuple[int, int]:
 class _Applier(Unpacker):
     """One layer on its way into a tree that is not empty."""
 
-    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def add(self, archive: TarReader, member: Entry) -> None:
         """Unpack one entry that is a file."""
         if any(part.startswith(_WHITEOUT) for part in split_name(member.name)):
             self.count()
@@ -80,68 +69,14 @@ class _Applier(Unpacker):
         _remove(parent, name)
 
 
-class _Stream(io.RawIOBase):
-    """An uncompressed archive: counted, hashed, bounded."""
-
-    def __init__(self, content: io.BufferedIOBase, most_bytes: int) -> None:
-        self._content = content
-        self._left = most_bytes
-        self._hash = hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to so many bytes, and no fewer unless it ends."""
-        pieces = []
-        while size > 0 and (piece := self._read_piece(size)):
-            pieces.append(piece)
-            size -= len(piece)
-            self._left -= len(piece)
-            self._hash.update(piece)
-        if self._left < 0:
-            raise BadArchive("the layer is larger, uncompressed, than an image may be")
-        return b"".join(pieces)
-
-    def _read_piece(self, size: int) -> bytes:
-        try:
-            return self._content.read(size)
-        except zstandard.ZstdError as error:
-            raise BadArchive(f"the layer cannot be decompressed: {error}") from error
-
-    def drain(self) -> None:
-        """Read what follows the archive's end: it counts, too."""
-        while self.read(_CHUNK_BYTES):
-            pass
-
-    def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
-
-
 @contextlib.contextmanager
-def _opened(archive_fd: int, request: Layer) -> Iterator[tuple[tarfile.TarFile, _Stream]]:
+def _opened(archive_fd: int, request: Layer) -> Iterator[tuple[TarReader, Stream]]:
     """The archive from its beginning, and the stream that it is read from."""
-    os.lseek(archive_fd, 0, os.SEEK_SET)
     with (
         reading_archive(),
-        os.fdopen(archive_fd, "rb", closefd=False) as file,
-        _stream(file, request) as stream,
-        tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as archive,
+        decompressed(archive_fd, request.most_bytes, request.most_entries) as stream,
     ):
-        yield archive, stream
-
-
-def _stream(file: io.BufferedReader, request: Layer) -> _Stream:
-    """The compression is told by its first bytes: what a manifest calls it is often wrong."""
-    beginning = file.peek(4)[:4]
-    content: io.BufferedIOBase = file
-    if beginning.startswith(_GZIP):
-        content = gzip.GzipFile(fileobj=file)
-    elif beginning == _ZSTD:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW_BYTES)
-        content = decompressor.stream_reader(file, read_across_frames=True)  # type: ignore[assignment]
-    # Headers are no files' bytes, but they are read.
-    return _Stream(content, request.most_bytes + request.most_entries * tarfile.BLOCKSIZE)
+        yield TarReader(stream), stream
 
 
 def _hide(root_fd: int, parts: list[str]) -> None:

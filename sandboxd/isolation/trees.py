@@ -4,6 +4,7 @@ import resource
 
 from sandboxd.isolation import layers, unpack
 from sandboxd.isolation.protocol import Done, Failed, Layer, Message, OnTree, Unpack
+from sandboxd.isolation.tar import BadArchive
 
 _ADDRESS_SPACE_BYTES = 512 * 2**20
 """The headers of an archive are read whole, and a dictionary of xz or zstd is as large as its header says."""
@@ -22,7 +23,7 @@ def carry_out(request: OnTree, descriptors: list[int]) -> Message:
                 entries, size = layers.apply(descriptors[0], "/", request)
             case _:
                 entries, size = unpack.empty("/")
-    except unpack.BadArchive as error:
+    except BadArchive as error:
         return Failed(step="unpack", reason=printable(error))
     except OSError as error:
         return Failed(step="use disk", reason=printable(error))

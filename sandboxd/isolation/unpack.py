@@ -2,46 +2,25 @@
 
 The tree that is written to is the root of this process: a name or a link in the archive cannot lead out of it. What is
 kept is what a root file system needs: directories, files, links, owners and permission bits. Device nodes and FIFOs are
-left out, set-id bits are cleared, extended attributes are dropped. `tarfile` only reads here; it never extracts.
+left out, set-id bits are cleared, extended attributes are dropped: nothing in an archive can become a mark of overlay's.
 """
 
-import bz2  # noqa: F401  (tarfile imports the decompressors when it needs them: too late after pivot_root)
 import contextlib
 import errno
-import lzma
 import os
 import stat
-import struct
-import tarfile
-import zlib
 from collections.abc import Iterator
 
 from sandboxd.isolation import syscalls
+from sandboxd.isolation.decompress import decompressed
 from sandboxd.isolation.protocol import Layer, Unpack
+from sandboxd.isolation.tar import BadArchive, Entry, Kind, TarReader
 
-_CHUNK_BYTES = 256 * 2**10
 _LONGEST_PATH = 4096
 _HOST_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM})
 """What is wrong with the disk, not with the archive."""
-_READING_ERRORS = (
-    tarfile.TarError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    # What tarfile lets out when the numbers in a header make no sense.
-    IndexError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    struct.error,
-    # A chain of extension headers is read by recursion.
-    RecursionError,
-)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-
-class BadArchive(Exception):
-    """The archive is not one, or more than was allowed; the message is for the user."""
+_KEPT = frozenset({Kind.DIRECTORY, Kind.FILE, Kind.LINK, Kind.HARD_LINK})
 
 
 def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
@@ -54,11 +33,14 @@ def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
     try:
         with (
             reading_archive(),
-            os.fdopen(archive_fd, "rb", closefd=False) as file,
-            tarfile.open(fileobj=file, mode="r|*", errorlevel=2) as archive,
+            decompressed(archive_fd, request.most_bytes, request.most_entries) as stream,
         ):
-            for member in members(archive):
+            archive = TarReader(stream)
+            for member in archive:
                 unpacker.add(archive, member)
+            if not archive.has_end:
+                raise BadArchive("not a tar archive that can be read: it has no end")
+            stream.drain()
     finally:
         os.close(root_fd)
     if not unpacker.entries:
@@ -66,23 +48,15 @@ def unpack(archive_fd: int, root: str, request: Unpack) -> tuple[int, int]:
     return unpacker.entries, unpacker.written_bytes
 
 
-def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """One header after the other."""
-    for member in archive:
-        yield member
-        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise.
-
-
 @contextlib.contextmanager
 def reading_archive() -> Iterator[None]:
-    """Within, whatever a bad archive makes the libraries raise is BadArchive. OSError is what is wrong with the disk."""
+    """Within, whatever a bad archive leads to is BadArchive. OSError is what is wrong with the disk."""
     try:
         yield
     except MemoryError as error:
         raise BadArchive("a header or a dictionary of the archive is too large") from error
-    except _READING_ERRORS as error:
-        raise BadArchive(f"not a tar archive that can be read: {error}") from error
-    except (OverflowError, ValueError) as error:
+    except ValueError as error:
+        # What the system calls say of NUL in the target of a link.
         raise BadArchive(f"an entry has absurd numbers or names: {error}") from error
     except OSError as error:
         if error.errno in _HOST_ERRORS:
@@ -101,15 +75,16 @@ class Unpacker:
         self.entries = 0
         self.written_bytes = 0
 
-    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def add(self, archive: TarReader, member: Entry) -> None:
         """Unpack one entry; what is not kept is passed over."""
         self.count()
         parts = split_name(member.name)
-        if not parts:
-            if member.isdir():
-                self.set_owner_and_mode(self.root_fd, member)
+        if member.kind not in _KEPT:
             return
-        if not (member.isdir() or member.isreg() or member.issym() or member.islnk()):
+        if not parts:
+            if member.kind is not Kind.DIRECTORY:
+                raise BadArchive(f"a {member.kind.value} in the place of the root")
+            self.set_owner_and_mode(self.root_fd, member)
             return
         parent = self.open_parent(parts[:-1])
         try:
@@ -123,20 +98,19 @@ class Unpacker:
         if self.entries > self.most_entries:
             raise BadArchive(f"more than {self.most_entries} entries")
 
-    def place(
-        self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str
-    ) -> None:
-        if not member.isdir():
-            self.clear(parent, name)
-        if member.isdir():
+    def place(self, archive: TarReader, member: Entry, parent: int, name: str) -> None:
+        if member.kind is Kind.DIRECTORY:
             self.make_directory(member, parent, name)
-        elif member.issym():
-            os.symlink(member.linkname, name, dir_fd=parent)
-            self.set_link_owner(member, parent, name)
-        elif member.islnk():
-            self.make_hard_link(member, parent, name)
-        else:
-            self.write_file(archive, member, parent, name)
+            return
+        self.clear(parent, name)
+        match member.kind:
+            case Kind.LINK:
+                os.symlink(member.target, name, dir_fd=parent)
+                self.set_link_owner(member, parent, name)
+            case Kind.HARD_LINK:
+                self.make_hard_link(member, parent, name)
+            case _:
+                self.write_file(archive, member, parent, name)
 
     def clear(self, parent: int, name: str) -> None:
         """Make room for an entry that is no directory."""
@@ -144,12 +118,18 @@ class Unpacker:
 
     def open_parent(self, parts: list[str]) -> int:
         """The directory at `parts`, made where it is missing; links inside the tree are followed, but never out of it."""
+        try:
+            return self.open_in_root("/".join(parts) or ".")
+        except FileNotFoundError:
+            pass
         current = os.dup(self.root_fd)
         for depth, part in enumerate(parts, 1):
             path = "/".join(parts[:depth])
             try:
                 below = self.open_in_root(path)
             except FileNotFoundError:
+                # It counts: the name of one entry can have two thousand of them.
+                self.count()
                 os.mkdir(part, 0o755, dir_fd=current)
                 below = self.open_in_root(path)
             finally:
@@ -161,7 +141,7 @@ class Unpacker:
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
         return syscalls.openat2(self.root_fd, path, _DIRECTORY, resolve)
 
-    def make_directory(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
+    def make_directory(self, member: Entry, parent: int, name: str) -> None:
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
@@ -174,50 +154,46 @@ class Unpacker:
         finally:
             os.close(directory)
 
-    def write_file(
-        self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str
-    ) -> None:
+    def write_file(self, archive: TarReader, member: Entry, parent: int, name: str) -> None:
         self.written_bytes += member.size
-        if member.size < 0 or self.written_bytes > self.most_bytes:
+        if self.written_bytes > self.most_bytes:
             raise BadArchive(f"more than {self.most_bytes} bytes of files")
-        content = archive.extractfile(member)
-        if content is None:
-            return
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=parent)
         try:
-            while chunk := content.read(_CHUNK_BYTES):
-                write_all(file, chunk)
+            for offset, chunk in archive.content(member):
+                write_all(file, offset, chunk)
+            if member.pieces is not None:
+                os.truncate(file, member.size)
             self.set_owner_and_mode(file, member)
         finally:
             os.close(file)
 
-    def make_hard_link(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
-        """To a regular file that this archive has put into the tree, and to nothing else."""
-        parts = split_name(member.linkname)
+    def make_hard_link(self, member: Entry, parent: int, name: str) -> None:
+        """To a file or a link that is in the tree, and to nothing else."""
+        parts = split_name(member.target)
         if not parts:
             raise BadArchive(f"a hard link to nothing: {member.name[:100]}")
         directory = -1
         try:
             directory = self.open_in_root("/".join(parts[:-1]) or ".")
             status = os.stat(parts[-1], dir_fd=directory, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-                os.link(
-                    parts[-1], name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False
-                )
+            if stat.S_ISDIR(status.st_mode):
+                raise BadArchive(f"a hard link to a directory: {member.name[:100]}")
+            os.link(parts[-1], name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             raise BadArchive(f"a hard link to a missing file: {member.name[:100]}") from None
         finally:
             if directory != -1:
                 os.close(directory)
 
-    def set_owner_and_mode(self, descriptor: int, member: tarfile.TarInfo) -> None:
+    def set_owner_and_mode(self, descriptor: int, member: Entry) -> None:
         if self.id_count:
             os.chown(descriptor, *self.owner_of(member))
         # No set-id bits: nothing in an image needs more rights than the command has.
-        os.fchmod(descriptor, member.mode & 0o1777 if member.isdir() else member.mode & 0o777)
+        os.fchmod(descriptor, member.mode & (0o1777 if member.kind is Kind.DIRECTORY else 0o777))
 
-    def owner_of(self, member: tarfile.TarInfo) -> tuple[int, int]:
+    def owner_of(self, member: Entry) -> tuple[int, int]:
         """(uid, gid). Raises BadArchive for ids that a sandbox does not have."""
         if not (0 <= member.uid < self.id_count and 0 <= member.gid < self.id_count):
             raise BadArchive(
@@ -225,16 +201,18 @@ class Unpacker:
             )
         return member.uid, member.gid
 
-    def set_link_owner(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
+    def set_link_owner(self, member: Entry, parent: int, name: str) -> None:
         if self.id_count:
             os.chown(name, *self.owner_of(member), dir_fd=parent, follow_symlinks=False)
 
 
-def write_all(file: int, content: bytes) -> None:
+def write_all(file: int, offset: int, content: bytes) -> None:
     """A disk that is nearly full takes only a part, and says so at the next write."""
     rest = memoryview(content)
     while rest:
-        rest = rest[os.write(file, rest) :]
+        written = os.pwrite(file, rest, offset)
+        offset += written
+        rest = rest[written:]
 
 
 def split_name(name: str) -> list[str]:

@@ -178,6 +178,7 @@ def test_archives_that_cannot_be_read_are_refused(http: httpx2.Client) -> None:
         "a name that is no text": tar_of(member("a", b"x")).replace(b"a\0", b"\xff\0", 1),
         "too many": tar_of(*(member(str(number)) for number in range(1001))),
         "headers without end": huge_chain(20_000),
+        "a header that is one number": number_alone(MIB) + whole,
     }
     for case, archive in cases.items():
         answer = send_tar(http, job_of("ls"), archive)
@@ -189,6 +190,13 @@ def huge_chain(count: int) -> bytes:
     link = tarfile.TarInfo("x")
     link.type, link.size = tarfile.XHDTYPE, 0
     return link.tobuf() * count
+
+
+def number_alone(size: int) -> bytes:
+    """A header of PAX that keeps whoever reads it by regular expressions busy for minutes (CVE-2024-6232)."""
+    link = tarfile.TarInfo("x")
+    link.type, link.size = tarfile.XHDTYPE, size
+    return link.tobuf() + b"1" * size
 
 
 def test_forms_that_cannot_be_read_are_refused(http: httpx2.Client) -> None:

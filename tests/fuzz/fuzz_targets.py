@@ -36,7 +36,7 @@ from sandboxd.images import (
     names,
     references,
 )
-from sandboxd.isolation import destinations, entries, hearing, layers, protocol, trees, unpack
+from sandboxd.isolation import destinations, entries, hearing, layers, protocol, tar, trees, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
 from sandboxd.quotas.limits import is_more
@@ -375,7 +375,7 @@ def _unpack(content: bytes, root: Path, request: protocol.Unpack) -> None:
         os.write(file, content)
         os.lseek(file, 0, os.SEEK_SET)
         count, size = unpack.unpack(file, str(root), request)
-    except unpack.BadArchive as refused:
+    except tar.BadArchive as refused:
         trees.printable(refused).encode()
         return
     finally:
@@ -413,7 +413,7 @@ def layer(content: bytes) -> None:
         with tempfile.TemporaryFile(dir="/dev/shm") as file:
             file.write(content)
             file.flush()
-            with contextlib.suppress(unpack.BadArchive):
+            with contextlib.suppress(tar.BadArchive):
                 layers.apply(file.fileno(), str(root), request)
         assert sorted(path.name for path in base.iterdir()) == ["canary", "root"]
         assert canary.read_bytes() == b"untouched"
