@@ -4,27 +4,20 @@ What is compressed or comes through a pipe is first copied to a file without a n
 """
 
 import contextlib
-import gzip
-import io
 import os
 import shutil
 import stat
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
-import zstandard
-
 from sandboxd.errors import Invalid, NotFound
 from sandboxd.images.archive_layouts import Layout
 from sandboxd.images.archive_members import CHUNK_BYTES, Members
+from sandboxd.isolation.decompress import Stream, uncompressed
+from sandboxd.isolation.tar import BadArchive
 
-_GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
-_MOST_WINDOW_BYTES = 128 * 2**20
-"""What `zstd --ultra -22` needs; a frame may ask for as much as it likes."""
 _MOST_OF_FREE_SPACE = 0.9
 MOST_ARCHIVE_BYTES = 64 * 2**30
 """Uncompressed, of one that has to be copied."""
@@ -70,43 +63,20 @@ def opened_file(
     descriptor: int, spool: Path, *, most_bytes: int = MOST_ARCHIVE_BYTES
 ) -> Iterator[Source]:
     """As `opened`, of a file or a pipe that is open, from where it stands. The descriptor stays the caller's."""
-    with os.fdopen(descriptor, "rb", closefd=False) as file:
-        content = _uncompressed(file)
-        if content is file and stat.S_ISREG(os.fstat(descriptor).st_mode):
+    free = int(shutil.disk_usage(spool).free * _MOST_OF_FREE_SPACE)
+    with uncompressed(descriptor, min(most_bytes, free)) as content:
+        if not content.is_compressed and stat.S_ISREG(os.fstat(descriptor).st_mode):
             yield Members(descriptor)
             return
         with tempfile.TemporaryFile(dir=spool) as copy:
-            _copy(content, copy, most_bytes)
+            _copy(content, copy)
             yield Members(copy.fileno())
 
 
-def _uncompressed(file: io.BufferedReader) -> IO[bytes]:
-    """The compression is told by its first bytes."""
-    beginning = file.peek(4)[:4]
-    if beginning.startswith(_GZIP):
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # it reads like one
-    if beginning == _ZSTD:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW_BYTES)
-        return decompressor.stream_reader(file, read_across_frames=True, closefd=False)
-    return file
-
-
-def _copy(content: IO[bytes], copy: IO[bytes], most_bytes: int) -> None:
-    free = int(shutil.disk_usage(f"/proc/self/fd/{copy.fileno()}").free * _MOST_OF_FREE_SPACE)
-    left = min(most_bytes, free)
-    while piece := _read(content):
-        left -= len(piece)
-        if left < 0:
-            raise Invalid(
-                "the archive is larger, uncompressed, than there is room for", code="bad_archive"
-            )
-        copy.write(piece)
-    copy.flush()
-
-
-def _read(content: IO[bytes]) -> bytes:
+def _copy(content: Stream, copy: IO[bytes]) -> None:
     try:
-        return content.read(CHUNK_BYTES)
-    except (zstandard.ZstdError, zlib.error, EOFError, gzip.BadGzipFile, MemoryError) as error:
-        detail = f"the archive cannot be decompressed: {error}"
-        raise Invalid(detail, code="bad_archive") from error
+        while piece := content.read(CHUNK_BYTES):
+            copy.write(piece)
+    except BadArchive as error:
+        raise Invalid(str(error), code="bad_archive") from error
+    copy.flush()

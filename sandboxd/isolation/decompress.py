@@ -37,7 +37,8 @@ class _Content(Protocol):
 class Stream:
     """An archive, uncompressed."""
 
-    def __init__(self, content: _Content, most_bytes: int) -> None:
+    def __init__(self, content: _Content, most_bytes: int, *, is_compressed: bool) -> None:
+        self.is_compressed = is_compressed
         self._content = content
         self._left = most_bytes
         self._hash = hashlib.sha256()
@@ -85,10 +86,18 @@ class Stream:
 
 @contextlib.contextmanager
 def decompressed(file_fd: int, most_bytes: int, most_entries: int) -> Iterator[Stream]:
-    """The file from its beginning. Its compression is told by its first bytes: what others call it is often wrong."""
+    """The archive in a file, from its beginning: so many bytes of files, in so many entries."""
     os.lseek(file_fd, 0, os.SEEK_SET)
+    with uncompressed(file_fd, most_bytes + most_entries * _HEADER_BYTES + _END_BYTES) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def uncompressed(file_fd: int, most_bytes: int) -> Iterator[Stream]:
+    """A file or a pipe from where it stands. Its compression is told by its first bytes: what others call it is often wrong."""
     with os.fdopen(file_fd, "rb", closefd=False) as file:
-        yield Stream(_content(file), most_bytes + most_entries * _HEADER_BYTES + _END_BYTES)
+        content = _content(file)
+        yield Stream(content, most_bytes, is_compressed=content is not file)
 
 
 def _content(file: io.BufferedReader) -> _Content:

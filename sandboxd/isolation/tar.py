@@ -22,6 +22,8 @@ _LARGEST_EXTENSION = 2**20
 _MOST_EXTENSIONS = 100
 _MOST_PIECES = 20_000
 _MOST_BYTES = 2**63 - 1
+_OF_ONE = frozenset({b"path", b"linkpath", b"size"})
+"""What can be true of one entry only."""
 _EMPTY_BLOCK = bytes(BLOCK_BYTES)
 
 
@@ -137,7 +139,8 @@ class TarReader:
                     announced = announced._replace(records=_records(self._extension(block)))
                 case b"g":
                     # What it says of all entries is heeded by some programs and by others, Go's among them, not.
-                    _records(self._extension(block))
+                    if _records(self._extension(block)).keys() & _OF_ONE:
+                        raise BadArchive("one header says the name or the size of all entries")
                 case b"L":
                     announced = announced._replace(name=_text(self._extension(block)))
                 case b"K":

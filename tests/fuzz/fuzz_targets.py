@@ -459,8 +459,7 @@ def image_archive(content: bytes) -> None:
         file.flush()
         try:
             found = archive_members.Members(file.fileno())
-        except Invalid as refused:
-            assert refused.code == "bad_archive"
+        except Invalid:
             return
         for name in found:
             assert not name.startswith("/")

@@ -296,7 +296,7 @@ def test_an_index_that_is_a_link_is_refused(name: str, images: ImageBench) -> No
 def strange_members() -> dict[str, bytes]:
     good = archive_of(oci_files((make_image(BASE), NAME)))[: -2 * 512]
     end = bytes(1024)
-    sparse = b"".join(pax_record(f"GNU.sparse.{key}", b"1") for key in ("major", "minor"))
+    sparse = pax_record("GNU.sparse.map", b"0,0") + pax_record("GNU.sparse.size", b"9")
     return {
         "hard link": good + packed(hard_link("x", "index.json")),
         "device": good + packed(entry("x", type=tarfile.CHRTYPE)),
@@ -363,7 +363,7 @@ def test_an_archive_of_a_hundred_thousand_members_is_refused(images: ImageBench)
 
     with pytest.raises(Invalid, match="more than 20000 members"):
         load_bytes(images, many)
-    with pytest.raises(Invalid, match="more than 20000 members"):
+    with pytest.raises(Invalid, match="more than 99 extension headers"):
         load_bytes(images, extension(b"g", b"") * 100_000)
 
     assert untouched(images)
