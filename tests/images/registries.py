@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -164,6 +165,12 @@ class Stub:
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
 
+    def speak_tls(self, key: Path, certificate: Path) -> None:
+        """From now on."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+
     def close(self) -> None:
         self.server.shutdown()
         self.thread.join()
@@ -206,9 +213,12 @@ BASIC = "Basic " + base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
 class Registry:
     """A docker-registry process, and how a test puts images into it."""
 
-    def __init__(self, authority: str, authorization: str | None) -> None:
+    def __init__(
+        self, authority: str, authorization: str | None, trusted: ssl.SSLContext | None = None
+    ) -> None:
         self.authority = authority
         self._headers = {} if authorization is None else {"Authorization": authorization}
+        self._trusted = trusted
 
     def push(self, image: Made, name: str = "team/tools", tag: str = "1") -> str:
         """By plain requests. Returns its reference."""
@@ -223,10 +233,24 @@ class Registry:
             self._ask("PUT", where, image.manifest, image.media_type, 201)
         return f"{self.authority}/{name}:{tag}"
 
+    def answers(self) -> bool:
+        """Whether it is there."""
+        try:
+            with contextlib.closing(self._connect()) as there:
+                there.request("GET", "/v2/")
+                return there.getresponse().status in (200, 401)
+        except OSError:
+            return False
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._trusted is None:
+            return http.client.HTTPConnection(self.authority, timeout=30)
+        return http.client.HTTPSConnection(self.authority, timeout=30, context=self._trusted)
+
     def _ask(self, method: str, path: str, content: bytes, media_type: str, expected: int) -> str:
         """Where it says that we go on."""
         headers = {**self._headers, "Content-Type": media_type}
-        with contextlib.closing(http.client.HTTPConnection(self.authority, timeout=30)) as there:
+        with contextlib.closing(self._connect()) as there:
             there.request(method, path, content, headers)
             answer = there.getresponse()
             said = answer.read()
@@ -234,28 +258,50 @@ class Registry:
         return answer.headers.get("Location", "")
 
 
-CONFIG = """\
-version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {root}}}}}
-http: {{addr: "127.0.0.1:{port}"}}
-"""
-WITH_PASSWORDS = """\
-auth: {{htpasswd: {{realm: test, path: {path}}}}}
-"""
+def settings_of_a_registry(
+    directory: Path,
+    port: int,
+    htpasswd: str | None,
+    tokens: dict[str, str] | None,
+    certified: tuple[Path, Path] | None,
+) -> str:
+    """Its configuration, which is YAML: JSON is, too."""
+    http: dict[str, Any] = {"addr": f"127.0.0.1:{port}"}
+    auth: dict[str, Any] = {}
+    if htpasswd is not None:
+        (directory / "htpasswd").write_text(htpasswd)
+        auth["htpasswd"] = {"realm": "test", "path": str(directory / "htpasswd")}
+    if tokens is not None:
+        auth["token"] = tokens
+    if certified is not None:
+        http["tls"] = dict(zip(("key", "certificate"), map(str, certified), strict=True))
+    content = {
+        "version": 0.1,
+        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}},
+        "http": http,
+        **({"auth": auth} if auth else {}),
+    }
+    return json.dumps(content)
 
 
 @contextlib.contextmanager
-def a_registry(directory: Path, htpasswd: str | None = None) -> Iterator[Registry]:
-    """docker-registry on a port of loopback; with `htpasswd` for who has a password there only."""
+def a_registry(
+    directory: Path,
+    htpasswd: str | None = None,
+    *,
+    tokens: dict[str, str] | None = None,
+    authorization: str = BASIC,
+    certified: tuple[Path, Path] | None = None,
+    trusted: ssl.SSLContext | None = None,
+) -> Iterator[Registry]:
+    """docker-registry on a port of loopback; with `htpasswd` for who has a password there only, with `tokens` for who has a token of that
+    service. `certified`: key and certificate for HTTPS, `trusted`: who made them."""
     program = shutil.which("docker-registry")
     if program is None:
         host_required("docker-registry is not installed")
     port = _free_port()
-    text = CONFIG.format(root=directory / "registry", port=port)
-    if htpasswd is not None:
-        (directory / "htpasswd").write_text(htpasswd)
-        text += WITH_PASSWORDS.format(path=directory / "htpasswd")
+    text = settings_of_a_registry(directory, port, htpasswd, tokens, certified)
     (directory / "registry.yml").write_text(text)
     with (directory / "registry.log").open("wb") as log:
         process = subprocess.Popen(
@@ -265,9 +311,9 @@ def a_registry(directory: Path, htpasswd: str | None = None) -> Iterator[Registr
             stderr=log,
         )
     try:
-        authorization = None if htpasswd is None else BASIC
-        registry = Registry(f"127.0.0.1:{port}", authorization)
-        wait_for(lambda: _answers(port), "the registry answers")
+        closed = htpasswd is not None or tokens is not None
+        registry = Registry(f"127.0.0.1:{port}", authorization if closed else None, trusted)
+        wait_for(registry.answers, "the registry answers")
         yield registry
     finally:
         process.terminate()
@@ -278,16 +324,3 @@ def _free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/v2/")
-        answer = connection.getresponse()
-        answer.read()
-        return answer.status in (200, 401)
-    except OSError:
-        return False
-    finally:
-        connection.close()
