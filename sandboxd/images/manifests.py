@@ -156,8 +156,13 @@ def choose(index: Index, machine: Machine) -> Descriptor:
         if found.media_type not in MANIFEST_TYPES:
             raise BadManifest(f"has {found.media_type[:100]!r} inside, which is no manifest")
         return found
-    known = ", ".join(sorted(offered)[:20]) or "none"
+    known = ", ".join(_told(name) for name in sorted(offered)[:20]) or "none"
     raise BadManifest(f"has no image for {machine}; it has: {known}")
+
+
+def _told(name: str) -> str:
+    """What somebody else wrote, short and without power over a terminal."""
+    return "".join(each if each.isprintable() else "?" for each in name[:40])
 
 
 def _check_shape(shape: _Shape, media_type: str) -> None:
