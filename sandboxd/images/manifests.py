@@ -6,8 +6,10 @@ What the registry says a document is, and what the document says of itself, must
 a manifest to others (CVE-2021-41190) is neither here.
 """
 
+import functools
 import platform
 import re
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -107,18 +109,44 @@ class Machine(NamedTuple):
         return f"linux/{self.architecture}"
 
 
-_MACHINES = {
-    "x86_64": Machine("amd64", ("", "v1")),
-    "aarch64": Machine("arm64", ("v8", "")),
-}
+_LEVELS = (
+    ("v2", "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"),
+    ("v3", "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"),
+    ("v4", "avx512bw avx512cd avx512dq avx512f avx512vl"),
+)
+"""Of x86-64 and what each needs besides those before it, in the kernel's words (the psABI of x86-64, 3.1.1)."""
 
 
 def this_machine() -> Machine:
     """Raises BadManifest for a machine that no image can be chosen for."""
     name = platform.machine()
-    if name not in _MACHINES:
-        raise BadManifest(f"cannot be chosen for a machine of type {name}")
-    return _MACHINES[name]
+    match name:
+        case "x86_64":
+            return Machine("amd64", x86_variants(_cpu_flags()))
+        case "aarch64":
+            return Machine("arm64", ("v8", ""))
+    raise BadManifest(f"cannot be chosen for a machine of type {name}")
+
+
+def x86_variants(flags: frozenset[str]) -> tuple[str, ...]:
+    """All whose programs a CPU with these flags can run."""
+    variants = ["v1", ""]
+    for variant, needed in _LEVELS:
+        if not flags.issuperset(needed.split()):
+            break
+        variants.insert(0, variant)
+    return tuple(variants)
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    """What every CPU here has, as the kernel tells it; none where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    of_each = [frozenset(line.partition(":")[2].split()) for line in lines if line[:5] == "flags"]
+    return frozenset.intersection(*of_each) if of_each else frozenset()
 
 
 def parse_manifest(content: bytes, content_type: str) -> Manifest | Index:

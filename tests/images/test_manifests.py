@@ -16,6 +16,8 @@ from sandboxd.images.manifests import (
     Manifest,
     choose,
     parse_manifest,
+    this_machine,
+    x86_variants,
 )
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -155,6 +157,32 @@ def test_the_manifest_for_this_machine_is_chosen() -> None:
     assert chosen(on("windows", "amd64", "3"), on("linux", "amd64", "4", variant="v1")) == "4"
     assert chosen(on("linux", "amd64", "5", variant="v3"), on("linux", "amd64", "6")) == "6"
     assert chosen(on("linux", "amd64", "7"), on("linux", "amd64", "8")) == "7"
+
+
+V1 = frozenset({"lm"})
+V2 = V1 | {"cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"}
+V3 = V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
+V4 = V3 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
+
+
+def test_of_several_levels_of_a_cpu_the_best_is_chosen_that_it_can_run() -> None:
+    offered = [
+        on("linux", "amd64", "0"),
+        *(on("linux", "amd64", digit, variant=f"v{digit}") for digit in "1234"),
+    ]
+
+    def of(flags: frozenset[str], *among: dict[str, Any]) -> str:
+        return chosen(*among, machine=Machine("amd64", x86_variants(flags)))
+
+    assert [of(flags, *offered) for flags in (V1, V2, V3, V4)] == ["1", "2", "3", "4"]
+    assert of(V4 - {"movbe"}, *offered) == "2"
+    assert of(V3, offered[0], offered[4]) == "0"
+    with pytest.raises(BadManifest, match="no image for linux/amd64; it has: linux/amd64/v3"):
+        of(V2, offered[3])
+
+
+def test_this_machine_runs_what_names_no_level() -> None:
+    assert "" in this_machine().variants
 
 
 def test_an_attestation_is_not_an_image() -> None:
