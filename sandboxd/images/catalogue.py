@@ -120,7 +120,7 @@ class Images:
     async def import_tar(
         self, name: str, archive: Path, progress: Callable[[int, int], None] | None = None
     ) -> Image:
-        """Make an image of a root file system in a tar archive (plain, gzip, bzip2 or xz).
+        """Make an image of a root file system in a tar archive (plain, gzip, zstd, bzip2 or xz).
 
         `progress` is told (bytes read, bytes in all) while the archive is checked. An image of that name is replaced.
         Raises Invalid (bad name, not an archive), NotFound (no such file), Conflict, SandboxFailed.

@@ -16,7 +16,8 @@ from sandboxd.isolation.decompress import decompressed
 from sandboxd.isolation.protocol import Layer, Unpack
 from sandboxd.isolation.tar import BadArchive, Entry, Kind, TarReader
 
-_LONGEST_PATH = 4096
+_LONGEST_PATH = 4095
+"""PATH_MAX, without the NUL."""
 _HOST_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM})
 """What is wrong with the disk, not with the archive."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -220,7 +221,7 @@ def split_name(name: str) -> list[str]:
 
     Raises BadArchive for a name with `..` or NUL in it, or one that is too long.
     """
-    if len(name) > _LONGEST_PATH or "\0" in name:
+    if len(os.fsencode(name)) > _LONGEST_PATH or "\0" in name:
         raise BadArchive("an entry has a name that is too long or holds NUL")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
