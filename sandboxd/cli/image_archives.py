@@ -1,10 +1,12 @@
-"""`sandboxd images load`: images in the archives that other tools write, too."""
+"""`sandboxd images load`, `save`, `tag`, `history`: images in archives that other tools read and write, too."""
 
 import asyncio
 import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -60,4 +62,133 @@ async def _load(settings: "Settings", file: Path | None, name: str | None, silen
             return await load_into(images, source, tell, name=name)
 
 
-COMMANDS = (load_images,)
+@click.command("save")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "--output", "-o", "file", metavar="FILE", type=click.Path(path_type=Path), help="Where to."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("docker", "oci")),
+    default="docker",
+    help="With Docker's index, too, or as an OCI layout alone.  [docker]",
+)
+@data_dir_option
+@config_option
+def save_images(
+    names: tuple[str, ...],
+    file: Path | None,
+    form: str,
+    data_dir: str | None,
+    config_file: str | None,
+) -> None:
+    """Write images into an archive that docker, podman, skopeo and `sandboxd images load` read.
+
+    Without -o it goes to our output, which must not be a terminal. Every digest stays what it is.
+    """
+    settings = load({"store.data_dir": data_dir}, config_file).settings
+    if file is None and output.is_terminal(sys.stdout):
+        raise click.UsageError("an archive is nothing for a terminal: name a file by -o")
+    asyncio.run(_save(settings, names, file, docker=form == "docker"))
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@data_dir_option
+@config_option
+@json_option
+def tag(
+    source: str, target: str, data_dir: str | None, config_file: str | None, as_json: bool
+) -> None:
+    """Give image SOURCE the name TARGET, too.
+
+    TARGET is a reference, or a word without / : @ such as imported images have.
+    """
+    settings = load({"store.data_dir": data_dir}, config_file).settings
+    image = asyncio.run(_tag(settings, source, target))
+    if as_json:
+        output.print_json(image)
+    else:
+        click.echo(f"{image.name} is {image.digest}")
+
+
+@click.command()
+@click.argument("name")
+@data_dir_option
+@config_option
+@json_option
+def history(name: str, data_dir: str | None, config_file: str | None, as_json: bool) -> None:
+    """Show how image NAME was made, as its author tells it: the last step first.
+
+    Sizes are those of layers as they are kept and passed on.
+    """
+    settings = load({"store.data_dir": data_dir}, config_file).settings
+    details = asyncio.run(_details(settings, name))
+    if as_json:
+        output.print_json(details.history)
+        return
+    output.print_table(
+        ("created", "created by", "size", "comment"),
+        (
+            (step.created or "", step.created_by, format_bytes(step.size_bytes), step.comment)
+            for step in reversed(details.history)
+        ),
+        empty="nothing is told of it",
+        cut=(1,),
+    )
+
+
+async def _save(
+    settings: "Settings", names: tuple[str, ...], file: Path | None, *, docker: bool
+) -> None:
+    from sandboxd.images.saving import save
+
+    async with (
+        opened_images(settings) as images,
+        contextlib.aclosing(save(images, names, docker=docker)) as pieces,
+    ):
+        first = await anext(pieces)  # Before anything is written: it may be refused.
+        with _written(file) as archive:
+            archive.write(first)
+            async for piece in pieces:
+                archive.write(piece)
+
+
+@contextlib.contextmanager
+def _written(file: Path | None) -> Iterator[BinaryIO]:
+    """A file that is there whole or not at all; a device or a pipe as it is; our output for None."""
+    if file is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if file.exists() and not file.is_file():
+        with file.open("wb") as there:
+            yield there
+        return
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("xb") as made:
+            yield made
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+async def _tag(settings: "Settings", source: str, target: str) -> Any:
+    from sandboxd.images.naming import new_name
+
+    name = new_name(target)
+    async with opened_images(settings) as images:
+        return await images.tag(source, name)
+
+
+async def _details(settings: "Settings", name: str) -> Any:
+    from sandboxd.images.history import read_details
+
+    async with opened_images(settings) as images:
+        return read_details(images, name)
+
+
+COMMANDS = (load_images, save_images, tag, history)

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+
+import msgspec
 
 from sandboxd.errors import Conflict, NotFound, SandboxFailed
 from sandboxd.images import host
@@ -96,6 +98,12 @@ class Images:
             env=run_as.env,
         )
 
+    def record(self, name: str) -> Record:
+        """What is kept of an image. Raises NotFound, Conflict: the machine's own has nothing that can be passed on."""
+        if name == host.NAME:
+            raise Conflict("the machine's own image cannot be passed on", code="host_image")
+        return self._names.read(name)
+
     def command_of(self, name: str, args: Sequence[str]) -> tuple[str, ...]:
         """What an image runs of its own accord: its entry point with these arguments, or with its own if there are none.
 
@@ -105,6 +113,10 @@ class Images:
         if run_as is None:
             return ()
         return (*run_as.entrypoint, *(args or run_as.cmd))
+
+    def tag(self, source: str, target: str) -> Awaitable[Image]:
+        """Give an image another name, which has been checked. Raises NotFound, Conflict."""
+        return self.add(msgspec.structs.replace(self.record(source), name=target))
 
     async def list(self) -> ImageList:
         """All images by name."""

@@ -336,13 +336,13 @@ class Init:
                 self.let_go(request)
             case protocol.Show():
                 self.show(request.machine, request.used)
-            case protocol.Changes():
+            case protocol.Changes() | protocol.PackChanges():
                 self.tell_changes(request, descriptors[0])
             case protocol.Place() | protocol.Collect():
                 self.move_files(request, descriptors[0])
             case protocol.Look() | protocol.Remove():
                 protocol.send(self.channel, files.look_or_remove(request, descriptors))
-            case protocol.Unpack() | protocol.Layer() | protocol.Empty():
+            case protocol.Unpack() | protocol.Layer() | protocol.Pack() | protocol.Empty():
                 protocol.send(self.channel, self.carry_out(request, descriptors))
                 self.over = True
         for descriptor in descriptors:
@@ -385,12 +385,16 @@ class Init:
     def move_files(self, request: protocol.Place | protocol.Collect, descriptor: int) -> None:
         protocol.send(self.channel, files.carry_out(request, descriptor))
 
-    def tell_changes(self, request: protocol.Changes, descriptor: int) -> None:
+    def tell_changes(
+        self, request: protocol.Changes | protocol.PackChanges, descriptor: int
+    ) -> None:
+        made, writable = mounts.made_in_layer(self.spec), frozenset(self.spec.writable)
         if self.layer is None:
             answer: protocol.Message = protocol.Failed("tell changes", "this sandbox has no layer")
-        else:
-            made = mounts.made_in_layer(self.spec)
+        elif isinstance(request, protocol.Changes):
             answer = scratch.tell_changes(request, self.layer, made, descriptor)
+        else:
+            answer = scratch.pack_changes(request, self.layer, made, writable, descriptor)
         protocol.send(self.channel, answer)
 
     def pass_on_signal(self, request: protocol.Signal) -> None:

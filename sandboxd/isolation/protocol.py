@@ -212,6 +212,15 @@ class Changes(NamedTuple):
     most_entries: int
 
 
+class PackChanges(NamedTuple):
+    """Comes with one descriptor, to which the writable layer is written as the tar archive of an image's layer (see `packing`)."""
+
+    most_bytes: int
+    """Of the archive."""
+    stop: bool
+    """Whether everything else in the sandbox is stopped meanwhile."""
+
+
 class Look(NamedTuple):
     """Comes with one descriptor, to which what is in a directory is written (see `files`)."""
 
@@ -247,15 +256,22 @@ class Layer(NamedTuple):
     """`sha256:…` of the archive, uncompressed."""
 
 
+class Pack(NamedTuple):
+    """Comes with one descriptor, to which all below `/` is written as the tar archive of a layer."""
+
+    most_bytes: int
+    """Of the archive."""
+
+
 class Empty(NamedTuple):
     """Remove everything below `/` (a sandbox with a writable root)."""
 
 
 ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
-OnTree = Unpack | Layer | Empty
+OnTree = Unpack | Layer | Pack | Empty
 """What a sandbox with a writable root is for."""
-ToInit = Run | Go | Signal | Show | Place | Collect | Changes | Look | Remove | OnTree
+ToInit = Run | Go | Signal | Show | Place | Collect | Changes | PackChanges | Look | Remove | OnTree
 FromInit = (
     Ready
     | Failed
@@ -282,10 +298,12 @@ _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
         Place,
         Collect,
         Changes,
+        PackChanges,
         Look,
         Remove,
         Unpack,
         Layer,
+        Pack,
         Empty,
     )
 }

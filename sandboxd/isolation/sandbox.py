@@ -240,6 +240,10 @@ class Sandbox:
         """Have what the commands changed written to a descriptor (see `scratch` for how). Raises SandboxFailed."""
         return _done(await self._ask(request, [output]))
 
+    async def pack_changes(self, request: protocol.PackChanges, output: int) -> protocol.Done:
+        """Have what the commands changed written to a descriptor as an archive (see `packing`). Raises SandboxFailed."""
+        return _done(await self._ask(request, [output]))
+
     async def look(self, request: protocol.Look, output: int) -> protocol.Done | protocol.NotPlaced:
         """Have what is in a directory written to a descriptor. Raises SandboxFailed."""
         answer = await self._ask(request, [output])

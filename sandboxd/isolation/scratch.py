@@ -1,18 +1,23 @@
-"""What a sandbox's commands changed: the entries of its writable layer. Runs in init, when no command is left.
+"""What a sandbox's commands changed: the entries of its writable layer, told of when no command is left, or all of it as an archive.
+Runs in init.
 
 Overlay keeps in that layer what was made or changed, a character device 0:0 where something of the image was removed, and an
 attribute on a directory that hides the image's. init holds the layer as a mount of its own with nothing above it: `..` leads nowhere.
 """
 
+import contextlib
 import errno
 import json
 import os
+import signal
 import stat
 from collections.abc import Iterator
 
-from sandboxd.isolation.protocol import Changes, Done
+from sandboxd.isolation.packing import CannotPack, Packer
+from sandboxd.isolation.protocol import Changes, Done, Failed, PackChanges
 
 DEEPEST = 64
+_LONGEST_REASON = 500
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -36,6 +41,40 @@ def tell_changes(request: Changes, layer: int, made: frozenset[str], output: int
     except BrokenPipeError:
         pass
     return Done(entries=entries, size_bytes=0)
+
+
+def pack_changes(
+    request: PackChanges,
+    layer: int,
+    made: frozenset[str],
+    writable: frozenset[str],
+    output: int,
+) -> Done | Failed:
+    """Write the layer as an archive (see `packing`), without what we made ourselves but for `writable` directories in use."""
+    packer = Packer(output, request.most_bytes, keep_times=True)
+    if request.stop:
+        _signal_all(signal.SIGSTOP)
+    try:
+        packer.pack_changes(layer, made, writable)
+        packer.end()
+    except CannotPack as error:
+        return Failed("pack", _short(str(error)))
+    except OSError as error:
+        return Failed("read changes", _short(str(error)))
+    finally:
+        if request.stop:
+            _signal_all(signal.SIGCONT)
+    return Done(entries=packer.entries, size_bytes=packer.size_bytes)
+
+
+def _signal_all(number: signal.Signals) -> None:
+    """Every process of this sandbox but us (kill(2)): one that forks meanwhile has no child before it has had the signal."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, number)
+
+
+def _short(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()[:_LONGEST_REASON]
 
 
 def _entries(layer: int, path: str, levels: int) -> Iterator[tuple[str, str]]:

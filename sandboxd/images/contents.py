@@ -1,0 +1,165 @@
+"""An image as registries and archives have it: its manifest, its configuration, its layers.
+
+What came from a registry or an archive has all of that in the store. An imported tree has none of it: its one layer is packed anew
+whenever somebody wants it, to the same bytes each time.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from sandboxd.errors import Conflict, NotFound
+from sandboxd.images import host
+from sandboxd.images.blobs import Blobs
+from sandboxd.images.catalogue import Images
+from sandboxd.images.loading import DOCKER_LAYER, encode_manifest
+from sandboxd.images.manifests import (
+    BadManifest,
+    Descriptor,
+    Manifest,
+    parse_manifest,
+    this_machine,
+)
+from sandboxd.images.names import Record
+from sandboxd.images.packing import pack
+from sandboxd.isolation.protocol import Pack
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+_OCI_LAYERS = {
+    DOCKER_LAYER: "application/vnd.oci.image.layer.v1.tar",
+    f"{DOCKER_LAYER}.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
+    f"{DOCKER_LAYER}.zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
+}
+_MOST_PACKED_BYTES = 64 * 2**30
+_PACK_SECONDS = 1800.0
+
+
+class Contents(NamedTuple):
+    """All of an image. Its blobs are in the store for as long as the caller keeps that in use."""
+
+    record: Record
+    document: bytes
+    """The manifest, as it is passed on."""
+    media_type: str
+    manifest: Manifest
+    config: bytes
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """Of the manifest."""
+        digest = digest_of(self.document)
+        return Descriptor(media_type=self.media_type, digest=digest, size=len(self.document))
+
+
+def as_oci(contents: Contents) -> Contents:
+    """The same configuration and layers under a manifest of OCI's: some tools look for no other in a layout."""
+    if contents.media_type == OCI_MANIFEST:
+        return contents
+    manifest = Manifest(
+        config=_retyped(contents.manifest.config, OCI_CONFIG),
+        layers=tuple(
+            _retyped(layer, _OCI_LAYERS.get(layer.media_type, layer.media_type))
+            for layer in contents.manifest.layers
+        ),
+    )
+    document = encode_manifest(manifest, OCI_MANIFEST)
+    return contents._replace(document=document, media_type=OCI_MANIFEST, manifest=manifest)
+
+
+def _retyped(descriptor: Descriptor, media_type: str) -> Descriptor:
+    return Descriptor(media_type=media_type, digest=descriptor.digest, size=descriptor.size)
+
+
+class _Said(msgspec.Struct, frozen=True, rename="camel"):
+    """One of Docker's says what it is, one of OCI's may."""
+
+    media_type: str = OCI_MANIFEST
+
+
+async def read_contents(images: Images, name: str) -> Contents:
+    """All of an image, in the store, which the caller keeps in use.
+
+    Raises NotFound, Conflict (`host`, or something of it is not there), SandboxFailed.
+    """
+    record = images.record(name)
+    return _read(images.blobs, record) if record.blobs else await _pack(images, record)
+
+
+def read_documents(images: Images, name: str) -> Contents | None:
+    """Manifest and configuration of an image; None: it was imported, and its author said nothing. Raises NotFound, Conflict."""
+    record = images.record(name)
+    return _read(images.blobs, record, with_layers=False) if record.blobs else None
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def in_rfc3339(seconds: float) -> str:
+    """As configurations have times."""
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
+
+
+def _read(blobs: Blobs, record: Record, *, with_layers: bool = True) -> Contents:
+    with _complete(record):
+        document = blobs.path(record.digest).read_bytes()
+        media_type = msgspec.json.decode(document, type=_Said).media_type
+        manifest = parse_manifest(document, media_type)
+        if not isinstance(manifest, Manifest):
+            raise BadManifest("is an index")
+        config = blobs.path(manifest.config.digest).read_bytes()
+        if with_layers:
+            for layer in manifest.layers:
+                if not blobs.has(layer):
+                    raise FileNotFoundError(layer.digest)
+    return Contents(record, document, media_type, manifest, config)
+
+
+@contextmanager
+def _complete(record: Record) -> Iterator[None]:
+    """Within, what should be there and is not, or is something else, is Conflict."""
+    try:
+        yield
+    except (FileNotFoundError, BadManifest, msgspec.DecodeError) as error:
+        detail = f"some of what {record.name} was made of is not here: pull or load it again"
+        raise Conflict(detail, code="image_incomplete") from error
+
+
+async def _pack(images: Images, record: Record) -> Contents:
+    """Of an imported tree: one layer, and a configuration that says no more than what runs it here."""
+    trees = images.trees
+    try:
+        with trees.locked(record.key):
+            packed = await pack(
+                images.blobs,
+                lambda output: trees.work_inside(
+                    trees.rootfs(record.key), Pack(_MOST_PACKED_BYTES), [output]
+                ),
+                most_bytes=_MOST_PACKED_BYTES,
+                seconds=_PACK_SECONDS,
+            )
+    except FileNotFoundError:
+        raise NotFound(f'no image "{record.name[:256]}"', code="image_not_found") from None
+    created = in_rfc3339(record.created_at)
+    config = msgspec.json.encode(
+        {
+            "architecture": this_machine().architecture,
+            "os": "linux",
+            "created": created,
+            "config": {"Env": [f"PATH={host.PATH}"]},
+            "rootfs": {"type": "layers", "diff_ids": [packed.diff_id]},
+            "history": [{"created": created, "created_by": "sandboxd images import"}],
+        }
+    )
+    described = Descriptor(media_type=OCI_CONFIG, digest=digest_of(config), size=len(config))
+    manifest = Manifest(config=described, layers=(packed.descriptor,))
+    document = encode_manifest(manifest, OCI_MANIFEST)
+    for content in (config, document):
+        await images.blobs.put(content)
+    return Contents(record, document, OCI_MANIFEST, manifest, config)
