@@ -145,6 +145,8 @@ class _Lines:
         self._shares: defaultdict[str, Room] = defaultdict(lambda: NOTHING)
         for occupant in occupants:
             self._shares[occupant.tenant] = self._shares[occupant.tenant].plus(occupant.need)
+        # Those that wait for their images count, though they have no slot.
+        self._of_tenants = Counter(occupant.tenant for occupant in occupants)
         self._of_keys = Counter(occupant.key_id for occupant in occupants)
         self._last_turns = Counter(turns)
         self._turn = max(turns.values(), default=0)
@@ -159,7 +161,7 @@ class _Lines:
                 self.held_back = True
             if not line:
                 del self._lines[name]
-            elif 0 < self._most_at_once(name) <= self._shares[name].slots:
+            elif 0 < self._most_at_once(name) <= self._of_tenants[name]:
                 # Its next job waits for one of its own, and holds nobody up.
                 del self._lines[name]
                 self.held_back = True
@@ -170,6 +172,7 @@ class _Lines:
     def started(self, job: Candidate, need: Room) -> None:
         """It has its turn, and room."""
         self._shares[job.tenant] = self._shares[job.tenant].plus(need)
+        self._of_tenants[job.tenant] += 1
         self._of_keys[job.key_id] += 1
         self._turn += 1
         self._last_turns[job.tenant] = self._turn

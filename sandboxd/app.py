@@ -30,6 +30,7 @@ from sandboxd.errors import HostNotReady, SandboxdError, Unavailable
 from sandboxd.execution import Execution, serves_one_tenant
 from sandboxd.ids import new_id
 from sandboxd.images import host as host_image
+from sandboxd.images.puller import Puller
 from sandboxd.isolation.features import Feature, Status, probe_features
 from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import JobSpec
@@ -80,6 +81,7 @@ class Service:
         for controller in execution.host.controllers.values():
             there[f"cgroup {controller.name}"] = controller.directory is not None
         self.metrics = Metrics(there, self._snapshot)
+        execution.puller.on_end = self.metrics.pulled
         self.tenants = Tenants(store, settings.quotas, told=bool(settings.webhooks.url))
         self.scheduler = Scheduler(
             store,
@@ -120,7 +122,7 @@ class Service:
             store,
             self.scheduler,
             execution.pool,
-            execution.images,
+            execution.puller,
             self.metrics,
             settings.sandboxes,
             log_directory=Path(settings.store.data_dir) / "run" / "execs",
@@ -200,6 +202,8 @@ class Service:
             sandboxes=self.sandboxes,
             store=self.store,
             images=self.execution.images,
+            image_settings=settings.images,
+            puller=self.execution.puller,
             artifacts=self.execution.artifacts,
             uploads=self.execution.uploads,
             files=settings.files,
@@ -241,6 +245,7 @@ class Service:
             "capacity": {
                 "slots": capacity.room.slots,
                 "busy": capacity.busy,
+                "pulling": capacity.pulling,
                 "held": capacity.held,
                 "queued": capacity.queued,
                 "memory_bytes": capacity.room.memory_bytes,
@@ -302,6 +307,7 @@ class Service:
             pool_hits=pool.hits,
             pool_misses=pool.misses,
             sandboxes=self.sandboxes.counts(),
+            image_hits=self.execution.puller.hits,
             webhook_backlog=await self.store.undelivered_events(),
         )
 
@@ -355,6 +361,7 @@ async def _serve(settings: Settings) -> None:
         ending = _Ending(
             service.scheduler,
             service.sandboxes,
+            service.execution.puller,
             server,
             settings.server.shutdown_grace_seconds,
         )
@@ -377,10 +384,16 @@ class _Ending:
     """
 
     def __init__(
-        self, scheduler: Scheduler, sandboxes: Sandboxes, server: Server, grace_seconds: float
+        self,
+        scheduler: Scheduler,
+        sandboxes: Sandboxes,
+        puller: Puller,
+        server: Server,
+        grace_seconds: float,
     ) -> None:
         self._scheduler = scheduler
         self._sandboxes = sandboxes
+        self._puller = puller
         self._server = server
         self._grace_seconds = grace_seconds
         self._task: asyncio.Task[None] | None = None
@@ -404,6 +417,7 @@ class _Ending:
         try:
             await self._sandboxes.close()
             await self._scheduler.close(0)
+            await self._puller.close()
         finally:
             self._server.stop(at_once=self._at_once.is_set())
 

@@ -51,7 +51,7 @@ class Forbidden(Refused):
 
 
 class NotAllowed(Forbidden):
-    """What a quota of the caller's tenant or key does not let them use (403). `policy`, `of`: as in QuotaExceeded."""
+    """What a quota of the caller's tenant or key, or the operator, does not let them use (403). `policy`, `of`: as in QuotaExceeded; `service`: a setting."""
 
     code = "not_allowed"
 

@@ -22,7 +22,10 @@ from sandboxd.api.validate import job_spec_of
 from sandboxd.files.content import CHUNK_BYTES, Contents
 from sandboxd.files.transfers import Transfers
 from sandboxd.ids import new_id
+from sandboxd.images.accesses import open_accesses
 from sandboxd.images.catalogue import Images
+from sandboxd.images.puller import Puller
+from sandboxd.images.pulling import Tell
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Pool, Taken
@@ -33,6 +36,7 @@ from sandboxd.quotas.disks import HOST_FILES, find_disks
 from sandboxd.quotas.host import CgroupVersion, Host, probe_host
 from sandboxd.quotas.limits import Limits
 from sandboxd.running.commands import Stop, machine_of
+from sandboxd.running.fetching import Meanwhile
 from sandboxd.running.runner import Runner
 from sandboxd.settings import IsolationSettings, Settings
 from sandboxd.settings_runtimes import oci_runtimes
@@ -40,6 +44,8 @@ from sandboxd.settings_runtimes import oci_runtimes
 _IMAGE_MEMORY_BYTES = 2**30
 """The page cache of what is unpacked counts, too: the kernel writes it out and goes on."""
 _IMAGE_PIDS = 8
+_TENANT = "default"
+"""Whose the jobs of the command line are."""
 _MOST_SAMPLED_PIDS = 512
 
 
@@ -91,6 +97,12 @@ class Execution:
         )
         self.pool = self._make_pool(settings, parked)
         self.images = Images(images_directory, run / "host", self.launcher, self._make_image_cgroup)
+        registries = settings.registries
+        self.puller = Puller(
+            self.images,
+            settings.images,
+            lambda tenant: open_accesses(registries, settings.images, tenant or ""),
+        )
         self.uploads = Contents(state / "uploads", min_free_bytes=settings.files.min_free_bytes)
         self.artifacts = Contents(state / "artifacts", min_free_bytes=settings.files.min_free_bytes)
         self._transfers = Transfers(
@@ -103,7 +115,7 @@ class Execution:
         self.networks = Networks(settings.network)
         self.runner = Runner(
             self.pool,
-            self.images,
+            self.puller,
             self._transfers,
             walls=self.launcher.walls,
             enforcement=self.cgroups.enforcement,
@@ -152,6 +164,7 @@ class Execution:
 
     async def close(self) -> None:
         """End every sandbox, then remove what they were made of."""
+        await self.puller.close()
         await self.pool.close()
         self._transfers.close()
         await self.launcher.close()
@@ -167,6 +180,7 @@ class Embedded:
         self._settings = settings
         self._execution = execution
         self.images = execution.images
+        self.puller = execution.puller
 
     async def run_once(
         self,
@@ -176,10 +190,13 @@ class Embedded:
         stdin_fd: int | None,
         stdout_fd: int,
         stderr_fd: int,
+        tell: Tell = lambda _: None,
     ) -> Job:
         """Run the job of a request (as for `POST /v1/jobs`) with these descriptors as its standard streams.
 
         Without `stdin_fd` the input is the request's own. `files`: path inside to a file here, beside the request's own.
+
+        `tell` hears of the layers of an image that has to come first.
 
         Cancelling the calling task cancels the job; the job comes back all the same. Raises Invalid, NotFound.
         """
@@ -193,12 +210,13 @@ class Embedded:
             check=runner.check,
             command_of=self.images.command_of,
             uploaded=uploaded,
+            images=self._settings.images,
         )
-        await self.images.resolve(spec.image)
+        await self.puller.at_hand(spec.image, _TENANT, spec.pull)
         now = time.time()
         job = Job(
             id=job_id,
-            tenant="default",
+            tenant=_TENANT,
             spec=spec,
             state=State.STARTING,
             reason=Reason.CLAIMED,
@@ -209,7 +227,9 @@ class Embedded:
         targets = {Stream.STDOUT: stdout_fd, Stream.STDERR: stderr_fd}
         passed = _Passed(targets, spec.limits.output_bytes)
         stop = Stop()
-        attempt = asyncio.ensure_future(runner.run(job, stop, passed.write, stdin_fd=stdin_fd))
+        meanwhile = Meanwhile(tell=tell)
+        running = runner.run(job, stop, passed.write, stdin_fd=stdin_fd, meanwhile=meanwhile)
+        attempt = asyncio.ensure_future(running)
         try:
             await asyncio.shield(attempt)
         except asyncio.CancelledError:

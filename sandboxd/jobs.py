@@ -39,6 +39,8 @@ class Reason(enum.StrEnum):
 
     SUBMITTED = "submitted"
     CLAIMED = "claimed"
+    IMAGE_PULL_STARTED = "image_pull_started"
+    IMAGE_PULLED = "image_pulled"
     STARTED = "started"
     RETRY = "retry"
     EXITED = "exited"
@@ -85,6 +87,15 @@ class Stream(enum.StrEnum):
     STDERR = "stderr"
 
 
+class PullPolicy(enum.StrEnum):
+    """When an image is fetched from its registry before it is used. One that was imported, and `host`, never is."""
+
+    ALWAYS = "always"
+    """Each time: the registry says what the name means now, and only what is not here is fetched."""
+    MISSING = "missing"
+    NEVER = "never"
+
+
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a job is tried again. Only the platform's own faults are: a user's code may not be idempotent."""
 
@@ -115,8 +126,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked for, checked and with every default filled in."""
 
     image: str
+    pull: PullPolicy = PullPolicy.MISSING
+    pull_seconds: float | None = None
+    """How long the image may take to come; None: as long as the operator lets it."""
     command: tuple[str, ...]
-    """Empty where there are steps."""
+    """Empty where there are steps, and where the image says what runs: with `args`, when the job starts."""
+    args: tuple[str, ...] = ()
+    """For the image's entry point, in place of the image's own; where there is a command, they are in it."""
     steps: tuple[Step, ...] = ()
     stdin: bytes = b""
     env: dict[str, str] = {}
@@ -201,8 +217,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """From the command's start to its end."""
     queue_seconds: float = 0.0
     """From acceptance until a slot was free."""
+    pull_seconds: float = 0.0
+    """In which the image came from its registry."""
     setup_seconds: float = 0.0
-    """From there until the command started."""
+    """From the slot until the command started, without the pull."""
     warm: bool = False
     """Whether a parked sandbox was used."""
 
@@ -346,6 +364,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None = None
     enforcement: dict[str, Any] = {}
     image_digest: str | None = None
+    command: tuple[str, ...] | None = None
+    """What ran, where the image said it."""
     started_at: float | None = None
     """When the command started, Unix time in seconds; None if it never did."""
     logs: dict[Stream, LogSummary] = {}
@@ -388,6 +408,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     retried_from: str | None = None
     sequence: int = 0
     """Grows with each change of the row: the ETag."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What it runs, or ran; empty where there are steps, and where the image says it and has not been looked at."""
+        ran = None if self.result is None else self.result.command
+        return self.spec.command if ran is None else ran
 
 
 class JobEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ service; a scrape reads the queue's figures from where they are kept.
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 from sandboxd import __version__, metrics_port
 from sandboxd.admission import Room
 from sandboxd.attack.verdict import Outcome
+from sandboxd.images.puller import PullFigures, PullOutcome
 from sandboxd.jobs import JobSpec, Reason, Result, State, Stream
 from sandboxd.quotas.tenants import POLICIES
 from sandboxd.sandbox_values import SandboxReason, SandboxState
@@ -35,6 +36,7 @@ RUN_BUCKETS = (
 )  # fmt: skip
 START_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 QUEUE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+PULL_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 MEMORY_BUCKETS = tuple(2.0**power for power in range(20, 36, 2))
 
 ENDS: dict[State, tuple[Reason, ...]] = {
@@ -131,6 +133,8 @@ class Snapshot(NamedTuple):
     pool_misses: int
     sandboxes: dict[SandboxState, int]
     """Those that live until they are told to end, by state."""
+    image_hits: int = 0
+    """How often an image was here when it was wanted."""
     webhook_backlog: int = 0
     """Events that are to be delivered yet."""
 
@@ -158,6 +162,7 @@ class Metrics:
         for direction in ("in", "out"):
             self._file_bytes.labels(direction)
         self._sandboxes = _SandboxFigures(registry)
+        self._images = _ImageFigures(registry)
         self._attack = _AttackFigures(registry)
         submitted = Counter(
             "sandboxd_jobs_submitted", "Jobs accepted.", ["trigger"], registry=registry
@@ -227,6 +232,10 @@ class Metrics:
     def exec_finished(self, result: Result) -> None:
         """A command in one is over."""
         self._sandboxes.exec_finished(result)
+
+    def pulled(self, figures: PullFigures) -> None:
+        """A pull of an image ended."""
+        self._images.pulled(figures)
 
     def retried(self, reason: str) -> None:
         """An attempt will be repeated."""
@@ -460,6 +469,30 @@ class _SandboxFigures:
         self._seconds.observe(result.usage.wall_seconds)
 
 
+class _ImageFigures:
+    """Images that came from registries."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "sandboxd_image_pull_duration_seconds",
+            "Time that pulls of images took.",
+            ["outcome"],
+            buckets=PULL_BUCKETS,
+            registry=registry,
+        )
+        self._bytes = Counter(
+            "sandboxd_image_pull_bytes",
+            "Layers that were fetched from registries.",
+            registry=registry,
+        )
+        for outcome in get_args(PullOutcome):
+            self._seconds.labels(outcome)
+
+    def pulled(self, figures: PullFigures) -> None:
+        self._seconds.labels(figures.outcome).observe(figures.seconds)
+        self._bytes.inc(figures.fetched_bytes)
+
+
 def _register_build(registry: CollectorRegistry) -> None:
     build = Gauge(
         "sandboxd_build_info", "What runs.", ["version", "commit", "python"], registry=registry
@@ -544,6 +577,9 @@ class _SnapshotCollector(Collector):
             "sandboxd_webhook_backlog",
             "Events for the operator's webhook that are to be delivered yet.",
             value=now.webhook_backlog,
+        )
+        yield CounterMetricFamily(
+            "sandboxd_image_cache_hits", "Images that were here when wanted.", value=now.image_hits
         )
         yield CounterMetricFamily(
             "sandboxd_warm_pool_hits", "Jobs that got a parked sandbox.", value=now.pool_hits

@@ -4,7 +4,7 @@ import enum
 
 import msgspec
 
-from sandboxd.jobs import Usage
+from sandboxd.jobs import PullPolicy, Usage
 from sandboxd.quotas.limits import Limits
 
 
@@ -43,6 +43,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked for, checked and with every default filled in."""
 
     image: str
+    pull: PullPolicy = PullPolicy.MISSING
     env: dict[str, str] = {}
     """For every command in it, below what the command itself brings."""
     workdir: str | None = None

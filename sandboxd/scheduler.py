@@ -8,8 +8,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +41,7 @@ from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.pressure import FREE_DISK, Pressure
 from sandboxd.quotas.tenants import Holder
 from sandboxd.running.commands import Stop
+from sandboxd.running.fetching import Meanwhile
 from sandboxd.running.runner import NotAccepted, Runner
 from sandboxd.running.sampling import Samples
 from sandboxd.settlement import Settlement, may_retry
@@ -62,6 +63,8 @@ _RECENT_LOGS = 64
 _MAINTENANCE_SECONDS = 5.0
 _PRESSURE_SECONDS = 1.0
 """Until a host that had too little of something is looked at again."""
+_AWAY_PER_SLOT = 4
+"""Of jobs that wait for their images without room. More than that keep their room while they wait."""
 _NEW_PART = 0.1
 """Of the mean duration."""
 _EXPIRE_BATCH = 1000
@@ -92,6 +95,8 @@ class Capacity(NamedTuple):
     in_use: Room
     busy: int
     """Slots of jobs."""
+    pulling: int
+    """Jobs that wait for their images, and have no slot meanwhile."""
     held: int
     """Slots of live sandboxes, and of jobs that are being stored."""
     queued: int
@@ -101,7 +106,7 @@ class Waits(NamedTuple):
     """What a job waits for."""
 
     reason: str
-    """One of WORDS, of `quotas.pressure`, `tenant`, `key` or `retry`."""
+    """One of WORDS, of `quotas.pressure`, `tenant`, `key`, `image` or `retry`."""
     position: int
     """How many are before it."""
     expected_at: float | None
@@ -156,6 +161,8 @@ class Scheduler:
         self._starts: Watchers[None] = Watchers()
         self._run_ends: Watchers[None] = Watchers()
         self._settlement = Settlement(store, metrics, tenants, log_directory)
+        self._away: Counter[str] = Counter()
+        """Image to how many jobs wait for it without room."""
         self._held_back = False
         """Jobs wait only because as many of their tenants' or their keys' run as may."""
         self._lacking: str | None = None
@@ -235,6 +242,7 @@ class Scheduler:
             raise Unavailable(detail, code="disk_low", retry_after_seconds=10)
         bounds = self._tenants.bounds(job.tenant, job.key_id)
         has_enough = self._who_has_enough(job.tenant, job.key_id) is not None
+        has_enough |= self._is_crowded(job.spec.image)
         fits = self._occupancy.free.lacks(need) is None and not has_enough
         at_once = not self._may_wait and lacking is None and fits
         if not at_once and self._queued >= self._max_queued:
@@ -415,11 +423,14 @@ class Scheduler:
 
     def capacity(self) -> Capacity:
         """What may be in use at once and what is, and how many jobs wait."""
+        pulling = self._away.total()
+        busy = len(self._active) - pulling
         return Capacity(
             room=self._occupancy.whole,
             in_use=self._occupancy.in_use,
-            busy=len(self._active),
-            held=len(self._occupancy.occupants) - len(self._active),
+            busy=busy,
+            pulling=pulling,
+            held=self._occupancy.in_use.slots - busy,
             queued=self._queued,
         )
 
@@ -496,6 +507,8 @@ class Scheduler:
         holder = self._who_has_enough(job.tenant, job.key_id)
         if holder is not None:
             return Waits(holder, position, None)
+        if self._is_crowded(job.spec.image):
+            return Waits("image", position, None)
         blocked = self._blocked
         reason = self._lacking or WORDS[blocked.lacks if blocked else "slots"]
         expected = None
@@ -553,6 +566,7 @@ class Scheduler:
         choice, turns = Choice(), dict(self._turns)
         keys = {occupant.key_id for occupant in occupants if occupant.key_id is not None}
         passed_over = [key_id for key_id in keys if self._key_has_enough(key_id)]
+        of_images = [image for image in self._away if self._is_crowded(image)]
         free = self._occupancy.promise()
 
         def choose(waiting: Sequence[Candidate]) -> Sequence[str]:
@@ -573,7 +587,9 @@ class Scheduler:
         self._held_back = True  # As long as it is not known: what gives room back meanwhile counts.
         jobs: list[Job] = []
         try:
-            jobs = await self._store.claim(self._owner, choose, now, passed_over=passed_over)
+            jobs = await self._store.claim(
+                self._owner, choose, now, passed_over=passed_over, of_images=of_images
+            )
         except SandboxdError as error:
             # The maintenance asks again: until then nothing is lost but time.
             logger.warning("claim failed", error=str(error))
@@ -585,7 +601,7 @@ class Scheduler:
                 self._begin(job, self._enter(job, need_of(job.spec)))
             self._occupancy.hand_out()  # Only now: what is left.
         self._blocked = choice.blocked
-        self._held_back = choice.held_back or bool(passed_over)
+        self._held_back = choice.held_back or bool(passed_over) or bool(of_images)
         self._queued = max(0, self._queued - len(jobs))
         if choice.blocked is not None:
             self._may_wait = True  # Until something ends there is nothing to do.
@@ -620,7 +636,7 @@ class Scheduler:
     ) -> None:
         """One attempt, from claim to settlement. Whatever goes wrong, the slot is freed."""
         try:
-            result = await self._attempt(active, None if early else accepted)
+            result = await self._attempt(active, accepted, early)
             # Also while the acceptance is being written: the store keeps the order, and one commit may do for both.
             if accepted is not None:
                 await active.handed_in.wait()
@@ -638,12 +654,15 @@ class Scheduler:
             del self._active[active.job.id]
             self.release(active.occupant)
 
-    async def _attempt(self, active: _Active, accepted: "asyncio.Future[None] | None") -> Result:
+    async def _attempt(
+        self, active: _Active, accepted: "asyncio.Future[None] | None", early: bool
+    ) -> Result:
         loop = asyncio.get_running_loop()
         timers = [
             loop.call_later(_SHOW_RUNNING_SECONDS, self._show_running, active),
             loop.call_later(_SPILL_SECONDS, self._spill, active),
         ]
+        begun = loop.time()
 
         def receive(stream: Stream, piece: bytes) -> bool:
             try:
@@ -654,6 +673,8 @@ class Scheduler:
 
         def on_start(started_at: float) -> None:
             active.started_at = started_at
+            if loop.time() > begun + _SHOW_RUNNING_SECONDS:
+                timers.append(loop.call_later(_SHOW_RUNNING_SECONDS, self._show_running, active))
 
         def on_run(run: RunResult) -> None:
             active.runs.append(run)
@@ -664,10 +685,14 @@ class Scheduler:
                 active.job,
                 active.stop,
                 receive,
-                accepted=accepted,
+                accepted=None if early else accepted,
                 samples=active.samples,
                 on_start=on_start,
                 on_run=on_run,
+                meanwhile=Meanwhile(
+                    away=lambda: self._without_room(active),
+                    note=lambda reason, message: self._note(active, accepted, reason, message),
+                ),
             )
         except NotAccepted:
             raise
@@ -677,6 +702,60 @@ class Scheduler:
         finally:
             for timer in timers:
                 timer.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _without_room(self, active: _Active) -> AsyncIterator[None]:
+        """Within, a job that waits for its image leaves its room to others, and has some again when the image is there.
+
+        It still counts as one of its tenant's. Not where too many do so already: what they have in memory is bounded.
+        """
+        job, image = active.job, active.job.spec.image
+        if self._away.total() >= _AWAY_PER_SLOT * self._occupancy.whole.slots:
+            yield
+            return
+        need, until = active.occupant.need, active.occupant.until
+
+        def go_away() -> None:
+            active.occupant = self._occupancy.enter(job.tenant, NOTHING, until, key_id=job.key_id)
+
+        left = active.occupant
+        go_away()
+        self._away[image] += 1
+        self.release(left)
+        try:
+            yield
+            # It was chosen before: it goes before those that still wait to be.
+            self._occupancy.leave(active.occupant)
+            try:
+                until = time.time() + job.spec.limits.wall_seconds
+                active.occupant = await self._occupancy.wait(
+                    job.tenant, need, until, key_id=job.key_id
+                )
+            except BaseException:
+                go_away()
+                raise
+        finally:
+            self._away[image] -= 1
+            self._away += Counter()  # Without those that are 0.
+            self.look_at_waiting()
+
+    async def _note(
+        self,
+        active: _Active,
+        accepted: "asyncio.Future[None] | None",
+        reason: Reason,
+        message: str,
+    ) -> None:
+        """Write down what happened to a job that starts. Raises NotAccepted."""
+        if accepted is not None:
+            await asyncio.shield(accepted)
+        job = active.job
+        with contextlib.suppress(Unavailable):  # It is for the reader only.
+            await self._store.note_start(job.id, job.lease_token, reason, message, time.time())
+
+    def _is_crowded(self, image: str) -> bool:
+        """Whether as many jobs wait for an image as could start at once when it is there: others wait in the queue."""
+        return self._away[image] >= self._occupancy.whole.slots
 
     async def _settle(
         self, active: _Active, result: Result, check: Callable[[], Awaitable[None]]

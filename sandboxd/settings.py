@@ -191,6 +191,14 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
 class ImagesSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Images of registries."""
 
+    pull: Literal["always", "missing", "never"] = "missing"
+    """When a job's image is fetched from its registry, if the job does not say."""
+    pull_seconds: Seconds = 600.0
+    """How long that may take, and the most that a job may ask for."""
+    pulls_at_once: Annotated[int, msgspec.Meta(ge=1)] = 4
+    """Images that are fetched at the same time; one tenant has half of that. Others wait for their turn."""
+    registries: tuple[str, ...] = ()
+    """Patterns (`HOST[:PORT]/PATH`) of the registries' images that may be pulled and used; empty: all."""
     docker_config: str = ""
     """File of the shape of Docker's `config.json`, for credentials that no section of `registries` has; empty: none."""
     proxy: str = ""
@@ -238,13 +246,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkSettings = NetworkSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     sandboxes: SandboxSettings = SandboxSettings()
+    images: ImagesSettings = ImagesSettings()
     quotas: TenantQuotas = TenantQuotas()
     """What each tenant may have that has no quotas of its own."""
     limits: Limits = DEFAULT_LIMITS
     """What a job gets where it asks for nothing."""
     ceilings: Limits = CEILINGS
     """The most that a job may ask for."""
-    images: ImagesSettings = ImagesSettings()
     runtimes: dict[str, RuntimeSettings] = {}
     """OCI runtimes that a job may name, besides `native`. Read by `settings_runtimes`."""
     registries: dict[str, RegistrySettings] = {}

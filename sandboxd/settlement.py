@@ -105,6 +105,9 @@ class Settlement:
     async def lost(self, job: Job) -> None:
         """A job that was running when a former process died: end it, or let it wait again if it may be repeated."""
         self._metrics.reaped()
+        message = "the service died while the job ran; whether the command finished is not known"
+        if job.reason is Reason.IMAGE_PULL_STARTED:
+            message = "the service died while the job's image was pulled; the command did not run"
         result = Result(
             state=State.ERROR,
             reason=Reason.SERVICE_LOST,
@@ -112,7 +115,7 @@ class Settlement:
             error=JobError(
                 component=Component.QUEUE,
                 code=Reason.SERVICE_LOST,
-                message="the service died while the job ran; whether the command finished is not known",
+                message=message,
                 remediation="submit it again, or set retry.max_attempts if it may be repeated",
             ),
         )
@@ -144,12 +147,16 @@ class Settlement:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
+_PASSING = frozenset({"registry_failed", "registry_settings", "image_pull_timeout"})
+"""What can be wrong with an image and be right the next time."""
+
+
 def may_retry(job: Job, result: Result) -> bool:
     """Only the platform's own faults are repeated, and only if the client allowed it."""
     return (
         result.state is State.ERROR
         and result.error is not None
-        and result.error.component is not Component.IMAGE
+        and (result.error.component is not Component.IMAGE or result.error.code in _PASSING)
         and not job.cancel_requested
         and job.attempt < job.spec.retry.max_attempts
     )

@@ -26,9 +26,10 @@ from sandboxd.api.routes import METRICS_ROUTE, ROUTES
 from sandboxd.api.validate import Check
 from sandboxd.errors import NotFound
 from sandboxd.files.content import Contents
+from sandboxd.images.puller import Puller
 from sandboxd.quotas.limits import Limits
 from sandboxd.sandboxes.registry import Sandboxes
-from sandboxd.settings import FilesSettings, ServerSettings
+from sandboxd.settings import FilesSettings, ImagesSettings, ServerSettings
 from sandboxd.tenants import Tenants
 
 
@@ -49,6 +50,8 @@ def create_api(
     readiness: Callable[[], Awaitable[dict[str, Any]]],
     tenants: Tenants,
     one_tenant: bool = False,
+    image_settings: ImagesSettings = ImagesSettings(),  # noqa: B008 (a value)
+    puller: Puller | None = None,
     sandboxes: Sandboxes | None = None,
 ) -> ASGIApp:
     """The whole API.
@@ -63,6 +66,8 @@ def create_api(
         sandboxes=sandboxes,
         store=store,
         images=images,
+        image_settings=image_settings,
+        puller=puller,
         artifacts=artifacts,
         uploads=uploads,
         files=files,

@@ -12,12 +12,14 @@ from starlette.responses import Response
 from sandboxd.api.answers import json_answer, list_answer, no_content
 from sandboxd.api.body import parse_json, read_body, require_json
 from sandboxd.api.conversion import read_struct
+from sandboxd.api.hanging_up import while_connected
 from sandboxd.api.headers import (
     Preference,
     etag_matches,
     parse_idempotency_key,
     parse_prefer,
 )
+from sandboxd.api.images import image_at_hand
 from sandboxd.api.log_reader import ReadableLog
 from sandboxd.api.output import Output, output_of
 from sandboxd.api.parts import Call
@@ -93,14 +95,15 @@ async def _submit(
         defaults=parts.limits,
         ceilings=parts.ceilings,
         check=parts.check,
-        command_of=parts.images.command_of,
+        command_of=lambda name, args: parts.images.command_of(name, args, call.tenant),
         uploaded=uploaded[1].files if uploaded else (),
         own_ceilings=parts.tenants.of(call.tenant).ceilings,
+        images=parts.image_settings,
     )
     _check_allowed(call, spec)
-    image = await parts.images.resolve(spec.image)
+    image = await image_at_hand(call, spec.image, spec.pull)
     if dry_run:
-        return json_answer(dry_run_view(spec, image.digest))
+        return json_answer(dry_run_view(spec, image))
     return await _accept(call, spec, idempotency, uploaded=uploaded)
 
 
@@ -118,7 +121,7 @@ async def retry(call: Call) -> Response:
             code="upload_gone",
         )
     _check_allowed(call, former.spec)
-    await call.parts.images.resolve(former.spec.image)
+    await image_at_hand(call, former.spec.image, former.spec.pull)
     spec, faults = _within_ceilings(call, former.spec)
     if faults := [*faults, *call.parts.check(spec)]:
         raise Invalid("This job can no longer be run.", tuple(faults))
@@ -146,7 +149,8 @@ async def show(call: Call) -> Response:
     job_id = call.parameters["job_id"]
     if wait_seconds:
         timeout_seconds = min(wait_seconds, call.parts.settings.max_wait_seconds)
-        job = await _wait_while_connected(call, job_id, timeout_seconds)
+        waiting = call.parts.scheduler.wait(call.tenant, job_id, timeout_seconds)
+        job = await while_connected(call, waiting)
     else:
         job = await call.parts.store.get(call.tenant, job_id, with_stdin=False)
     log = await _log_of(call, job)
@@ -289,7 +293,8 @@ async def _wait_or_cancel(call: Call, job: Job, timeout_seconds: float, *, own: 
     Not so if the client said otherwise, or if the job is another request's (a replay).
     """
     try:
-        return await _wait_while_connected(call, job.id, timeout_seconds)
+        waiting = call.parts.scheduler.wait(call.tenant, job.id, timeout_seconds)
+        return await while_connected(call, waiting)
     except ClientDisconnect:
         keep = call.header(b"sandboxd-on-disconnect").strip().lower() == "continue"
         if own and not keep:
@@ -301,26 +306,6 @@ async def _wait_or_cancel(call: Call, job: Job, timeout_seconds: float, *, own: 
                 reason=Reason.CLIENT_GONE,
             )
         raise
-
-
-async def _wait_while_connected(call: Call, job_id: str, timeout_seconds: float) -> Job:
-    """Raises ClientDisconnect as soon as the client hangs up."""
-    end = asyncio.ensure_future(call.parts.scheduler.wait(call.tenant, job_id, timeout_seconds))
-    hang_up = asyncio.ensure_future(_hang_up(call))
-    try:
-        await asyncio.wait((end, hang_up), return_when=asyncio.FIRST_COMPLETED)
-        if not end.done():
-            raise ClientDisconnect
-        return end.result()
-    finally:
-        end.cancel()
-        hang_up.cancel()
-
-
-async def _hang_up(call: Call) -> None:
-    """Returns when the client has closed its connection."""
-    while (await call.receive())["type"] != "http.disconnect":
-        pass  # the rest of a body that nobody asked for
 
 
 async def _log_of(call: Call, job: Job) -> ReadableLog | None:

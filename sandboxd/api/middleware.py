@@ -23,6 +23,9 @@ log = structlog.get_logger("sandboxd.api")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _TRICKY_ESCAPE = re.compile(rb"%(?:2[eEfF5]|5[cC]|[01][0-9a-fA-F]|7[fF])")
 """Escaped . / % \\ and control characters: none of our paths needs them, and they are how paths are confused."""
+_IMAGES = b"/v1/images/"
+"""Below it are names with slashes in them, which clients may escape."""
+_ESCAPED_SLASH = re.compile(rb"%2[fF]")
 _TRICKY_PATH = re.compile(rb"//|/\.{1,2}(?:/|\Z)|\\")
 
 _DEFAULT_HEADERS = (
@@ -173,6 +176,8 @@ def _check_origin(scope: Scope) -> None:
 def _check_path(scope: Scope) -> None:
     """Raises Malformed for a path that two readers could read differently."""
     raw_path = _raw_path(scope)
+    if raw_path.startswith(_IMAGES):
+        raw_path = _ESCAPED_SLASH.sub(b"/", raw_path)
     if _TRICKY_ESCAPE.search(raw_path) or _TRICKY_PATH.search(raw_path):
         raise Malformed(
             'The path must not have empty, "." or ".." parts, backslashes, or escapes of such.',

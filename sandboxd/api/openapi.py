@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 import sandboxd
 from sandboxd.api import problems
+from sandboxd.api.image_schemas import PullLine
 from sandboxd.api.parts import Call
 from sandboxd.api.problems import Problem
 from sandboxd.api.resources import PUBLIC, Parameter, Reply, Route
@@ -30,7 +31,7 @@ async def document(call: Call) -> Response:
 
 def build_document(routes: Sequence[Route]) -> dict[str, Any]:
     """The document as a JSON value."""
-    types = list(dict.fromkeys([*_types_of(routes), Problem, LogRecord, EndView]))
+    types = list(dict.fromkeys([*_types_of(routes), Problem, LogRecord, EndView, PullLine]))
     references, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )

@@ -15,12 +15,14 @@ from sandboxd.api.log_reader import ReadableLog
 from sandboxd.api.query import Query
 from sandboxd.api.validate import Check
 from sandboxd.files.content import Contents
+from sandboxd.images.puller import Puller
+from sandboxd.images.resolved import ResolvedImage
 from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, Sample, State
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.tenants import HourOfUse, Whose
 from sandboxd.sandboxes.registry import Sandboxes
 from sandboxd.scheduler import Waits
-from sandboxd.settings import FilesSettings, ServerSettings
+from sandboxd.settings import FilesSettings, ImagesSettings, ServerSettings
 from sandboxd.store.records import Idempotency, Page, Submitted
 from sandboxd.tenants import Tenants
 
@@ -115,24 +117,21 @@ class Store(Protocol):
     async def revoke_key(self, key_id: str, now: float) -> bool: ...
 
 
-class ResolvedImage(Protocol):
-    """An image that is here."""
-
-    @property
-    def digest(self) -> str: ...
-
-
 class Images(Protocol):
     """The images that jobs can name."""
 
-    async def resolve(self, name: str) -> ResolvedImage:
-        """Raises NotFound."""
+    async def resolve(self, name: str, tenant: str | None = None) -> ResolvedImage:
+        """As a tenant may use it. Raises NotFound."""
         ...
 
-    async def list(self) -> list[Image]: ...
+    async def list(self, tenant: str | None = None) -> list[Image]:
+        """Those that a tenant may use; None: all."""
+        ...
 
-    def command_of(self, name: str, args: Sequence[str]) -> tuple[str, ...]:
-        """What an image runs of its own accord; empty if it does not say. Raises NotFound."""
+    def command_of(
+        self, name: str, args: Sequence[str], tenant: str | None = None
+    ) -> tuple[str, ...] | None:
+        """What an image runs of its own accord; empty if it does not say. None: it is not here."""
         ...
 
 
@@ -168,6 +167,9 @@ class Parts:
     sandboxes: Sandboxes | None
     store: Store
     images: Images
+    image_settings: ImagesSettings
+    puller: Puller | None
+    """None: no images come from registries here."""
     artifacts: Contents
     """Of the files that jobs left."""
     uploads: Contents

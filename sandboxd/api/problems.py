@@ -18,6 +18,7 @@ from sandboxd.errors import (
     QuotaExceeded,
     Refused,
     SandboxFailed,
+    SettingsError,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -36,6 +37,7 @@ _STATUS_OF: dict[type[Exception], HTTPStatus] = {
     QuotaExceeded: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     HostNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+    SettingsError: HTTPStatus.SERVICE_UNAVAILABLE,
     SandboxFailed: HTTPStatus.SERVICE_UNAVAILABLE,
     Refused: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
@@ -98,7 +100,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
     errors: list[ProblemFault] | None = None
     retry_after_seconds: float | None = None
     policy: str | None = None
-    """The quota because of which, and whose it is: `tenant` or `key`."""
+    """The quota or setting because of which, and whose it is: `tenant`, `key` or `service`."""
     policy_of: str | None = None
 
 
@@ -145,7 +147,7 @@ def problem_of(error: Exception, *, path: str, request_id: str) -> Response:
 def is_internal(error: Exception) -> bool:
     """Whether this failure is ours, so that the log must have its traceback."""
     return _status_of(error) is HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(
-        error, HostNotReady | SandboxFailed
+        error, HostNotReady | SandboxFailed | SettingsError
     )
 
 

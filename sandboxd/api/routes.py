@@ -5,6 +5,7 @@ from http import HTTPStatus
 from sandboxd.api import artifacts, docs, jobs, openapi, step_stream, streams, system, tenants
 from sandboxd.api.artifacts import RAW
 from sandboxd.api.auth import ADMIN, JOBS_READ, JOBS_WRITE
+from sandboxd.api.image_routes import IMAGE_ROUTES
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.resources import PUBLIC, Parameter, Reply, Route
 from sandboxd.api.sandbox_routes import SANDBOX_ROUTES
@@ -15,7 +16,6 @@ from sandboxd.api.schemas import (
     EventList,
     HealthView,
     IdentityView,
-    ImageList,
     JobList,
     JobRequest,
     JobView,
@@ -350,15 +350,7 @@ ROUTES: tuple[Route, ...] = (
         replies=(Reply(status=HTTPStatus.OK, description="The samples.", body=SampleList),),
     ),
     *SANDBOX_ROUTES,
-    Route(
-        method="GET",
-        path="/v1/images",
-        handler=system.images,
-        group="Images",
-        summary="List images",
-        scope=JOBS_READ,
-        replies=(Reply(status=HTTPStatus.OK, description="All images.", body=ImageList),),
-    ),
+    *IMAGE_ROUTES,
     Route(
         method="GET",
         path="/v1/system",

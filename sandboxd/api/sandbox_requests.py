@@ -20,10 +20,10 @@ from sandboxd.jobs import JobSpec
 from sandboxd.quotas.limits import NOTHING_ASKED, Limits, LimitsAsked
 from sandboxd.sandbox_values import SandboxPlan
 from sandboxd.sandboxes.execs import ExecSpec
-from sandboxd.settings import SandboxSettings
+from sandboxd.settings import ImagesSettings, SandboxSettings
 
 _LEAST_SECONDS = 0.001
-_SHARED = ("image", "env", "workdir", "user", "labels")
+_SHARED = ("image", "pull", "env", "workdir", "user", "labels")
 
 
 def sandbox_plan_of(
@@ -34,6 +34,7 @@ def sandbox_plan_of(
     check: Check,
     settings: SandboxSettings,
     own_ceilings: LimitsAsked = NOTHING_ASKED,
+    images: ImagesSettings = ImagesSettings(),  # noqa: B008 (a value)
 ) -> SandboxPlan:
     """The sandbox that a parsed request body asks for. Raises Invalid with every fault at once."""
     request, faults = read_struct(value, SandboxRequest)
@@ -41,13 +42,14 @@ def sandbox_plan_of(
         raise invalid(faults)
     alike = {name: value[name] for name in _SHARED if name in value}
     alike |= {"image": request.image, "command": ["true"], "limits": value.get("limits", {})}
-    spec = _as_job(alike, faults, defaults, ceilings, check, own_ceilings)
+    spec = _as_job(alike, faults, defaults, ceilings, check, own_ceilings, images)
     idle_seconds = _seconds("idle_seconds", request.idle_seconds, settings, faults)
     ttl_seconds = _seconds("ttl_seconds", request.ttl_seconds, settings, faults)
     if faults or spec is None:
         raise invalid(faults)
     return SandboxPlan(
         image=spec.image,
+        pull=spec.pull,
         env=spec.env,
         workdir=spec.workdir,
         user=spec.user,
@@ -155,11 +157,17 @@ def _as_job(
     ceilings: Limits,
     check: Check,
     own_ceilings: LimitsAsked,
+    images: ImagesSettings = ImagesSettings(),  # noqa: B008 (a value)
 ) -> JobSpec | None:
     """What a job must satisfy, a sandbox and a command in it must, too: in the same places, with the same words."""
     try:
         return job_spec_of(
-            alike, defaults=defaults, ceilings=ceilings, check=check, own_ceilings=own_ceilings
+            alike,
+            defaults=defaults,
+            ceilings=ceilings,
+            check=check,
+            own_ceilings=own_ceilings,
+            images=images,
         )
     except Invalid as error:
         faults.extend(error.faults)

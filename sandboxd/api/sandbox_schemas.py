@@ -14,7 +14,7 @@ from sandboxd.api.schemas import (
     StreamsView,
     UsageView,
 )
-from sandboxd.jobs import Reason, State
+from sandboxd.jobs import PullPolicy, Reason, State
 from sandboxd.sandbox_values import SandboxReason, SandboxState
 
 Cpus = Annotated[
@@ -39,6 +39,13 @@ class SandboxRequest(Request, frozen=True, kw_only=True):
     """A sandbox to make."""
 
     image: Annotated[str, Meta(description="Name of an image.", examples=["host"])] = "host"
+    pull: Annotated[
+        PullPolicy | None,
+        Meta(
+            description="When the image is fetched from its registry first: `always`, `missing` or `never`. Left out: as the "
+            "operator has it. The answer comes when the sandbox stands."
+        ),
+    ] = None
     env: Annotated[dict[str, str], Meta(description="Variables of every command in it.")] = field(
         default_factory=dict
     )
@@ -164,6 +171,7 @@ class SandboxView(Answer, frozen=True, kw_only=True):
     ended_at: str | None
     expires_at: Annotated[str, Meta(description="When `ttl_seconds` are over.")]
     image: str
+    pull: PullPolicy
     image_digest: str | None
     env: dict[str, str]
     workdir: str | None

@@ -29,6 +29,7 @@ def sandbox_view(record: SandboxRecord) -> SandboxView:
         ended_at=_time(record.ended_at),
         expires_at=rfc3339(record.created_at + plan.ttl_seconds),
         image=plan.image,
+        pull=plan.pull,
         image_digest=record.image_digest,
         env=plan.env,
         workdir=plan.workdir,

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from sandboxd.api.answers import encode, json_answer, list_answer, no_content
 from sandboxd.api.body import parse_json, read_body, require_json
+from sandboxd.api.hanging_up import while_connected
 from sandboxd.api.headers import parse_prefer
 from sandboxd.api.key_watch import KeyedStream
 from sandboxd.api.log_reader import pieces
@@ -50,11 +51,13 @@ async def create(call: Call) -> Response:
         check=parts.check,
         settings=sandboxes.settings,
         own_ceilings=parts.tenants.of(call.tenant).ceilings,
+        images=parts.image_settings,
     )
     check_allowed(call, image=plan.image, network_mode=NetworkMode.NONE, runtime=NATIVE)
-    record = await sandboxes.create(
+    making = sandboxes.create(
         call.tenant, plan, request_id=call.request_id, key_id=call.principal.key_id
     )
+    record = await while_connected(call, making)
     call.scope["state"]["sandbox_id"] = record.id
     headers = {"Location": f"/v1/sandboxes/{record.id}"}
     return json_answer(sandbox_view(record), HTTPStatus.CREATED, headers)
@@ -144,7 +147,7 @@ async def start_exec(call: Call) -> Response:
         )
     keep = call.header(b"sandboxd-on-disconnect").strip().lower() == "continue"
     try:
-        await _wait_while_connected(call, execution)
+        await while_connected(call, execution.ended.wait())
     except ClientDisconnect:
         if not keep:
             execution.stop(Reason.CLIENT_GONE, message="the client hung up")
@@ -173,7 +176,7 @@ async def show_exec(call: Call) -> Response:
     if wait_seconds:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(wait_seconds, call.parts.settings.max_wait_seconds)):
-                await _wait_while_connected(call, execution)
+                await while_connected(call, execution.ended.wait())
     return json_answer(await exec_view(execution))
 
 
@@ -235,22 +238,3 @@ async def _events(execution: Exec, offset: int) -> AsyncIterator[bytes]:
         exit=exit_view(result.exit) if result else None,
     )
     yield event("end", f"{reached}-end", encode(end))
-
-
-async def _wait_while_connected(call: Call, execution: Exec) -> None:
-    """Returns when the command is over. Raises ClientDisconnect as soon as the client hangs up."""
-    end = asyncio.ensure_future(execution.ended.wait())
-    hang_up = asyncio.ensure_future(_hang_up(call))
-    try:
-        await asyncio.wait((end, hang_up), return_when=asyncio.FIRST_COMPLETED)
-        if not end.done():
-            raise ClientDisconnect
-    finally:
-        end.cancel()
-        hang_up.cancel()
-
-
-async def _hang_up(call: Call) -> None:
-    """Returns when the client has closed its connection."""
-    while (await call.receive())["type"] != "http.disconnect":
-        pass

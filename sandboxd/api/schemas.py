@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sandboxd.isolation.spec import NATIVE, NetworkMode
-from sandboxd.jobs import Component, Reason, State, Verdict
+from sandboxd.jobs import Component, PullPolicy, Reason, State, Verdict
 from sandboxd.quotas.tenants import Quotas, TenantQuotas
 from sandboxd.steps import Comparison, StopPolicy
 
@@ -83,6 +83,10 @@ class LimitsRequest(CeilingsRequest, frozen=True, kw_only=True):
 
     queue_seconds: Annotated[
         float | None, Meta(description="How long the job may wait before it is `expired`.")
+    ] = None
+    pull_seconds: Annotated[
+        float | None,
+        Meta(description="How long its image may take to come from its registry."),
     ] = None
 
 
@@ -198,6 +202,13 @@ class JobRequest(Request, frozen=True, kw_only=True):
     """A command to run in an image."""
 
     image: Annotated[str, Meta(description="Name of an image.", examples=["host"])]
+    pull: Annotated[
+        PullPolicy | None,
+        Meta(
+            description="When the image is fetched from its registry first: `always` (only what changed comes), `missing` or `never`. "
+            "Left out: as the operator has it."
+        ),
+    ] = None
     command: Annotated[
         list[str] | UnsetType,
         Meta(
@@ -432,6 +443,7 @@ class LimitsView(Answer, frozen=True, kw_only=True):
     swap: int
     io_bytes_per_second: int
     queue_seconds: float | None
+    pull_seconds: float | None
 
 
 class UsageView(Answer, frozen=True, kw_only=True):
@@ -455,6 +467,10 @@ class UsageView(Answer, frozen=True, kw_only=True):
     io_pressure_seconds: float | None
     wall_seconds: float
     queue_seconds: float
+    pull_seconds: Annotated[
+        float,
+        Meta(description="In which its image came from its registry; no part of `setup_seconds`."),
+    ]
     setup_seconds: float
     warm: bool
 
@@ -490,7 +506,7 @@ class WaitingView(Answer, frozen=True, kw_only=True):
     for_: Annotated[
         str,
         Meta(
-            description="`slot`, `memory` or `cpus`: others have it; `tenant`: as many of your jobs run as may; `key`: as many of your key's; `free_memory`, `free_disk`: the host itself has too "
+            description="`slot`, `memory` or `cpus`: others have it; `tenant`: as many of your jobs run as may; `key`: as many of your key's; `image`: as many wait for its image to come as can start then; `free_memory`, `free_disk`: the host itself has too "
             "little; `retry`: the pause before another attempt."
         ),
     ] = msgspec.field(name="for")
@@ -572,9 +588,19 @@ class DryRunView(Answer, frozen=True, kw_only=True):
     """The answer to `?dry_run=true`: the job would be accepted, as this."""
 
     dry_run: bool
-    image_digest: str
+    image_digest: Annotated[
+        str | None,
+        Meta(
+            description="Null: the image is pulled when the job starts, and could be any by then."
+        ),
+    ]
     image: str
+    pull: PullPolicy
     command: tuple[str, ...]
+    args: Annotated[
+        tuple[str, ...] | UnsetType,
+        Meta(description="For the image's entry point, where that is not known yet."),
+    ] = UNSET
     env: dict[str, str]
     workdir: str | None
     files: list[FileView] | UnsetType = UNSET
@@ -626,7 +652,15 @@ class JobView(Answer, frozen=True, kw_only=True):
     expires_at: str | None = None
     image_digest: str | UnsetType = UNSET
     image: str
-    command: tuple[str, ...]
+    pull: PullPolicy
+    command: Annotated[
+        tuple[str, ...],
+        Meta(description="What the image says itself is known, and here, when the job has ended."),
+    ]
+    args: Annotated[
+        tuple[str, ...] | UnsetType,
+        Meta(description="For the image's entry point; when the job has ended, part of `command`."),
+    ] = UNSET
     steps: Annotated[list[StepView] | UnsetType, Meta(description="Left out in lists.")] = UNSET
     command_truncated: Annotated[
         bool | UnsetType,

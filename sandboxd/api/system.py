@@ -1,4 +1,4 @@
-"""What is not a job: the system, images, keys, the caller, health, metrics."""
+"""What is not a job: the system, keys, the caller, health, metrics."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from sandboxd.api.conversion import read_struct
 from sandboxd.api.parts import Call
 from sandboxd.api.schemas import HealthView, IdentityView, KeyRequest, NewKeyView
 from sandboxd.api.validate import invalid
-from sandboxd.api.views import image_view, key_view
+from sandboxd.api.views import key_view
 from sandboxd.errors import Fault, NotFound
 
 MAX_BODY_BYTES = 64 * 2**10
@@ -23,11 +23,6 @@ MAX_BODY_BYTES = 64 * 2**10
 async def system(call: Call) -> Response:
     """GET /v1/system"""
     return json_answer(call.parts.system())
-
-
-async def images(call: Call) -> Response:
-    """GET /v1/images"""
-    return list_answer([image_view(image) for image in await call.parts.images.list()])
 
 
 async def whoami(call: Call) -> Response:

@@ -25,6 +25,8 @@ from sandboxd.api.schemas import (
 )
 from sandboxd.api.validate import invalid, limits_asked
 from sandboxd.errors import Fault, NotAllowed, NotFound, QuotaExceeded
+from sandboxd.images.puller import check_registry
+from sandboxd.images.references import is_reference, parse_reference
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.quotas.limits import Limits, LimitsAsked, settle
 from sandboxd.quotas.tenants import (
@@ -77,7 +79,9 @@ def rate_headers(rates: Mapping[Holder, Rate]) -> list[tuple[bytes, bytes]]:
 
 
 def check_allowed(call: Call, *, image: str, network_mode: NetworkMode, runtime: str) -> None:
-    """Raises NotAllowed for what the caller's tenant or key may not use."""
+    """Raises NotAllowed for what the caller's tenant or key may not use, and for registries that the operator closed."""
+    if is_reference(image):
+        check_registry(parse_reference(image), call.parts.image_settings)
     bounds = call.parts.tenants.bounds(call.tenant, call.principal.key_id)
     for holder, quotas in ((Holder.TENANT, bounds.tenant), (Holder.KEY, bounds.key)):
         if quotas is None:

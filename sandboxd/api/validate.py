@@ -24,9 +24,10 @@ from sandboxd.images.names import is_name
 from sandboxd.images.references import BadReference, is_reference, parse_reference
 from sandboxd.isolation.destinations import MOST_DESTINATIONS, parse_destination
 from sandboxd.isolation.spec import NetworkMode
-from sandboxd.jobs import InputFile, JobSpec, Network, Retry
+from sandboxd.jobs import InputFile, JobSpec, Network, PullPolicy, Retry
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import NOTHING_ASKED, Limits, LimitsAsked, settle
+from sandboxd.settings import ImagesSettings
 
 MAX_LABELS = 64
 MAX_LABEL_VALUE_BYTES = 256
@@ -42,13 +43,16 @@ _REQUIREMENT = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 Check = Callable[[JobSpec], list[Fault]]
 """What this host cannot do for a job, as faults."""
-CommandOf = Callable[[str, Sequence[str]], tuple[str, ...]]
-"""What an image runs of its own accord with these arguments; empty if its author did not say. May raise NotFound."""
+CommandOf = Callable[[str, Sequence[str]], tuple[str, ...] | None]
+"""What an image runs of its own accord with these arguments; empty if its author did not say. None: it is not here."""
 
 
 def no_command(_: str, __: Sequence[str]) -> tuple[str, ...]:
     """For images that do not say what they run."""
     return ()
+
+
+_USUAL_IMAGES = ImagesSettings()
 
 
 def job_spec_of(
@@ -60,11 +64,11 @@ def job_spec_of(
     command_of: CommandOf = no_command,
     uploaded: tuple[InputFile, ...] = (),
     own_ceilings: LimitsAsked = NOTHING_ASKED,
+    images: ImagesSettings = _USUAL_IMAGES,
 ) -> JobSpec:
     """The job that a parsed request body asks for, with the files that were `uploaded` beside it.
 
-    `own_ceilings`: its tenant's. Raises Invalid with every fault of the request at once, NotFound if it leaves the command to
-    an image that is not here.
+    `own_ceilings`: its tenant's. Raises Invalid with every fault of the request at once.
     """
     request, faults = read_struct(value, JobRequest)
     if not isinstance(value, dict):
@@ -77,7 +81,9 @@ def job_spec_of(
     limits, out_of_bounds = settle(asked, defaults, ceilings, own_ceilings)
     faults += out_of_bounds
     image = _image(request, faults)
-    command = _command(request, command_of, faults)
+    pull = PullPolicy(images.pull) if request.pull is None else request.pull
+    command = _command(request, pull, command_of, faults)
+    _check_pull_seconds(request, images, faults)
     for step in (
         _check_surroundings,
         _check_labels,
@@ -88,7 +94,10 @@ def job_spec_of(
         step(request, faults)
     spec = JobSpec(
         image=image,
+        pull=pull,
+        pull_seconds=request.limits.pull_seconds,
         command=command,
+        args=() if command else tuple(request.args),
         steps=steps_of(request.steps, limits, faults),
         stdin=stdin,
         env=request.env,
@@ -213,8 +222,10 @@ def _image(request: JobRequest, faults: list[Fault]) -> str:
     return request.image
 
 
-def _command(request: JobRequest, command_of: CommandOf, faults: list[Fault]) -> tuple[str, ...]:
-    """What runs: the request's command, or the image's own. Nothing where there are steps."""
+def _command(
+    request: JobRequest, pull: PullPolicy, command_of: CommandOf, faults: list[Fault]
+) -> tuple[str, ...]:
+    """The request's command. Nothing where there are steps, and where the image says what runs: it is asked at the start."""
     command = [] if request.command is UNSET else request.command
     if request.steps:
         for name, given in (("command", command), ("args", request.args), ("stdin", request.stdin)):
@@ -224,15 +235,17 @@ def _command(request: JobRequest, command_of: CommandOf, faults: list[Fault]) ->
     if request.command is not UNSET:
         check_command("", command, request.args, faults)
         words = (*command, *request.args)
+        check_sizes("", words, request.env, faults)
+        return words
+    is_named = all(fault.pointer != "/image" for fault in faults)
+    is_known = is_named and not (pull is PullPolicy.ALWAYS and is_reference(request.image))
+    of_image = command_of(request.image, request.args) if is_known else None
+    if of_image == ():
+        faults.append(Fault("/command", "is required: this image does not say what it runs"))
     else:
-        is_named = all(fault.pointer != "/image" for fault in faults)
-        words = command_of(request.image, request.args) if is_named else ()
-        if words:
-            check_command("", ["-"], request.args, faults)
-        else:
-            faults.append(Fault("/command", "is required: this image does not say what it runs"))
-    check_sizes("", words, request.env, faults)
-    return words
+        check_command("", ["-"], request.args, faults)
+    check_sizes("", of_image or request.args, request.env, faults)
+    return ()
 
 
 def _check_surroundings(request: JobRequest, faults: list[Fault]) -> None:
@@ -274,6 +287,12 @@ def _check_durations(request: JobRequest, faults: list[Fault]) -> None:
     ):
         if seconds is not None and not 0 <= seconds <= most:
             faults.append(Fault(place, f"{seconds} is not from 0 to {most}"))
+
+
+def _check_pull_seconds(request: JobRequest, images: ImagesSettings, faults: list[Fault]) -> None:
+    seconds, most = request.limits.pull_seconds, images.pull_seconds
+    if seconds is not None and not 0 <= seconds <= most:
+        faults.append(Fault("/limits/pull_seconds", f"{seconds} is not from 0 to {most}"))
 
 
 def _check_network(request: JobRequest, faults: list[Fault]) -> None:

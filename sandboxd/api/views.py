@@ -30,6 +30,7 @@ from sandboxd.api.schemas import (
     WaitingView,
 )
 from sandboxd.cpu_lists import format_cpu_list
+from sandboxd.images.resolved import ResolvedImage
 from sandboxd.jobs import (
     TERMINAL,
     WAITING,
@@ -91,7 +92,7 @@ def job_view(
         request_id=_known(job.request_id),
         trace_id=trace_id_of(job.traceparent) if job.traceparent else UNSET,
         links=_links_view(job.id, spec),
-        **_asked_for(spec),
+        **_asked_for(spec, job.command),
     )
 
 
@@ -101,19 +102,22 @@ def listed_view(job: Job, *, shortened: bool) -> JobView:
     return structs.replace(job_view(job), env=UNSET, artifacts=UNSET, command_truncated=truncated)
 
 
-def dry_run_view(spec: JobSpec, image_digest: str) -> DryRunView:
-    """What would have been accepted."""
-    return DryRunView(
-        dry_run=True,
-        image_digest=image_digest,
-        **_asked_for(spec),
-    )
+def dry_run_view(spec: JobSpec, image: ResolvedImage | None) -> DryRunView:
+    """What would have been accepted. `image`: None where it is not known yet."""
+    command, digest = spec.command, None
+    if image is not None:
+        digest = image.digest
+        if not command and not spec.steps:
+            command = image.command(spec.args)
+    return DryRunView(dry_run=True, image_digest=digest, **_asked_for(spec, command))
 
 
-def _asked_for(spec: JobSpec) -> dict[str, Any]:
+def _asked_for(spec: JobSpec, command: tuple[str, ...]) -> dict[str, Any]:
     return {
         "image": spec.image,
-        "command": spec.command,
+        "pull": spec.pull,
+        "command": command,
+        "args": spec.args if spec.args and not command else UNSET,
         "env": spec.env,
         "workdir": spec.workdir,
         "files": [_file_view(file) for file in spec.files] or UNSET,
@@ -237,6 +241,7 @@ def _limits_view(spec: JobSpec) -> LimitsView:
         swap=limits.swap_bytes,
         io_bytes_per_second=limits.io_bytes_per_second,
         queue_seconds=spec.queue_seconds,
+        pull_seconds=spec.pull_seconds,
     )
 
 

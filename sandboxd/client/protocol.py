@@ -108,6 +108,8 @@ class JobOptions(TypedDict, total=False):
     """What a job may be given besides its command; see the API's `POST /v1/jobs`."""
 
     image: str
+    pull: str
+    """`always`, `missing` or `never`: when the image is fetched from its registry first."""
     steps: Sequence[Mapping[str, Any]]
     """In place of a command: several, in one sandbox."""
     stdin: str | bytes

@@ -28,6 +28,7 @@ class SandboxOptions(TypedDict, total=False):
     """What a sandbox may be given; see the API's `POST /v1/sandboxes`."""
 
     image: str
+    pull: str
     env: Mapping[str, str]
     workdir: str
     user: str

@@ -13,7 +13,7 @@ from sandboxd.errors import Conflict, NotFound, SandboxFailed
 from sandboxd.images import host
 from sandboxd.images.archives import Archive, open_archive
 from sandboxd.images.blobs import Blobs
-from sandboxd.images.names import Names, Record, check_name
+from sandboxd.images.names import Names, Record, check_name, not_found
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.images.trees import Room, Trees
 from sandboxd.isolation.launcher_client import Launcher
@@ -78,12 +78,25 @@ class Images:
             remaining[self.blobs.directory] = str(error)
         return remaining
 
-    async def resolve(self, name: str) -> ResolvedImage:
-        """The image, held so that nobody removes its tree while this process lives. Raises NotFound."""
+    async def resolve(self, name: str, tenant: str | None = None) -> ResolvedImage:
+        """The image, held so that nobody removes its tree while this process lives. Raises NotFound.
+
+        `tenant`: who asks, for whom only what they may use is there; None: the operator.
+        """
         if name == host.NAME:
             return self._host
-        record = self._names.read(name)
+        record = self._read(name, tenant)
         self.trees.hold(record.key)
+        return self._resolved(name, record)
+
+    def _read(self, name: str, tenant: str | None) -> Record:
+        """Raises NotFound, also for what a tenant may not know of."""
+        record = self._names.read(name)
+        if not record.is_for(tenant):
+            raise not_found(name)
+        return record
+
+    def _resolved(self, name: str, record: Record) -> ResolvedImage:
         rootfs = str(self.trees.rootfs(record.key))
         run_as = record.run_as
         if run_as is None:
@@ -96,30 +109,33 @@ class Images:
             user=run_as.user,
             workdir=run_as.workdir,
             env=run_as.env,
+            entrypoint=run_as.entrypoint,
+            cmd=run_as.cmd,
         )
 
-    def record(self, name: str) -> Record:
-        """What is kept of an image. Raises NotFound, Conflict: the machine's own has nothing that can be passed on."""
+    def command_of(
+        self, name: str, args: Sequence[str], tenant: str | None = None
+    ) -> tuple[str, ...] | None:
+        """What an image would run of its own accord now, as `ResolvedImage.command` says it. None: it is not here."""
+        if name == host.NAME:
+            return self._host.command(args)
+        try:
+            return self._resolved(name, self._read(name, tenant)).command(args)
+        except NotFound:
+            return None
+
+    def record(self, name: str, tenant: str | None = None) -> Record:
+        """All that is kept of an image. Raises NotFound, Conflict: the machine's own has nothing that can be passed on."""
         if name == host.NAME:
             raise Conflict("the machine's own image cannot be passed on", code="host_image")
-        return self._names.read(name)
+        return self._read(name, tenant)
 
-    def command_of(self, name: str, args: Sequence[str]) -> tuple[str, ...]:
-        """What an image runs of its own accord: its entry point with these arguments, or with its own if there are none.
-
-        Empty: its author did not say. Raises NotFound.
-        """
-        run_as = None if name == host.NAME else self._names.read(name).run_as
-        if run_as is None:
-            return ()
-        return (*run_as.entrypoint, *(args or run_as.cmd))
-
-    def tag(self, source: str, target: str) -> Awaitable[Image]:
+    def tag(self, source: str, target: str, tenant: str | None = None) -> Awaitable[Image]:
         """Give an image another name, which has been checked. Raises NotFound, Conflict."""
-        return self.add(msgspec.structs.replace(self.record(source), name=target))
+        return self.add(msgspec.structs.replace(self.record(source, tenant), name=target))
 
-    async def list(self) -> ImageList:
-        """All images by name."""
+    async def list(self, tenant: str | None = None) -> ImageList:
+        """All images by name that this tenant may use; None: the operator, who sees all."""
         ours = Image(
             name=host.NAME,
             digest=self._host.digest,
@@ -127,7 +143,7 @@ class Images:
             created_at=self._host_created_at,
             source="host",
         )
-        return [ours, *(record.image for record in self._names.all())]
+        return [ours, *(each.image for each in self._names.all() if each.is_for(tenant))]
 
     async def import_tar(
         self, name: str, archive: Path, progress: Callable[[int, int], None] | None = None
@@ -170,6 +186,8 @@ class Images:
         former: Record | None = None
         with contextlib.suppress(NotFound):
             former = self._names.read(record.name)
+        if former is not None:
+            record = record.also_for(former)
         try:
             with self.trees.locked(record.key):
                 self._names.write(record)

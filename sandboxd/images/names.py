@@ -39,6 +39,21 @@ class Record(Image, frozen=True, kw_only=True):
     """None: its author did not say."""
     blobs: tuple[str, ...] = ()
     """Digests of what it was made from."""
+    tenants: tuple[str, ...] = ()
+    """Whose own credentials its registry accepted for it; empty: everybody may use it."""
+
+    def is_for(self, tenant: str | None) -> bool:
+        """Whether a tenant may use it, or know of it; None: the operator."""
+        return tenant is None or not self.tenants or tenant in self.tenants
+
+    def also_for(self, former: "Record") -> "Record":
+        """The same for those, too, who could use the very same image by this name before."""
+        if former.digest != self.digest or not self.tenants:
+            return self
+        if not former.tenants:
+            return msgspec.structs.replace(self, tenants=())
+        tenants = tuple(sorted({*former.tenants, *self.tenants}))
+        return msgspec.structs.replace(self, tenants=tenants)
 
     @property
     def key(self) -> str:
@@ -70,7 +85,7 @@ class Names:
         try:
             return _decode(self._file(name).read_bytes())
         except FileNotFoundError:
-            raise _not_found(name) from None
+            raise not_found(name) from None
 
     def write(self, record: Record) -> None:
         """Let its name mean this from now on."""
@@ -81,18 +96,18 @@ class Names:
         try:
             self._file(name).unlink()
         except FileNotFoundError:
-            raise _not_found(name) from None
+            raise not_found(name) from None
 
     def _file(self, name: str) -> Path:
         """Raises NotFound for what can be no name. A name that an import can have is never looked for elsewhere."""
         if is_name(name):
             return self._names / f"{name}.json"
         if not is_reference(name):
-            raise _not_found(name)
+            raise not_found(name)
         try:
             canonical = str(parse_reference(name))
         except BadReference:
-            raise _not_found(name) from None
+            raise not_found(name) from None
         return self._references / f"{hashlib.sha256(canonical.encode()).hexdigest()}.json"
 
 
@@ -109,7 +124,8 @@ def is_name(name: str) -> bool:
     return len(name) <= NAME_LENGTH and NAME_PATTERN.fullmatch(name) is not None
 
 
-def _not_found(name: str) -> NotFound:
+def not_found(name: str) -> NotFound:
+    """The refusal of a name that means nothing here, or nothing to whoever asks."""
     return NotFound(f'no image "{name[:256]}"', code="image_not_found")
 
 

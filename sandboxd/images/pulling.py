@@ -52,6 +52,8 @@ class Progress(NamedTuple):
     digest: str
     done_bytes: int
     size_bytes: int
+    cached: bool = False
+    """It was here before."""
 
 
 class Found(NamedTuple):
@@ -65,8 +67,17 @@ class Found(NamedTuple):
     """Digests of what is kept beside the layers."""
 
 
-async def pull(images: Images, transport: Transport, reference: Reference, tell: Tell) -> Image:
+async def pull(
+    images: Images,
+    transport: Transport,
+    reference: Reference,
+    tell: Tell,
+    *,
+    tenants: tuple[str, ...] = (),
+) -> Image:
     """Fetch an image, unpack it and name it by its canonical reference. `tell` hears of each layer as it comes.
+
+    `tenants`: for whom only, because it is their credentials that the registry accepts; empty: everybody.
 
     Raises NotFound, Unavailable (the registry), Invalid (what it sent), Conflict, SandboxFailed.
     """
@@ -75,7 +86,7 @@ async def pull(images: Images, transport: Transport, reference: Reference, tell:
         found = await _find_in_time(images.blobs, registry, transport, reference)
         check_layers(str(reference), found)
         await _fetch_layers(images.blobs, registry, transport, found.manifest.layers, tell)
-        return await assemble(images, str(reference), found, source="registry")
+        return await assemble(images, str(reference), found, source="registry", tenants=tenants)
 
 
 def check_layers(name: str, found: Found) -> None:
@@ -84,8 +95,10 @@ def check_layers(name: str, found: Found) -> None:
         raise Invalid(f"{name} has no layers: there is nothing to run", code="bad_image")
 
 
-async def assemble(images: Images, name: str, found: Found, *, source: str) -> Image:
-    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use.
+async def assemble(
+    images: Images, name: str, found: Found, *, source: str, tenants: tuple[str, ...] = ()
+) -> Image:
+    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use. `tenants`: see `pull`.
 
     Raises Invalid (what a layer holds), Conflict, SandboxFailed.
     """
@@ -105,6 +118,7 @@ async def assemble(images: Images, name: str, found: Found, *, source: str) -> I
         tree=key,
         run_as=_run_as(images, key, found.configuration),
         blobs=(*found.documents, *(layer.digest for layer in layers)),
+        tenants=tenants,
     )
     return await images.add(record)
 
@@ -196,10 +210,11 @@ async def _fetch_layers(
     async def fetch(layer: Descriptor) -> None:
         seconds = transport.patience.download_seconds(layer.size)
         async with some:
+            cached = blobs.has(layer)
             await blobs.add(
                 layer,
                 registry.blob(layer),
-                lambda done: tell(Progress(layer.digest, done, layer.size)),
+                lambda done: tell(Progress(layer.digest, done, layer.size, cached)),
                 seconds=seconds,
             )
 

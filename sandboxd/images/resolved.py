@@ -1,5 +1,7 @@
 """What a job needs to know of its image."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 
@@ -15,3 +17,14 @@ class ResolvedImage(msgspec.Struct, frozen=True, kw_only=True):
     user: tuple[int, int] = (0, 0)
     workdir: str = "/work"
     env: dict[str, str]
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+
+    def command(self, args: Sequence[str]) -> tuple[str, ...]:
+        """What it runs of its own accord: its entry point with these arguments, or with its own if there are none.
+
+        Empty: its author did not say.
+        """
+        if not self.entrypoint and not self.cmd:
+            return ()
+        return (*self.entrypoint, *(args or self.cmd))

@@ -5,7 +5,6 @@ as much as there is.
 """
 
 import calendar
-import fnmatch
 import math
 import time
 from enum import StrEnum
@@ -13,6 +12,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from sandboxd.quotas.image_patterns import matches_any
 from sandboxd.quotas.limits import NOTHING_ASKED, LimitsAsked
 
 Whole = Annotated[int, msgspec.Meta(ge=0)]
@@ -82,7 +82,7 @@ class Quotas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def forbids(self, *, image: str, network_mode: str, runtime: str) -> list[Ban]:
         """Each thing that may not be used."""
-        known_image = any(fnmatch.fnmatchcase(image, each) for each in self.images)
+        known_image = matches_any(image, self.images)
         return [
             Ban(policy, pointer, f"only {', '.join(allowed)} may be used")
             for policy, pointer, allowed, is_one in (

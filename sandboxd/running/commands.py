@@ -6,9 +6,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.pool import Taken
@@ -41,6 +41,7 @@ class Counted(Protocol):
 
 
 C = TypeVar("C", bound=Counted)
+T = TypeVar("T")
 
 
 class PassedDescriptor(NamedTuple):
@@ -61,6 +62,8 @@ class Stop:
         """time.monotonic() of the first stop."""
         self._taken: Taken[Cgroup] | None = None
         self._process: Process | None = None
+        self._waits: asyncio.Task[Any] | None = None
+        """What the job waits for before it has a sandbox."""
         self._grace_seconds = 0.0
         self.over = False
         """The command has ended."""
@@ -76,8 +79,22 @@ class Stop:
             self._grace_seconds = grace_seconds
             if self._taken is not None:
                 self._carry_out(self._taken)
+            elif self._waits is not None:
+                self._waits.cancel()
         elif self._taken is not None and grace_seconds == 0:
             self._kill(self._taken)
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What comes of work that is done before there is a sandbox. None: the job was stopped first, and the work cancelled."""
+        task = self._waits = asyncio.get_running_loop().create_task(work)
+        if self.reason is not None:
+            task.cancel()
+        try:
+            await asyncio.wait((task,))
+            return None if task.cancelled() and self.reason is not None else task.result()
+        finally:
+            task.cancel()  # Without effect where it is done; else it is who waits for us that was stopped.
+            self._waits = None
 
     async def gone(self) -> bool:
         """Wait until no process of the job is left. False: one is stuck in the kernel."""

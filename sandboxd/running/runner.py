@@ -14,9 +14,9 @@ import msgspec
 import structlog
 
 from sandboxd.cpu_lists import format_cpu_list
-from sandboxd.errors import Fault, SandboxdError
+from sandboxd.errors import Fault, Invalid, SandboxdError
 from sandboxd.files.transfers import Transfers
-from sandboxd.images.catalogue import Images
+from sandboxd.images.puller import Puller
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.egress import Connection
 from sandboxd.isolation.pool import Pool, Taken
@@ -45,6 +45,7 @@ from sandboxd.running.commands import (
     note_stop,
     show_use,
 )
+from sandboxd.running.fetching import Meanwhile, fetch
 from sandboxd.running.sampling import Samples
 from sandboxd.running.shapes import sandbox_spec
 from sandboxd.running.verdict import Outcome, result_of, result_of_steps
@@ -77,7 +78,7 @@ class Runner:
     def __init__(
         self,
         pool: Pool[Cgroup],
-        images: Images,
+        puller: Puller,
         transfers: Transfers,
         *,
         walls: Callable[[NetworkMode, OciRuntime | None], Walls],
@@ -93,7 +94,7 @@ class Runner:
         `id_count`: user and group ids that exist in a sandbox, from 0 on; 0 where one id is mapped to whatever is asked.
         """
         self._means = Means(pool, transfers, cpu_count)
-        self._images = images
+        self._puller = puller
         self._walls = walls
         self._enforcement = enforcement
         self._best_effort = best_effort
@@ -200,15 +201,16 @@ class Runner:
         samples: Samples | None = None,
         on_start: Callable[[float], None] = lambda _: None,
         on_run: Callable[[RunResult], None] = lambda _: None,
+        meanwhile: Meanwhile = Meanwhile(),  # noqa: B008 (a value)
         stdin_fd: int | None = None,
     ) -> Result:
-        """Run the command of a job to its end.
+        """Run the command of a job to its end, in its image, which is pulled first where that has to be.
 
         With `accepted` the sandbox is made ready at once, but the command starts only when that is done; what it raises
         (NotAccepted) is raised. None: nothing has to be waited for.
 
         `samples` is filled while it runs. `sink` gets the output as it comes, `on_start` the Unix time at which the (first) command started, `on_run` how each
-        run of a step ended. With `stdin_fd` that descriptor is passed through instead of the job's own input. The last of
+        run of a step ended, `meanwhile` of the image that has to come. With `stdin_fd` that descriptor is passed through instead of the job's own input. The last of
         the sandbox may still be going when this returns: `stop.gone()` waits for it.
         """
         outcome = Outcome(
@@ -228,23 +230,26 @@ class Runner:
         kept = None
         try:
             with failures_noted(outcome):
-                image = await self._images.resolve(job.spec.image)
-                outcome.image_digest = image.digest
-                taken = await self._means.pool.take(sandbox_spec(image, job.spec, self._runtimes))
-                outcome.warm = taken.warm
-                attempt = Attempt(
-                    means=self._means,
-                    job=job,
-                    image=image,
-                    command=self._command(job, image),
-                    taken=taken,
-                    outcome=outcome,
-                    stop=stop,
-                    sink=sink,
-                    accepted=accepted,
-                    on_start=on_start,
-                )
-                await self._carry_out(attempt, note_run, stdin_fd, samples)
+                image = await fetch(self._puller, job, outcome, stop, meanwhile)
+                if image is not None:
+                    command = self._command(job, image, outcome)
+                    taken = await self._means.pool.take(
+                        sandbox_spec(image, job.spec, self._runtimes)
+                    )
+                    outcome.warm = taken.warm
+                    attempt = Attempt(
+                        means=self._means,
+                        job=job,
+                        image=image,
+                        command=command,
+                        taken=taken,
+                        outcome=outcome,
+                        stop=stop,
+                        sink=sink,
+                        accepted=accepted,
+                        on_start=on_start,
+                    )
+                    await self._carry_out(attempt, note_run, stdin_fd, samples)
             note_stop(outcome, stop)
             outcome.enforcement = self._record(job.spec)
             if job.spec.steps:
@@ -310,13 +315,18 @@ class Runner:
         attempt.stop.detach()
         return kept
 
-    def _command(self, job: Job, image: ResolvedImage) -> Command:
-        """The command, with the image's defaults under what the job says, and the caller's trace."""
+    def _command(self, job: Job, image: ResolvedImage, outcome: Outcome) -> Command:
+        """The command, with the image's defaults under what the job says, and the caller's trace. Raises Invalid."""
         spec = job.spec
+        outcome.image_digest = image.digest
+        if not spec.command and not spec.steps:
+            outcome.image_command = outcome.command = image.command(spec.args)
+            if not outcome.command:
+                raise Invalid("the image does not say what it runs", code="no_command")
         trace = {"TRACEPARENT": job.traceparent} if job.traceparent else {}
         rlimits = {"nofile": spec.limits.open_files}
         return Command(
-            argv=spec.command,
+            argv=outcome.command,
             env={**image.env, **trace, **spec.env},
             workdir=spec.workdir or image.workdir,
             rlimits=rlimits,

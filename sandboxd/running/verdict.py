@@ -44,8 +44,13 @@ class Outcome:
     claimed_at: float
     """Monotonic seconds, as all times here but `started_at`."""
     queue_seconds: float = 0.0
+    away_seconds: float = 0.0
+    """Since it was claimed, in which its image came and it waited for room again."""
+    pull_seconds: float = 0.0
     warm: bool = False
     image_digest: str | None = None
+    image_command: tuple[str, ...] | None = None
+    """What the image runs of its own accord, where that is what ran."""
     started_at: float | None = None
     """Unix time at which the command started."""
     command_started: float | None = None
@@ -87,6 +92,7 @@ def result_of(outcome: Outcome) -> Result:
         error=_explain(outcome, state, reason),
         enforcement=outcome.enforcement,
         image_digest=outcome.image_digest,
+        command=outcome.image_command,
         started_at=outcome.started_at,
         artifacts=outcome.artifacts,
         artifact_count=len(outcome.artifacts),
@@ -205,6 +211,8 @@ def _state_of_stop(reason: Reason) -> State:
         case (
             Reason.SUBMITTED
             | Reason.CLAIMED
+            | Reason.IMAGE_PULL_STARTED
+            | Reason.IMAGE_PULLED
             | Reason.STARTED
             | Reason.RETRY
             | Reason.EXITED
@@ -283,7 +291,8 @@ def _usage(outcome: Outcome) -> Usage:
         io_pressure_seconds=used.io_pressure_seconds,
         wall_seconds=wall,
         queue_seconds=outcome.queue_seconds,
-        setup_seconds=started - outcome.claimed_at if started else 0.0,
+        pull_seconds=outcome.pull_seconds,
+        setup_seconds=started - outcome.claimed_at - outcome.away_seconds if started else 0.0,
         warm=outcome.warm,
     )
 

@@ -17,7 +17,7 @@ import structlog
 from sandboxd.admission import Occupant
 from sandboxd.errors import Conflict, SandboxdError, Unavailable
 from sandboxd.ids import new_id
-from sandboxd.images.catalogue import Images
+from sandboxd.images.puller import Puller
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Pool, Taken
 from sandboxd.jobs import Job
@@ -53,7 +53,7 @@ class Sandboxes:
         store: SqliteStore,
         scheduler: Scheduler,
         pool: Pool[Cgroup],
-        images: Images,
+        puller: Puller,
         metrics: Metrics,
         settings: SandboxSettings,
         *,
@@ -64,7 +64,7 @@ class Sandboxes:
         self._store = store
         self._scheduler = scheduler
         self._pool = pool
-        self._images = images
+        self._puller = puller
         self._metrics = metrics
         self.settings = settings
         self._log_directory = log_directory
@@ -121,8 +121,14 @@ class Sandboxes:
         request_id: str | None,
         key_id: str | None = None,
     ) -> SandboxRecord:
-        """A new sandbox that stands. Raises NotFound (image), Unavailable (no room), QuotaExceeded, SandboxFailed."""
-        image = await self._images.resolve(plan.image)
+        """A new sandbox that stands, with its image pulled first where that has to be.
+
+        Raises NotFound, Invalid (image), Unavailable (registry, no room), QuotaExceeded, SandboxFailed.
+        """
+        if self._closed or self._scheduler.draining:
+            raise Unavailable("the service is shutting down", code="draining")
+        self._check_room(tenant)
+        image = await self._puller.ready(plan.image, tenant, plan.pull, lambda _: None)
         if self._closed or self._scheduler.draining:
             raise Unavailable("the service is shutting down", code="draining")
         self._check_room(tenant)
@@ -251,6 +257,7 @@ class Sandboxes:
             tenant=job.tenant,
             plan=SandboxPlan(
                 image=job.spec.image,
+                pull=job.spec.pull,
                 env=job.spec.env,
                 workdir=job.spec.workdir,
                 user=job.spec.user,

@@ -27,6 +27,10 @@ _next_tenant = (
 _tenants = _tenants.union_all(select(_next_tenant).where(_tenants.c.name.is_not(None)))
 """Those with jobs that wait: a jump in the index for each, however many jobs it has."""
 _mine = _job.alias("mine")
+_OF_OTHER_IMAGES = func.json_extract(_mine.c.spec, "$.image").not_in(
+    bindparam("of_images", expanding=True)
+)
+"""Read out of each row: it is asked only while more jobs wait for an image that comes than could start with it."""
 _OF_OTHER_KEYS = func.coalesce(_mine.c.key_id, "").not_in(bindparam("passed_over", expanding=True))
 
 
@@ -59,6 +63,8 @@ def _candidates(*conditions: ColumnElement[bool]) -> Select[Any]:
 _CANDIDATES = _candidates()
 _CANDIDATES_OF_OTHER_KEYS = _candidates(_OF_OTHER_KEYS)
 """A key that has enough must not fill the part of its tenant's line that is looked at."""
+_CANDIDATES_OF_OTHER_IMAGES = _candidates(_OF_OTHER_KEYS, _OF_OTHER_IMAGES)
+"""The same for an image that is crowded."""
 _CLAIM = (
     update(_job)
     .where(_job.c.id.in_(bindparam("job_ids", expanding=True)), _WAITS)
@@ -80,12 +86,16 @@ def claim(
     choose: Choose,
     now: float,
     passed_over: Collection[str] = (),
+    of_images: Collection[str] = (),
 ) -> list[Job]:
     """Take the jobs that `choose` picks of those that may run now, in its order, with their input.
 
-    `passed_over`: keys whose jobs are not looked at.
+    `passed_over`: keys whose jobs are not looked at; `of_images`: images, the same.
     """
-    if passed_over:
+    if of_images:
+        values = {"now": now, "passed_over": list(passed_over), "of_images": list(of_images)}
+        rows = connection.execute(_CANDIDATES_OF_OTHER_IMAGES, values)
+    elif passed_over:
         values = {"now": now, "passed_over": list(passed_over)}
         rows = connection.execute(_CANDIDATES_OF_OTHER_KEYS, values)
     else:

@@ -119,7 +119,7 @@ def _page(rows: Iterable[Row[Any]], limit: int) -> Page:
         if len(jobs) == limit or (jobs and size > PAGE_BYTES):
             return Page(jobs, encode_cursor(jobs[-1].id), frozenset(shortened))
         jobs.append(job)
-        if job.spec.command != whole.spec.command:
+        if job.command != whole.command:
             shortened.add(job.id)
     return Page(jobs, None, frozenset(shortened))
 

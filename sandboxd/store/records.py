@@ -201,17 +201,17 @@ def listed(job: Job) -> Job:
     """The job as lists have it: without environment, files and steps, and with the first LISTED_COMMAND_BYTES of its command."""
     command: list[str] = []
     left = LISTED_COMMAND_BYTES
-    for word in job.spec.command:
+    for word in job.command:
         kept = word.encode("utf-8", "surrogatepass")[:left].decode("utf-8", "ignore")
         left -= len(word.encode("utf-8", "surrogatepass")) + 1
         command.append(kept)
         if left <= 0:
             break
     spec = msgspec.structs.replace(
-        job.spec, env={}, command=tuple(command), steps=(), files=(), outputs=()
+        job.spec, env={}, command=tuple(command), args=(), steps=(), files=(), outputs=()
     )
     result = job.result and msgspec.structs.replace(
-        job.result, runs=(), artifacts_passed_over=(), changes=None
+        job.result, command=None, runs=(), artifacts_passed_over=(), changes=None
     )
     return msgspec.structs.replace(job, spec=spec, result=result)
 

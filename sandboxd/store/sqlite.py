@@ -119,17 +119,32 @@ class SqliteStore:
         )
 
     async def claim(
-        self, owner: str, choose: Choose, now: float, *, passed_over: Collection[str] = ()
+        self,
+        owner: str,
+        choose: Choose,
+        now: float,
+        *,
+        passed_over: Collection[str] = (),
+        of_images: Collection[str] = (),
     ) -> list[Job]:
         """Take the jobs that `choose` picks of those that may run, with their input.
 
-        It sees the first of each tenant, without those of the keys that are `passed_over`, and is called by the thread that writes.
+        It sees the first of each tenant, without those of the keys that are `passed_over` and without those `of_images`, and is
+        called by the thread that writes.
         """
-        return await self._write(lambda c: claims.claim(c, owner, choose, now, passed_over))
+        return await self._write(
+            lambda c: claims.claim(c, owner, choose, now, passed_over, of_images)
+        )
 
     async def mark_running(self, job_id: str, lease_token: int, started_at: float) -> None:
         """Note that the command started; nothing if the lease is stale. `finish` notes it too: short jobs skip this."""
         await self._write(lambda c: writes.mark_running(c, job_id, lease_token, started_at))
+
+    async def note_start(
+        self, job_id: str, lease_token: int, reason: Reason, message: str, now: float
+    ) -> None:
+        """Note how far a job that starts has come; nothing if the lease is stale."""
+        await self._write(lambda c: writes.note_start(c, job_id, lease_token, reason, message, now))
 
     async def finish(
         self,

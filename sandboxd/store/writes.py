@@ -176,6 +176,25 @@ def mark_running(connection: Connection, job_id: str, lease_token: int, started_
         _INSERT_EVENT.execute(connection, event_values(job_from(row), started_at))
 
 
+_NOTE_START = (
+    update(_job)
+    .where(_HELD, _job.c.state == State.STARTING.value)
+    .values(reason=bindparam("to_reason"), sequence=_job.c.sequence + 1)
+    .returning(*_job.c)
+)
+
+
+def note_start(
+    connection: Connection, job_id: str, lease_token: int, reason: Reason, message: str, now: float
+) -> None:
+    """Note how far a job that starts has come. Nothing happens if the lease is stale."""
+    values = {"of_job": job_id, "token": lease_token, "to_reason": reason.value}
+    row = connection.execute(_NOTE_START, values).one_or_none()
+    if row is not None:
+        event = event_values(job_from(row), now) | {"message": message}
+        _INSERT_EVENT.execute(connection, event)
+
+
 _RECORD_START = Prepared(
     insert(_event).from_select(
         ["job_id", "seq", "at", "state", "reason", "attempt", "message"],

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sandboxd.admission import in_turn
 from sandboxd.errors import NotFound
+from sandboxd.images.resolved import ResolvedImage
 from sandboxd.jobs import (
     ACTIVE,
     TERMINAL,
@@ -197,15 +198,17 @@ class PlainImages:
 
     digest = "sha256:" + "0" * 64
 
-    async def resolve(self, name: str) -> "PlainImages":
+    async def resolve(self, name: str, tenant: str | None = None) -> ResolvedImage:
         if name != "host":
             raise NotFound(f'There is no image "{name}".', code="image_not_found")
-        return self
+        return ResolvedImage(name=name, digest=self.digest, rootfs="/", env={})
 
-    def command_of(self, name: str, args: Sequence[str]) -> tuple[str, ...]:
+    def command_of(
+        self, name: str, args: Sequence[str], tenant: str | None = None
+    ) -> tuple[str, ...]:
         return ()
 
-    async def list(self) -> list[Image]:
+    async def list(self, tenant: str | None = None) -> list[Image]:
         return [Image(name="host", digest=self.digest, size_bytes=0, created_at=0.0, source="host")]
 
 

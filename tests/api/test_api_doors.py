@@ -356,7 +356,7 @@ def test_answers_carry_headers_that_protect_the_client(client: httpx2.Client) ->
 def test_an_internal_fault_is_a_500_that_tells_only_its_request_id(
     own_service: Service, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def break_down(name: str) -> Any:
+    async def break_down(*_: Any) -> Any:
         raise RuntimeError("secret detail at /srv/secret/path")
 
     own_service.images.resolve = break_down

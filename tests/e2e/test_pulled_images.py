@@ -83,8 +83,11 @@ def test_an_image_that_says_nothing_needs_a_command(real_service: RunningService
     ]
 
 
-def test_an_image_that_was_not_pulled_is_not_found(real_service: RunningService) -> None:
-    answer = httpx2.post(f"{real_service.url}/v1/jobs", json={"image": "ghcr.io/team/tools:1"})
+def test_an_image_that_is_not_here_and_is_not_to_be_pulled_is_not_found(
+    real_service: RunningService,
+) -> None:
+    body = {"image": "ghcr.io/team/tools:1", "pull": "never"}
+    answer = httpx2.post(f"{real_service.url}/v1/jobs", json=body)
 
     assert answer.status_code == 404
     assert answer.json()["code"] == "image_not_found"

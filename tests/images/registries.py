@@ -324,3 +324,82 @@ def _free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
+
+
+class Passing(BaseHTTPRequestHandler):
+    """One request on its way to the registry behind, and the answer back."""
+
+    protocol_version = "HTTP/1.1"
+    server: "PassingServer"
+
+    def do_GET(self) -> None:
+        proxy = self.server.proxy
+        proxy.asked.append(self.path)
+        self.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            for part, gate in list(proxy.gates.items()):
+                if part in self.path:
+                    gate.wait(60)
+            self._pass_on(proxy.behind)
+
+    def _pass_on(self, behind: str) -> None:
+        with contextlib.closing(http.client.HTTPConnection(behind, timeout=30)) as there:
+            there.request("GET", self.path, headers=dict(self.headers))
+            answer = there.getresponse()
+            content = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class PassingServer(ThreadingHTTPServer):
+    daemon_threads = True
+    proxy: "Proxy"
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that hangs up is what the tests are about."""
+
+
+class Proxy:
+    """In front of a registry: counts what is asked, and holds requests as long as a test wants."""
+
+    def __init__(self, behind: str) -> None:
+        self.behind = behind
+        self.asked: list[str] = []
+        self.gates: dict[str, threading.Event] = {}
+        self.server = PassingServer(("127.0.0.1", 0), Passing)
+        self.server.proxy = self
+        self.authority = f"127.0.0.1:{self.server.server_address[1]}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def hold(self, part: str) -> threading.Event:
+        """Requests with this in their path are answered only when the event is set."""
+        return self.gates.setdefault(part, threading.Event())
+
+    def count(self, part: str) -> int:
+        return sum(part in path for path in list(self.asked))
+
+    def close(self) -> None:
+        for gate in self.gates.values():
+            gate.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@contextlib.contextmanager
+def a_proxy(behind: Registry) -> Iterator[Proxy]:
+    proxy = Proxy(behind.authority)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

@@ -61,6 +61,7 @@ def test_series_of_jobs_exist_before_the_first_job() -> None:
 
 def test_every_end_and_every_reason_of_an_end_has_its_series() -> None:
     on_the_way = {Reason.SUBMITTED, Reason.CLAIMED, Reason.STARTED, Reason.RETRY}
+    on_the_way |= {Reason.IMAGE_PULL_STARTED, Reason.IMAGE_PULLED}
     on_the_way.add(Reason.SANDBOX_ENDED)  # of commands that are no jobs
 
     assert set(ENDS) == TERMINAL

@@ -169,6 +169,8 @@ def test_real_time_signals_have_names_too() -> None:
 NEVER_STOPS = {
     Reason.SUBMITTED,
     Reason.CLAIMED,
+    Reason.IMAGE_PULL_STARTED,
+    Reason.IMAGE_PULLED,
     Reason.STARTED,
     Reason.RETRY,
     Reason.EXITED,
