@@ -119,7 +119,8 @@ def test_many_jobs_at_once_make_one_pull(pulling: Pulling) -> None:
     assert [job.state for job in ended] == ["succeeded"] * 12
     assert {job.text for job in ended} == {f"here {name_of(reference)}\n"}
     assert pulling.proxy.count(f"{name_of(reference)}/manifests") == 1
-    assert pulling.proxy.count(f"{name_of(reference)}/blobs") == 3
+    blobs = [path for path in pulling.proxy.asked if f"{name_of(reference)}/blobs" in path]
+    assert len(set(blobs)) == len(blobs) >= 2
 
 
 def test_a_job_whose_image_is_here_is_not_delayed_by_pulls(pulling: Pulling) -> None:
@@ -260,8 +261,8 @@ def test_always_asks_each_time_and_fetches_what_changed(pulling: Pulling) -> Non
         f"new {name}\n",
     ]
     assert old.image_digest == same.image_digest == kept.image_digest != new.image_digest
-    assert (blobs, blobs_again) == (3, 3)
-    assert pulling.proxy.count(f"{name}/blobs") == 5
+    assert blobs == blobs_again >= 2  # Its base may be here already.
+    assert pulling.proxy.count(f"{name}/blobs") == blobs + 2
     assert pulling.proxy.count(f"{name}/manifests") == 3
 
 
