@@ -280,13 +280,20 @@ class TarReader:
 
 
 def _name(block: bytes) -> bytes:
-    """Of a header: in ustar with a prefix, which other formats use for other things."""
-    name = _text(block[:100])
-    if block[257:263] != b"ustar\0":
-        return name
-    star = block[508:512] == b"tar\0"
-    prefix = _text(block[345:476] if star else block[345:500])
+    """Of a header: in ustar with a prefix. So it is in archives of Go before 1.8 that say they are of GNU, which has times there."""
+    name, magic = _text(block[:100]), block[257:265]
+    prefix = b""
+    if magic.startswith(b"ustar\0"):
+        star = block[508:512] == b"tar\0"
+        prefix = _text(block[345:476] if star else block[345:500])
+    elif magic == b"ustar  \0" and not (_is_time(block[345:357]) and _is_time(block[357:369])):
+        prefix = _text(block[345:500])
+        prefix = prefix if prefix.isascii() else b""
     return prefix + b"/" + name if prefix else name
+
+
+def _is_time(field: bytes) -> bool:
+    return field[0] == 0 or field[0] & 0x80 != 0 or not _octal(field).strip(b"01234567")
 
 
 def _text(field: bytes) -> bytes:
@@ -300,10 +307,14 @@ def _number(field: bytes) -> int:
         bits = 8 * len(field) - 1
         number = int.from_bytes(field, "big") & ((1 << bits) - 1)
         return number - (1 << bits) if field[0] & 0x40 else number
-    digits = _text(field.strip(b" \0"))
+    digits = _octal(field)
     if digits.strip(b"01234567"):
         raise BadArchive("not a tar archive that can be read: a number in a header is none")
     return int(digits or b"0", 8)
+
+
+def _octal(field: bytes) -> bytes:
+    return _text(field.strip(b" \0"))
 
 
 def _digits(word: bytes) -> int:

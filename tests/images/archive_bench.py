@@ -136,21 +136,23 @@ def build(root: Path, tree: Tree) -> None:
             made.chmod(mode)
 
 
-def read(directory: Path, above: str = "") -> Iterator[tuple[str, Found]]:
-    """All that is below a directory of ours. Attributes and other kinds are not in a tree: none may be there."""
+def read(directory: Path, above: str = "", *, foreign: bool = False) -> Iterator[tuple[str, Found]]:
+    """All that is below a directory of ours. Attributes and other kinds than a tree has may be there only if it is `foreign`."""
     for name in sorted(os.listdir(directory)):
         path, inner = f"{above}{name}", directory / name
         status = inner.lstat()
         mode = stat.S_IMODE(status.st_mode)
-        assert os.listxattr(inner, follow_symlinks=False) == [], path
+        assert foreign or os.listxattr(inner, follow_symlinks=False) == [], path
         if stat.S_ISLNK(status.st_mode):
             yield path, ("link", os.readlink(inner), None)
         elif stat.S_ISDIR(status.st_mode):
             inner.chmod(0o700)
             yield path, ("directory", None, mode)
-            yield from read(inner, f"{path}/")
+            yield from read(inner, f"{path}/", foreign=foreign)
+        elif not stat.S_ISREG(status.st_mode):
+            assert foreign, path
+            yield path, ("other", None, mode)
         else:
-            assert stat.S_ISREG(status.st_mode), path
             inner.chmod(0o600)
             yield path, ("file", inner.read_bytes().decode("latin-1"), mode)
             inner.chmod(mode)

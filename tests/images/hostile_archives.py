@@ -205,8 +205,15 @@ NAMES: dict[str, Case] = {
         raw(change=(345, b"a".ljust(131, b"\0") + b"7" * 12 + b"\0" * 20 + b"tar\0")),
         {"a": DIR, "a/f": file("")},
     ),
-    "what would be a prefix, in a header of GNU": kept(
-        raw(change=(257, b"ustar  \0" + bytes(80) + b"a/b")), {"f": file("")}
+    "a prefix in a header of GNU, as Go had it once": kept(
+        raw(change=(257, b"ustar  \0" + bytes(80) + b"a/b")),
+        {"a": DIR, "a/b": DIR, "a/b/f": file("")},
+    ),
+    "times in a header of GNU, which are no prefix": kept(
+        raw(change=(257, b"ustar  \0" + bytes(80) + b"07777777777\0" * 2)), {"f": file("")}
+    ),
+    ".. by a prefix in a header of GNU": refused(
+        raw(change=(257, b"ustar  \0" + bytes(80) + b"../..")), r'"\.\."'
     ),
     "a header of v7, with rubbish after its fields": kept(
         raw(change=(257, b"\x01" * 255)), {"f": file("")}
