@@ -149,6 +149,7 @@ def read(directory: Path, above: str = "", *, foreign: bool = False) -> Iterator
             inner.chmod(0o700)
             yield path, ("directory", None, mode)
             yield from read(inner, f"{path}/", foreign=foreign)
+            inner.chmod(mode)
         elif not stat.S_ISREG(status.st_mode):
             assert foreign, path
             yield path, ("other", None, mode)
