@@ -1,4 +1,4 @@
-"""`sandboxd images load`, `save`, `tag`, `history`: images in archives that other tools read and write, too."""
+"""`sandboxd images load`, `save`, `push`, `tag`, `history`: images on their way to others and from them."""
 
 import asyncio
 import contextlib
@@ -94,6 +94,28 @@ def save_images(
 
 
 @click.command()
+@click.argument("name")
+@click.argument("destination", required=False)
+@data_dir_option
+@config_option
+@json_option
+def push(
+    name: str, destination: str | None, data_dir: str | None, config_file: str | None, as_json: bool
+) -> None:
+    """Send image NAME to a registry: to where its name says, or to DESTINATION.
+
+    Credentials are those of the registry's section in the settings.
+    """
+    settings = load({"store.data_dir": data_dir}, config_file).settings
+    pushed = asyncio.run(_push(settings, name, destination, silent=as_json))
+    if as_json:
+        output.print_json(pushed)
+    else:
+        size = format_bytes(pushed.size_bytes)
+        click.echo(f"pushed {pushed.reference}: {size}, {pushed.digest}")
+
+
+@click.command()
 @click.argument("source")
 @click.argument("target")
 @data_dir_option
@@ -156,6 +178,22 @@ async def _save(
                 archive.write(piece)
 
 
+async def _push(settings: "Settings", name: str, destination: str | None, *, silent: bool) -> Any:
+    from sandboxd.images.accesses import open_accesses
+    from sandboxd.images.pushing import destination_of
+    from sandboxd.images.pushing import push as push_image
+    from sandboxd.images.transport import Transport
+
+    where = destination_of(name, destination)
+    async with opened_images(settings) as images:
+        transport = Transport(open_accesses(settings.registries, settings.images))
+        try:
+            with image_progress.shown(silent=silent) as tell:
+                return await push_image(images, transport, name, where, tell)
+        finally:
+            await transport.close()
+
+
 @contextlib.contextmanager
 def _written(file: Path | None) -> Iterator[BinaryIO]:
     """A file that is there whole or not at all; a device or a pipe as it is; our output for None."""
@@ -191,4 +229,4 @@ async def _details(settings: "Settings", name: str) -> Any:
         return read_details(images, name)
 
 
-COMMANDS = (load_images, save_images, tag, history)
+COMMANDS = (load_images, save_images, push, tag, history)

@@ -223,7 +223,6 @@ class Registry:
         query = parse_qsl(asked)
         if service := challenge.parameters.get("service"):
             query.append(("service", service))
-        query.append(("scope", f"repository:{self._path}:{self._actions}"))
         began = time.monotonic()
         try:
             async with self._ask_token_service(address, query) as answer:
@@ -238,11 +237,17 @@ class Registry:
         self._renew_at = began + seconds * _USED_OF_A_TOKEN
         return f"Bearer {token}"
 
+    def _scopes(self) -> list[str]:
+        """What a token is to be good for."""
+        return [f"repository:{self._path}:{self._actions}"]
+
     def _ask_token_service(
         self, address: str, query: list[tuple[str, str]]
     ) -> AbstractAsyncContextManager[Answer]:
         """https://distribution.github.io/distribution/spec/auth/token/ and …/oauth/"""
+        scopes = self._scopes()
         if not self._credentials.identity_token:
+            query = [*query, *(("scope", scope) for scope in scopes)]
             url = f"{address}?{urlencode(query)}"
             return self._transport.get(url, {}, self._credentials.basic, tries=self._tries)
         form = [
@@ -250,6 +255,7 @@ class Registry:
             ("client_id", "sandboxd"),
             ("refresh_token", self._credentials.identity_token),
             *query,
+            ("scope", " ".join(scopes)),
         ]
         media_type = "application/x-www-form-urlencoded"
         return self._transport.post(address, urlencode(form).encode(), media_type)

@@ -34,6 +34,9 @@ _PORTS = {"https": 443, "http": 80}
 ANY_OTHER = "*"
 """Among registries: those that are not named. It is no host's name."""
 
+Content = bytes | Callable[[], AsyncIterator[bytes]] | None
+"""What a request says; a function, of which each attempt begins anew."""
+
 _Origin = tuple[str, str, int | None]
 """Scheme, host and port."""
 
@@ -182,6 +185,35 @@ class Transport:
             yield answer
 
     @contextlib.asynccontextmanager
+    async def head(
+        self, url: str, headers: Mapping[str, str], authorization: str | None = None
+    ) -> AsyncIterator[Answer]:
+        """As `get`, for the headers alone."""
+        ask = functools.partial(self._follow, url, headers, authorization, "HEAD")
+        async with self._patiently(url, ask, None) as answer:
+            yield answer
+
+    @contextlib.asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: Content,
+        *,
+        answer_seconds: float | None = None,
+    ) -> AsyncIterator[Answer]:
+        """Say something once, there and nowhere else: a redirect is the answer. Raises Broken, Unavailable.
+
+        `answer_seconds`: how long the other side may think about what it was sent.
+        """
+        response = await self._ask(_parse(url), headers, method, content, answer_seconds)
+        try:
+            yield _answer_of(response, url)
+        finally:
+            await response.aclose()
+
+    @contextlib.asynccontextmanager
     async def _patiently(
         self, url: str, ask: Callable[[], Awaitable[httpx2.Response]], tries: int | None
     ) -> AsyncIterator[Answer]:
@@ -202,12 +234,7 @@ class Transport:
                 raise failed(f"{_authority(_parse(url))}: {reason} (tried {failures} times)")
             await self.wait(failures, wished)
         try:
-            yield Answer(
-                response.status_code,
-                {name.lower(): value for name, value in response.headers.items()},
-                _pieces(response),
-                is_from_elsewhere=_is_from_elsewhere(response, _parse(url)),
-            )
+            yield _answer_of(response, url)
         finally:
             await response.aclose()
 
@@ -219,14 +246,18 @@ class Transport:
         await asyncio.sleep(min(seconds, self.patience.most_wait_seconds))
 
     async def _follow(
-        self, start: str, headers: Mapping[str, str], authorization: str | None
+        self,
+        start: str,
+        headers: Mapping[str, str],
+        authorization: str | None,
+        method: str = "GET",
     ) -> httpx2.Response:
         url = first = _parse(start)
         for _ in range(_MOST_REDIRECTS + 1):
             hop = dict(headers)
             if authorization is not None and _origin_of(url) == _origin_of(first):
                 hop["Authorization"] = authorization
-            response = await self._ask(url, hop)
+            response = await self._ask(url, hop, method)
             if response.status_code not in _REDIRECTS:
                 return response
             await response.aclose()
@@ -241,7 +272,8 @@ class Transport:
         url: httpx2.URL,
         headers: Mapping[str, str],
         method: str = "GET",
-        content: bytes | None = None,
+        content: Content = None,
+        answer_seconds: float | None = None,
     ) -> httpx2.Response:
         """One request to one of the addresses that its host has. Raises Broken, Unavailable."""
         authority = _authority(url)
@@ -254,7 +286,8 @@ class Transport:
                 method,
                 url.copy_with(host=address),
                 headers={**headers, "Host": authority},
-                content=content,
+                content=content() if callable(content) else content,
+                timeout=self._timeout(answer_seconds),
                 extensions={"sni_hostname": url.host},
             )
             try:
@@ -338,11 +371,40 @@ class Transport:
                     "User-Agent": f"sandboxd/{__version__}",
                     "Accept-Encoding": "identity",
                 },
-                timeout=httpx2.Timeout(
-                    self.patience.read_seconds, connect=self.patience.connect_seconds
-                ),
+                timeout=self._timeout(None),
             )
         return self._clients[origin]
+
+    def _timeout(self, answer_seconds: float | None) -> httpx2.Timeout:
+        patience = self.patience
+        return httpx2.Timeout(
+            patience.read_seconds,
+            connect=patience.connect_seconds,
+            read=answer_seconds or patience.read_seconds,
+        )
+
+
+def location_of(answer: Answer, base: str) -> str:
+    """Where an answer to a request at `base` says to go on: never from HTTPS to something else. Raises Unavailable."""
+    start = _parse(base)
+    target = _parse(answer.headers.get("location", ""), start)
+    if start.scheme == "https" and target.scheme != "https":
+        raise failed(f"{start.host} sends us from HTTPS to something else")
+    return str(target)
+
+
+def is_same_origin(one: str, other: str) -> bool:
+    """Whether what is said to one may be said to the other."""
+    return _origin_of(_parse(one)) == _origin_of(_parse(other))
+
+
+def _answer_of(response: httpx2.Response, url: str) -> Answer:
+    return Answer(
+        response.status_code,
+        {name.lower(): value for name, value in response.headers.items()},
+        _pieces(response),
+        is_from_elsewhere=_is_from_elsewhere(response, _parse(url)),
+    )
 
 
 async def _pieces(response: httpx2.Response) -> AsyncIterator[bytes]:

@@ -131,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 route(self)
 
-    do_POST = do_GET
+    do_POST = do_PUT = do_HEAD = do_GET
 
     def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(status)
