@@ -44,7 +44,7 @@ async def ask_helper(name: str, server: str, *, seconds: float = _SECONDS) -> Cr
     program = f"docker-credential-{name}"
     path = shutil.which(program) if is_helper(name) else None
     if path is None or not path.startswith("/"):
-        raise _failed(program, "is not found in the PATH of the service")
+        raise _failed(program, "is not in the PATH of the service (images.docker_config names it)")
     try:
         async with asyncio.timeout(seconds):
             status, output = await _run(path, server)

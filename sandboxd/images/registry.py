@@ -39,6 +39,8 @@ _USUAL_SECONDS = 60.0
 _LONGEST_SECONDS = 86_400
 _USED_OF_A_TOKEN = 0.9
 _VERBS = {"pull": "read", "pull,push": "write"}
+_NO_REPOSITORY = b'"NAME_UNKNOWN"'
+_MOST_ERROR_BYTES = 4096
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/(?:[0-9]{1,18}|\*)", re.ASCII)
 
 
@@ -90,7 +92,7 @@ class Registry:
     async def manifest(self, target: str) -> Document:
         """The manifest or index with this tag or digest. Raises NotFound, Unavailable, Invalid."""
         answer, content = await self._read(f"manifests/{target}", {"Accept": _ACCEPT})
-        self._check_status(answer, target)
+        self._check_status(answer, target, content)
         if DIGEST.fullmatch(target):
             check_digest(content, target)
         return Document(content, answer.headers.get("content-type", ""))
@@ -112,8 +114,7 @@ class Registry:
                 # A registry that sends a byte at a time is stopped by the time that a download may take.
                 failures = failures + 1 if offset == before else 1
                 if failures >= self._tries:
-                    detail = f"{self.name} broke off {descriptor.digest}: {error}"
-                    raise failed(detail) from error
+                    raise failed(f"{error} ({descriptor.digest})") from error
             await self._transport.wait(failures)
 
     async def _blob_from(self, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
@@ -151,7 +152,7 @@ class Registry:
             except Broken as error:
                 failures += 1
                 if failures >= self._tries:
-                    raise failed(f"{self.name}: {error}") from error
+                    raise failed(str(error)) from error
             await self._transport.wait(failures)
 
     def _ask(
@@ -160,13 +161,22 @@ class Registry:
         url = f"{self._base}/v2/{self._path}/{path}{self._query}"
         return self._transport.get(url, headers, authorization, tries=self._tries)
 
-    def _check_status(self, answer: Answer, what: str) -> None:
+    def _check_status(self, answer: Answer, what: str, content: bytes = b"") -> None:
         if answer.status in (401, 403):
             raise self._denied()
         if answer.status == 404:
-            raise NotFound(f"{self.name} has no {self._path} with {what}", code="not_in_registry")
+            if _NO_REPOSITORY in content[:_MOST_ERROR_BYTES]:
+                detail = f"{self.name} has no {self._path}: is the name right?"
+            elif DIGEST.fullmatch(what):
+                detail = f"{self.name} has no {self._path}@{what}"
+            else:
+                detail = f"{self.name} has no {self._path}:{what}: is name or tag another?"
+            raise NotFound(detail, code="not_in_registry")
         if answer.status not in (200, 206):
-            raise failed(f"{self.name} answered {answer.status} for {what}")
+            remedy = ""
+            if answer.status == 400 and self._base.startswith("http:"):
+                remedy = f': if it speaks HTTPS, take `insecure` out of [registries."{self.name}"]'
+            raise failed(f"{self.name} answered {answer.status} for {what}{remedy}")
 
     def _denied(self) -> Unavailable:
         if self._access.owner:
@@ -229,10 +239,10 @@ class Registry:
                 if answer.status in (400, 401, 403):
                     raise self._denied()
                 if answer.status != 200:
-                    raise failed(f"the token service answered {answer.status}")
+                    raise failed(f"the token service of {self.name} answered {answer.status}")
                 token, seconds = _token_in(await answer.read(_MOST_TOKEN_BYTES))
         except Broken as error:
-            raise failed(f"the token service broke off: {error}") from error
+            raise failed(f"the token service of {self.name}: {error}") from error
         self._challenge = challenge
         self._renew_at = began + seconds * _USED_OF_A_TOKEN
         return f"Bearer {token}"

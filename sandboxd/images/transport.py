@@ -22,12 +22,14 @@ import httpx2
 
 from sandboxd import __version__
 from sandboxd.errors import Unavailable
+from sandboxd.images.connection_faults import lasting_fault, passing_fault
 from sandboxd.images.proxies import proxy_for
 from sandboxd.isolation.destinations import CLOSED
 
 _MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NOT_NOW = frozenset({429, 500, 502, 503, 504})
+_REMEDIES = {429: ": it limits how often it is asked; credentials for it help, or a mirror"}
 _MOST_URL_LENGTH = 8192
 _PORTS = {"https": 443, "http": 80}
 
@@ -120,7 +122,7 @@ class Answer(NamedTuple):
 
 
 class Broken(Exception):
-    """A connection or an answer broke off; it can be tried again."""
+    """A connection or an answer broke off, says a sentence; it can be tried again."""
 
 
 def failed(detail: str) -> Unavailable:
@@ -222,16 +224,17 @@ class Transport:
             try:
                 response = await ask()
             except Broken as error:
-                reason, wished = str(error), None
+                reason, wished, remedy = str(error), None, ""
             else:
                 if response.status_code not in _NOT_NOW:
                     break
-                reason = f"the registry answered {response.status_code}"
+                reason = f"{response.request.headers['Host']} answered {response.status_code}"
+                remedy = _REMEDIES.get(response.status_code, "")
                 wished = _retry_after(response.headers.get("retry-after"))
                 await response.aclose()
             failures += 1
             if failures >= (tries or self.patience.tries):
-                raise failed(f"{_authority(_parse(url))}: {reason} (tried {failures} times)")
+                raise failed(f"{reason} (tried {failures} times){remedy}")
             await self.wait(failures, wished)
         try:
             yield _answer_of(response, url)
@@ -280,7 +283,7 @@ class Transport:
         self._check(url, authority)
         proxy = self._proxy(url, authority)
         client = self._client(url, authority, proxy)
-        reasons = []
+        reason = ""
         for address in await self._addresses(url, authority, proxy):
             request = client.build_request(
                 method,
@@ -293,18 +296,18 @@ class Transport:
             try:
                 return await client.send(request, stream=True)
             except httpx2.ConnectError as error:
-                if _is_about_a_certificate(error):
-                    raise failed(f"{authority}: {error}") from error
-                reasons.append(str(error))
+                if lasting := lasting_fault(error, authority):
+                    raise failed(f"{authority} {lasting}") from error
+                reason = reason or passing_fault(error)
             except httpx2.ProxyError as error:
                 # It was asked and will not: that is the same the next time.
                 raise failed(
-                    f"{authority}: the proxy {_origin_text(proxy)} refuses: {error}"
+                    f"the proxy {_origin_text(proxy)} refuses {authority}: {error}"
                 ) from error
             except httpx2.TransportError as error:
-                raise Broken(str(error) or type(error).__name__) from error
+                raise Broken(f"{authority} broke off: {_reason(error)}") from error
         through = f" through the proxy {_origin_text(proxy)}" if proxy else ""
-        raise Broken(f"no connection to {authority}{through}: {reasons[0]}")
+        raise Broken(f"{authority} cannot be connected to{through}: {reason}")
 
     def _check(self, url: httpx2.URL, authority: str) -> None:
         """Raises Unavailable for what may not be asked."""
@@ -331,8 +334,12 @@ class Transport:
         except Broken:
             if not proxy:
                 raise
-            self._without_address.add(url.host)
             addresses = []
+        if not addresses:
+            if not proxy:
+                remedy = "if only a proxy knows it, images.proxy says which"
+                raise failed(f"{url.host} has no address: is the name right? {remedy}")
+            self._without_address.add(url.host)
         if not self.access(authority).is_named:
             for address in addresses:
                 if not _is_public(address):
@@ -344,16 +351,20 @@ class Transport:
         return [url.host] if proxy else addresses
 
     async def _look_up(self, url: httpx2.URL) -> list[str]:
-        """Raises Broken."""
+        """None if there is no such name. Raises Broken if that could not be told."""
         loop = asyncio.get_running_loop()
         host, port = url.host, url.port or _PORTS[url.scheme]
         try:
             async with asyncio.timeout(self.patience.connect_seconds):
                 found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except TimeoutError:
-            raise Broken(f"the addresses of {host} were not told in time") from None
+            raise Broken(f"nobody told the address of {host} in time") from None
+        except socket.gaierror as error:
+            if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+                return []
+            raise Broken(f"the address of {host} is not known: {error.strerror}") from error
         except OSError as error:
-            raise Broken(f"{host} has no address: {error.strerror}") from error
+            raise Broken(f"the address of {host} is not known: {error.strerror}") from error
         return list(dict.fromkeys(str(each[4][0]) for each in found))
 
     def _client(self, url: httpx2.URL, authority: str, proxy: str | None) -> httpx2.AsyncClient:
@@ -412,16 +423,14 @@ async def _pieces(response: httpx2.Response) -> AsyncIterator[bytes]:
         async for piece in response.aiter_raw():
             yield piece
     except httpx2.TransportError as error:
-        raise Broken(str(error) or type(error).__name__) from error
+        authority = response.request.headers["Host"]
+        raise Broken(f"{authority} broke off: {_reason(error)}") from error
 
 
-def _is_about_a_certificate(error: BaseException | None) -> bool:
-    """Whether it will be the same the next time."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _reason(error: httpx2.TransportError) -> str:
+    if isinstance(error, httpx2.TimeoutException):
+        return "it said nothing for too long"
+    return str(error) or type(error).__name__
 
 
 def _parse(text: str, base: httpx2.URL | None = None) -> httpx2.URL:

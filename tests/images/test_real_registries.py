@@ -26,7 +26,7 @@ from registries import (
 from token_services import IDENTITY_TOKEN, TokenService
 from waiting import wait_for
 
-from sandboxd.errors import Unavailable
+from sandboxd.errors import Refused, Unavailable
 from sandboxd.images.accesses import open_accesses
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.pulling import pull
@@ -147,10 +147,39 @@ def test_an_authority_that_is_not_known_is_not_trusted(
 ) -> None:
     reference = registry.push(IMAGE)
 
-    with pytest.raises(Unavailable, match="certificate") as refused:
+    with pytest.raises(
+        Unavailable, match=r"not trusted: .* goes into registries.*\.ca_file"
+    ) as told:
         manifest_of(reference, {registry.authority: Access(USERNAME, PASSWORD)})
 
-    assert "tried" not in str(refused.value)
+    assert "tried" not in str(told.value)
+    # It is for the address only.
+    port = registry.authority.rpartition(":")[2]
+    trusting = Access(tls=ssl.create_default_context(cafile=authority.certificate))
+    with pytest.raises(Unavailable, match="not valid for 'localhost'"):
+        manifest_of(f"localhost:{port}/team/tools:1", {f"localhost:{port}": trusting})
+
+
+def test_what_was_mistaken_is_said_with_what_mends_it(registry: Registry, tmp_path: Path) -> None:
+    """Of those mistakes that are no matter of credentials."""
+    (tmp_path / "plain").mkdir()
+    with a_registry(tmp_path / "plain") as plain, a_stub() as limited:
+        limited.routes["/v2/team/tools/manifests/1"] = lambda handler: handler.answer(429)
+        with a_stub() as gone:
+            nobody = gone.authority
+        plain.push(IMAGE)
+        insecure = Access(insecure=True)
+        for reference, access, said in (
+            (f"{plain.authority}/team/tools:2", insecure, "has no team/tools:2: is name or tag"),
+            (f"{plain.authority}/team/toolz:1", insecure, "has no team/toolz:1: is name or tag"),
+            (f"{plain.authority}/team/tools:1", Access(), r"no TLS|insecure = true"),
+            (f"{registry.authority}/team/tools:1", insecure, r"take `insecure` out"),
+            ("registry.invalid/a:1", Access(), r"has no address: .*images\.proxy"),
+            (f"{nobody}/a:1", Access(), "cannot be connected to: Connection refused"),
+            (f"{limited.authority}/team/tools:1", insecure, "429.* credentials for it help"),
+        ):
+            with pytest.raises(Refused, match=said):
+                manifest_of(reference, {reference.partition("/")[0]: access})
 
 
 def test_each_tenant_pulls_as_who_it_is(tmp_path: Path, images: ImageBench) -> None:

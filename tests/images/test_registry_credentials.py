@@ -336,14 +336,14 @@ def test_a_helper_that_fails_is_named_in_time_and_without_what_it_said(
 
 
 def test_a_helper_that_is_not_there_is_named(helpers: Path) -> None:
-    with pytest.raises(Unavailable, match="docker-credential-test is not found"):
+    with pytest.raises(Unavailable, match="docker-credential-test is not in the PATH"):
         ask()
 
 
 @pytest.mark.attack(72)
 @pytest.mark.parametrize("name", ["../test", "a/b", "", "a b", "a;b", "A", "-a", "x" * 65])
 def test_a_helpers_name_is_no_path(name: str, helpers: Path) -> None:
-    with pytest.raises(Unavailable, match="is not found"):
+    with pytest.raises(Unavailable, match="is not in the PATH"):
         asyncio.run(ask_helper(name, "r.example"))
 
 

@@ -275,7 +275,7 @@ DOCUMENTS: dict[str, tuple[Route, str]] = {
         "where it is not safe",
     ),
     "another": (manifest({**changed(), "config": {"digest": DIGEST}}), "is not valid"),
-    "is gone": (status(404), "has no team/tools with 1"),
+    "is gone": (status(404), "has no team/tools:1"),
 }
 BLOBS: dict[str, tuple[Route, str]] = {
     "another": (
@@ -301,7 +301,7 @@ BLOBS: dict[str, tuple[Route, str]] = {
     ),
     "no part": (lambda handler: handler.answer(206, LAYER[:10]), "another part"),
     "416": (status(416), "answered 416"),
-    "is gone": (status(404), "has no team/tools with sha256:"),
+    "is gone": (status(404), "has no team/tools@sha256:"),
     "to us": (redirect("https://127.0.0.1:1/"), "is not public"),
     "to a name of ours": (redirect("https://localhost:1/"), "is not public"),
     "in a circle": (lambda handler: redirect(handler.path)(handler), "more than 5 redirects"),
