@@ -96,7 +96,13 @@ class Execution:
             counted=not self.cgroups.samples_memory,
         )
         self.pool = self._make_pool(settings, parked)
-        self.images = Images(images_directory, run / "host", self.launcher, self._make_image_cgroup)
+        self.images = Images(
+            images_directory,
+            run / "host",
+            self.launcher,
+            self._make_image_cgroup,
+            budget_bytes=settings.images.max_bytes,
+        )
         registries = settings.registries
         self.puller = Puller(
             self.images,

@@ -204,6 +204,8 @@ class ImagesSettings(msgspec.Struct, frozen=True, kw_only=True):
     proxy: str = ""
     """Through whom registries are spoken to: `http://HOST:PORT`, `https://HOST:PORT`, or `environment`: as
     $HTTPS_PROXY, $HTTP_PROXY and $NO_PROXY say; empty: nobody."""
+    max_bytes: Bytes = 0
+    """What all images of registries may take together, unpacked and as they came; beyond it goes what was not used for longest. 0: no bound."""
 
 
 DEFAULT_LIMITS = Limits(
@@ -241,12 +243,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
+    images: ImagesSettings = ImagesSettings()
     files: FilesSettings = FilesSettings()
     isolation: IsolationSettings = IsolationSettings()
     network: NetworkSettings = NetworkSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     sandboxes: SandboxSettings = SandboxSettings()
-    images: ImagesSettings = ImagesSettings()
     quotas: TenantQuotas = TenantQuotas()
     """What each tenant may have that has no quotas of its own."""
     limits: Limits = DEFAULT_LIMITS

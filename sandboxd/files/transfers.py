@@ -11,7 +11,7 @@ import fcntl
 import os
 import select
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import TypeVar
@@ -131,15 +131,15 @@ class Transfers:
         return keeper.kept(cut_short)
 
     async def changes(
-        self, sandbox: Sandbox, rootfs: str, *, stopped: Callable[[], bool]
+        self, sandbox: Sandbox, trees: Sequence[str], *, stopped: Callable[[], bool]
     ) -> Changes | None:
-        """What was created, changed and deleted in a sandbox whose image is at `rootfs`; None if it was stopped meanwhile.
+        """What was created, changed and deleted in a sandbox whose image has these trees, the uppermost first; None if it was stopped meanwhile.
 
         Raises SandboxFailed.
         """
         reading, writing = _pipe()
         deadline = time.monotonic() + self._seconds
-        comparing = self._begin(lambda: _compare(reading, rootfs, deadline))
+        comparing = self._begin(lambda: _compare(reading, trees, deadline))
         try:
             async with self._time_limit("list changes"):
                 await sandbox.changes(protocol.Changes(MOST_ENTRIES), writing)
@@ -212,11 +212,11 @@ class Transfers:
         return None
 
 
-def _compare(reading: int, rootfs: str, deadline: float) -> Changes | Exception:
+def _compare(reading: int, trees: Sequence[str], deadline: float) -> Changes | Exception:
     """What the entries in the pipe are next to an image, or what is wrong with them. In a thread; closes the pipe."""
     try:
         entries = Entries(reading, most_bytes=0, most_entries=MOST_ENTRIES, deadline=deadline)
-        return changes_of(entries, rootfs)
+        return changes_of(entries, trees)
     except (BadEntries, OSError) as error:
         return error
     finally:

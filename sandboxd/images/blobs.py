@@ -1,23 +1,30 @@
 """Blobs: what registries sent, kept by its digest in an OCI image layout (`blobs/sha256/HEX`).
 
 A blob is under its name only when all of it is there, was hashed on its way to the disk, and would outlast a power cut. Until then
-it is a file in `partial/`.
+it is a file in `partial/`, beside the lock of who fetches it: it comes once, however many want it.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+)
 from pathlib import Path
 from typing import BinaryIO
 
-from sandboxd.errors import Invalid, Unavailable
-from sandboxd.ids import new_id
-from sandboxd.images.locks import locked, locked_alone
+from sandboxd.errors import Conflict, Invalid, Unavailable
+from sandboxd.images.locks import in_turn, locked, locked_alone
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.syncing import sync_directory
 
+_PAUSE_SECONDS = 0.02
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -41,6 +48,17 @@ class Blobs:
     def in_use(self) -> Iterator[None]:
         """Within, nothing is removed. Raises Conflict while somebody removes."""
         with locked(self._lock):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def in_use_soon(self) -> AsyncIterator[None]:
+        """As `in_use`, as soon as nobody removes."""
+        with contextlib.ExitStack() as stack:
+            while True:
+                with contextlib.suppress(Conflict):
+                    stack.enter_context(self.in_use())
+                    break
+                await asyncio.sleep(_PAUSE_SECONDS)
             yield
 
     def has(self, descriptor: Descriptor) -> bool:
@@ -67,12 +85,30 @@ class Blobs:
 
         Raises Invalid if what comes is something else, Unavailable if it is not there after so many seconds.
         """
-        if self.has(descriptor):
-            progress(descriptor.size)
-            return
-        partial = self._partial / new_id("blob")
+        partial = self._partial / descriptor.digest.removeprefix("sha256:")
+
+        def waiting() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                progress(min(partial.stat().st_size, descriptor.size))
+
+        if not self.has(descriptor):
+            async with in_turn(partial.with_name(f"{partial.name}.lock"), waiting):
+                if not self.has(descriptor):
+                    await self._fetch(partial, descriptor, content, progress, sender, seconds)
+                    return
+        progress(descriptor.size)
+
+    async def _fetch(
+        self,
+        partial: Path,
+        descriptor: Descriptor,
+        content: AsyncGenerator[bytes, None],
+        progress: Callable[[int], None],
+        sender: str,
+        seconds: float | None,
+    ) -> None:
         try:
-            with partial.open("xb") as file:
+            with partial.open("wb") as file:
                 async with asyncio.timeout(seconds), contextlib.aclosing(content):
                     await _fill(file, descriptor, content, progress, sender)
                 file.flush()
@@ -92,14 +128,36 @@ class Blobs:
         await self.add(descriptor, _once(content), lambda _: None)
         return digest
 
-    def keep_only(self, wanted: Callable[[], Collection[str]]) -> None:
-        """Remove every other blob than those wanted, and what broken downloads left. Raises Conflict while somebody fetches."""
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each that is there, by digest."""
+        found = {}
+        for path in self._blobs.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found[f"sha256:{path.name}"] = path.stat().st_size
+        return found
+
+    def keep_only(self, wanted: Callable[[], Collection[str]]) -> dict[str, int]:
+        """Remove every other blob than those wanted, and what broken downloads left. Raises Conflict while somebody fetches.
+
+        Returns the bytes of each blob that was removed.
+        """
         with locked_alone(self._lock):
             # Asked under the lock: a pull names its image while it shares it.
-            kept = {digest.removeprefix("sha256:") for digest in wanted()}
-            for path in [*self._blobs.iterdir(), *self._partial.iterdir()]:
-                if path.parent == self._partial or path.name not in kept:
-                    path.unlink()
+            kept = set(wanted())
+            removed = {digest: size for digest, size in self.sizes().items() if digest not in kept}
+            self._unlink(removed)
+            for path in self._partial.iterdir():
+                path.unlink()
+        return removed
+
+    def remove(self, digests: Iterable[str]) -> None:
+        """Raises Conflict while somebody fetches, who may count on them."""
+        with locked_alone(self._lock):
+            self._unlink(digests)
+
+    def _unlink(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self.path(digest).unlink(missing_ok=True)
 
 
 def check_digest(content: bytes, digest: str) -> None:

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import msgspec
 
-from sandboxd.errors import Conflict, NotFound, SandboxFailed
+from sandboxd.errors import Conflict, NotFound
 from sandboxd.images import host
 from sandboxd.images.archives import Archive, open_archive
 from sandboxd.images.blobs import Blobs
-from sandboxd.images.names import Names, Record, check_name, not_found
+from sandboxd.images.configuration import parse_configuration
+from sandboxd.images.manifests import this_machine
+from sandboxd.images.names import LayerOf, Names, Record, check_name, not_found
+from sandboxd.images.pruning import Pruned, Pruner
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.images.trees import Room, Trees
+from sandboxd.images.stacking import can_stack
+from sandboxd.images.trees import Room, Size, Trees
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Place
 from sandboxd.isolation.protocol import Unpack
@@ -25,6 +29,7 @@ ImageList = list[Image]
 
 _MOST_BYTES = 64 * 2**30
 _MOST_ENTRIES = 2_000_000
+_NOTED_SECONDS = 60.0
 
 
 class Images:
@@ -39,16 +44,21 @@ class Images:
         *,
         most_bytes: int = _MOST_BYTES,
         most_entries: int = _MOST_ENTRIES,
+        budget_bytes: int = 0,
     ) -> None:
         """Make the directories and the tree of image `host`, at `host_tree`, which must not exist.
 
-        An image has at most `most_bytes` of files and `most_entries` of them.
+        An image has at most `most_bytes` of files and `most_entries` of them, all images together `budget_bytes` (0: any number).
         """
         self.trees = Trees(
             directory, launcher, make_place, most_bytes=most_bytes, most_entries=most_entries
         )
         self.blobs = Blobs(directory / "oci")
         self._names = Names(directory)
+        self._pruner = Pruner(self.trees, self.blobs, self._names)
+        self._budget_bytes = budget_bytes
+        self._stacked: bool | None = None
+        self._noted: dict[str, float] = {}
         self._host = host.build(host_tree)
         self._host_created_at = time.time()
 
@@ -61,33 +71,49 @@ class Images:
 
         Returns what could not be removed, and why: it costs space, and keeps nobody from working.
         """
-        remaining: dict[Path, str] = {}
-        for leftover in self.trees.leftovers():
-            try:
-                await self.trees.remove_leftover(leftover)
-            except (OSError, SandboxFailed) as error:
-                remaining[leftover] = str(error)
-        for key in self.trees.keys():  # noqa: SIM118 (it is no dict)
-            try:
-                await self._remove_unnamed(key)
-            except (OSError, SandboxFailed) as error:
-                remaining[self.trees.rootfs(key)] = str(error)
-        try:
-            self._remove_unnamed_blobs()
-        except OSError as error:
-            remaining[self.blobs.directory] = str(error)
-        return remaining
+        pruned = Pruned()
+        await self._pruner.sweep(pruned)
+        return {Path(path): why for path, why in pruned.remaining.items()}
+
+    async def prune(self, *, all: bool = False, unused_seconds: float | None = None) -> Pruned:
+        """Remove what no name means any more; names, too, of images that nobody uses: all, or those unused for so long."""
+        pruned = Pruned()
+        if all or unused_seconds is not None:
+            before = time.time() - (unused_seconds or 0.0)
+            for record in self._names.all():
+                with contextlib.suppress(Conflict, NotFound, FileNotFoundError):
+                    if self._names.last_used(record.name) <= before:
+                        await self._pruner.forget(record, pruned)
+        await self._pruner.sweep(pruned)
+        return pruned
+
+    async def make_room(self, keep: str) -> Pruned:
+        """Keep within the budget, whatever has to go but this name. For who has added an image, and holds none of its locks."""
+        pruned = Pruned()
+        if self._budget_bytes:
+            await self._pruner.make_room(self._budget_bytes, keep, pruned)
+        return pruned
+
+    def has_room_for(self, size_bytes: int) -> bool:
+        """Whether the budget leaves so much."""
+        return (
+            not self._budget_bytes or self._pruner.used_bytes() + size_bytes <= self._budget_bytes
+        )
+
+    async def stacked(self) -> bool:
+        """Whether the layers of images are kept apart here (see `stacking`)."""
+        if self._stacked is None:
+            self._stacked = await can_stack(self.trees)
+        return self._stacked
 
     async def resolve(self, name: str, tenant: str | None = None) -> ResolvedImage:
-        """The image, held so that nobody removes its tree while this process lives. Raises NotFound.
+        """The image, held so that nobody removes its trees before a sandbox was made of it, nor while it lives. Raises NotFound.
 
         `tenant`: who asks, for whom only what they may use is there; None: the operator.
         """
         if name == host.NAME:
             return self._host
-        record = self._read(name, tenant)
-        self.trees.hold(record.key)
-        return self._resolved(name, record)
+        return self._resolved(name, self._held(name, tenant))
 
     def _read(self, name: str, tenant: str | None) -> Record:
         """Raises NotFound, also for what a tenant may not know of."""
@@ -97,21 +123,42 @@ class Images:
         return record
 
     def _resolved(self, name: str, record: Record) -> ResolvedImage:
-        rootfs = str(self.trees.rootfs(record.key))
+        rootfs, *below = self.trees.paths(record.keys)
         run_as = record.run_as
         if run_as is None:
             env = {"PATH": host.PATH, "HOME": "/root"}
-            return ResolvedImage(name=name, digest=record.digest, rootfs=rootfs, env=env)
+            return ResolvedImage(
+                name=name, digest=record.digest, rootfs=rootfs, below=tuple(below), env=env
+            )
         return ResolvedImage(
             name=record.name,
             digest=record.digest,
             rootfs=rootfs,
+            below=tuple(below),
             user=run_as.user,
+            groups=run_as.groups,
             workdir=run_as.workdir,
             env=run_as.env,
             entrypoint=run_as.entrypoint,
             cmd=run_as.cmd,
         )
+
+    def _held(self, name: str, tenant: str | None) -> Record:
+        record = self._read(name, tenant)
+        try:
+            self.trees.hold(record.keys)
+        except NotFound:
+            # What the name meant is gone. It may mean something else since.
+            again = self._read(name, tenant)
+            if again.keys == record.keys:
+                raise
+            self.trees.hold(again.keys)
+            record = again
+        now = time.time()
+        if now - self._noted.get(record.name, 0.0) >= _NOTED_SECONDS:
+            self._noted[record.name] = now
+            self._names.used(record.name, now)
+        return record
 
     def command_of(
         self, name: str, args: Sequence[str], tenant: str | None = None
@@ -128,7 +175,21 @@ class Images:
         """All that is kept of an image. Raises NotFound, Conflict: the machine's own has nothing that can be passed on."""
         if name == host.NAME:
             raise Conflict("the machine's own image cannot be passed on", code="host_image")
-        return self._read(name, tenant)
+        record = self._read(name, tenant)
+        if record.layers or not record.blobs:
+            return record
+        # Of a release that noted the blobs only: an index if there was one, manifest, configuration, layers.
+        _, configuration, *layers = record.blobs[record.blobs.index(record.digest) :]
+        content = self.blobs.path(configuration).read_bytes()
+        diff_ids = parse_configuration(content, this_machine(), len(layers)).diff_ids
+        return msgspec.structs.replace(
+            record,
+            configuration=configuration,
+            layers=tuple(
+                LayerOf(diff_id=diff_id, digest=digest)
+                for diff_id, digest in zip(diff_ids, layers, strict=True)
+            ),
+        )
 
     def tag(self, source: str, target: str, tenant: str | None = None) -> Awaitable[Image]:
         """Give an image another name, which has been checked. Raises NotFound, Conflict."""
@@ -159,81 +220,55 @@ class Images:
         try:
             digest = await asyncio.to_thread(opened.digest, progress)
             key = digest.removeprefix("sha256:")
-            size = await self.trees.make(
-                key, lambda rootfs, room: self._unpack(opened, rootfs, room)
-            )
+            with contextlib.ExitStack() as lease:
+                size = await self.trees.make(
+                    key, lambda rootfs, room: self._unpack(opened, rootfs, room), lease
+                )
+                image = await self.add(
+                    Record(
+                        name=name,
+                        digest=digest,
+                        size_bytes=size.bytes,
+                        created_at=time.time(),
+                        source="import",
+                    )
+                )
         finally:
             os.close(opened.descriptor)
-        return await self.add(
-            Record(
-                name=name,
-                digest=digest,
-                size_bytes=size,
-                created_at=time.time(),
-                source="import",
-            )
-        )
+        await self.make_room(name)
+        return image
 
-    async def _unpack(self, archive: Archive, rootfs: Path, room: Room) -> int:
+    async def _unpack(self, archive: Archive, rootfs: Path, room: Room) -> Size:
         os.lseek(archive.descriptor, 0, os.SEEK_SET)
         request = Unpack(room.most_bytes, room.most_entries, room.id_count)
         done = await self.trees.work_inside(rootfs, request, [archive.descriptor])
         archive.check_unchanged()  # Before it counts as the tree of that digest.
-        return done.size_bytes
+        return Size(done.size_bytes, done.entries)
 
     async def add(self, record: Record) -> Image:
-        """Name a tree that is there. What the name meant before goes, if nothing else means it. Raises Conflict."""
+        """Name trees that are there. What the name meant before goes, as far as nothing else means it. Raises Conflict."""
         former: Record | None = None
         with contextlib.suppress(NotFound):
             former = self._names.read(record.name)
         if former is not None:
             record = record.also_for(former)
         try:
-            with self.trees.locked(record.key):
+            with self.trees.locked(record.keys):
                 self._names.write(record)
         except FileNotFoundError:
             raise Conflict("the same image was removed meanwhile; try it again") from None
-        if former is not None and former.key != record.key:
-            await self._remove_unnamed(former.key)
+        for key in former.keys if former is not None else ():
+            if key not in record.keys:
+                await self._pruner.remove_unnamed(key, Pruned())
         return record.image
 
     async def remove(self, name: str) -> None:
-        """Forget a name, and remove its tree if no other name means it.
+        """Forget a name, and remove the trees that no other name means.
 
-        Raises NotFound, Conflict (the image is `host`, or a service uses the tree).
+        Raises NotFound, Conflict (the image is `host`, or a service uses it).
         """
         if name == host.NAME:
             raise Conflict("the machine's own image cannot be removed")
-        record = self._names.read(name)
-        if self._has_other_name(record):
-            self._names.forget(name)
-            return
-        if self.trees.is_held(record.key):
-            raise Conflict("the image is in use by this service")
-        with self.trees.locked_alone(record.key):
-            self._names.forget(name)
-            # Under the lock, which an import shares while it names a tree: nobody can name this one any more.
-            if not self._has_other_name(record):
-                await self.trees.throw_away(record.key)
-        self._remove_unnamed_blobs()
-
-    async def _remove_unnamed(self, key: str) -> None:
-        """Remove a tree that no name means any more. One that is in use stays until the next start of a service."""
-        with (
-            contextlib.suppress(Conflict, FileNotFoundError),
-            self.trees.locked_alone(key),
-        ):
-            if all(record.key != key for record in self._names.all()):
-                await self.trees.throw_away(key)
-
-    def _remove_unnamed_blobs(self) -> None:
-        """Those that somebody may be fetching stay until another time."""
-        with contextlib.suppress(Conflict):
-            self.blobs.keep_only(
-                lambda: {each for record in self._names.all() for each in record.blobs}
-            )
-
-    def _has_other_name(self, record: Record) -> bool:
-        return any(
-            other.key == record.key and other.name != record.name for other in self._names.all()
-        )
+        pruned = Pruned()
+        await self._pruner.forget(self._names.read(name), pruned)
+        self._pruner.remove_unnamed_blobs(pruned)

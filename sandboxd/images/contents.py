@@ -135,11 +135,11 @@ async def _pack(images: Images, record: Record) -> Contents:
     """Of an imported tree: one layer, and a configuration that says no more than what runs it here."""
     trees = images.trees
     try:
-        with trees.locked(record.key):
+        with trees.locked(record.keys):
             packed = await pack(
                 images.blobs,
                 lambda output: trees.work_inside(
-                    trees.rootfs(record.key), Pack(_MOST_PACKED_BYTES), [output]
+                    trees.rootfs(record.keys[0]), Pack(_MOST_PACKED_BYTES), [output]
                 ),
                 most_bytes=_MOST_PACKED_BYTES,
                 seconds=_PACK_SECONDS,

@@ -1,13 +1,16 @@
 """Locks of files, by which several processes share the trees and blobs of one data directory. See flock(2)."""
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from sandboxd.errors import Conflict
+
+_PAUSE_SECONDS = 0.05
 
 
 @contextlib.contextmanager
@@ -22,6 +25,40 @@ def locked(lock: Path) -> Iterator[None]:
     """Others may use it too, but nobody has it alone. Raises Conflict, FileNotFoundError."""
     with _locked(lock, fcntl.LOCK_SH):
         yield
+
+
+@contextlib.asynccontextmanager
+async def in_turn(lock: Path, waiting: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+    """One after the other: who comes while somebody is within waits, and calls `waiting` now and then.
+
+    The lock file is there while somebody is within, or was when a process died. (No event tells a loop of a lock that is free
+    again, and a thread that waits for one cannot be cancelled: so it is tried again and again.)
+    """
+    while (descriptor := _made_and_locked(lock)) is None:
+        waiting()
+        await asyncio.sleep(_PAUSE_SECONDS)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def remove_unused(lock: Path) -> None:
+    """Remove a lock file that somebody left who is no longer within."""
+    descriptor = _made_and_locked(lock)
+    if descriptor is not None:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _made_and_locked(lock: Path) -> int | None:
+    """None: somebody has it, or had it a moment ago."""
+    os.close(os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    try:
+        return _lock(lock, fcntl.LOCK_EX)
+    except (Conflict, FileNotFoundError):
+        return None
 
 
 def hold(lock: Path) -> int:

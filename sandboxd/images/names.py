@@ -4,6 +4,7 @@
 which can be longer than a file's name.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -24,17 +25,33 @@ class RunAs(msgspec.Struct, frozen=True, kw_only=True):
     """How an image wants to be run."""
 
     user: tuple[int, int] = (0, 0)
+    groups: tuple[int, ...] = ()
     env: dict[str, str]
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     workdir: str
 
 
+class LayerOf(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer of an image."""
+
+    diff_id: str
+    """`sha256:…` of its archive, uncompressed."""
+    digest: str
+    """Of the blob that it came as, which may have been removed again: its tree is what counts."""
+
+
 class Record(Image, frozen=True, kw_only=True):
-    """An image as it is kept: what is told of it, and what is needed to run it."""
+    """An image as it is kept: what is told of it, and what is needed to run it. Its digest is its manifest's, or of the import's tar."""
 
     tree: str = ""
-    """Key of its tree; empty: that of its digest."""
+    """Key of its tree, where it has but one for all layers; empty: that of its digest."""
+    trees: tuple[str, ...] = ()
+    """Keys of its trees, the uppermost first; empty: it has but one."""
+    configuration: str = ""
+    """Digest of its configuration; empty: it came as a tar, or with a release that did not note it."""
+    layers: tuple[LayerOf, ...] = ()
+    """The lowest first; empty as the configuration."""
     run_as: RunAs | None = None
     """None: its author did not say."""
     blobs: tuple[str, ...] = ()
@@ -56,8 +73,14 @@ class Record(Image, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, tenants=tenants)
 
     @property
-    def key(self) -> str:
-        return self.tree or self.digest.removeprefix("sha256:")
+    def keys(self) -> tuple[str, ...]:
+        """Of its trees, the uppermost first."""
+        return self.trees or (self.tree or self.digest.removeprefix("sha256:"),)
+
+    @property
+    def blobs_of_layers(self) -> tuple[str, ...]:
+        """Digests of what its layers came as."""
+        return tuple(layer.digest for layer in self.layers)
 
     @property
     def image(self) -> Image:
@@ -84,6 +107,18 @@ class Names:
         """What a name means: an imported image's own name, or a reference. Raises NotFound."""
         try:
             return _decode(self._file(name).read_bytes())
+        except FileNotFoundError:
+            raise not_found(name) from None
+
+    def used(self, name: str, now: float) -> None:
+        """Note that it is used (Unix time). Of no consequence if it is lost."""
+        with contextlib.suppress(OSError):
+            os.utime(self._file(name), (now, now))
+
+    def last_used(self, name: str) -> float:
+        """Unix time when that was noted, or the name was given. Raises NotFound."""
+        try:
+            return self._file(name).stat().st_mtime
         except FileNotFoundError:
             raise not_found(name) from None
 
@@ -130,7 +165,10 @@ def not_found(name: str) -> NotFound:
 
 
 def _read_all(directory: Path) -> list[Record]:
-    records = [_decode(path.read_bytes()) for path in directory.glob("*.json")]
+    records = []
+    for path in directory.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):  # It was forgotten meanwhile.
+            records.append(_decode(path.read_bytes()))
     return sorted(records, key=lambda record: record.name)
 
 

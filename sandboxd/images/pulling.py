@@ -1,18 +1,17 @@
 """Pulling an image: from a reference to a tree that jobs can name.
 
-    manifest (chosen from an index) ─ configuration ─ layers, some at a time ─ tree ─ name
+    manifest (chosen from an index) ─ configuration ─ layers, some at a time ─ a tree for each ─ name
 
-Each is verified before the next is asked for. The name is written last: until then a crash leaves blobs and half a tree, which the
-next start of the service removes.
+Each is verified before the next is asked for. The name is written last: until then a crash leaves blobs and trees, which the next pull
+goes on with, or the next start of the service removes.
 """
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from sandboxd.errors import Invalid
@@ -20,7 +19,7 @@ from sandboxd.images import host
 from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
 from sandboxd.images.configuration import Configuration, parse_configuration
-from sandboxd.images.layers import LayerFile, apply_layers, tree_key
+from sandboxd.images.layers import LayerFile, Stack, layers_needed, steps_of, unpack
 from sandboxd.images.manifests import (
     MOST_MANIFEST_BYTES,
     BadManifest,
@@ -33,11 +32,12 @@ from sandboxd.images.manifests import (
     this_machine,
 )
 from sandboxd.images.mirrors import open_registry
-from sandboxd.images.names import Record, RunAs
+from sandboxd.images.names import LayerOf, Record, RunAs
 from sandboxd.images.references import Reference
 from sandboxd.images.registry import Document, Registry
 from sandboxd.images.transport import Transport, failed
-from sandboxd.images.users import find_user
+from sandboxd.images.trees import Trees
+from sandboxd.images.users import ACCOUNT_FILES, find_user
 from sandboxd.jobs import Image
 
 _AT_ONCE = 3
@@ -82,11 +82,16 @@ async def pull(
     Raises NotFound, Unavailable (the registry), Invalid (what it sent), Conflict, SandboxFailed.
     """
     registry = open_registry(transport, reference)
-    with images.blobs.in_use():
-        found = await _find_in_time(images.blobs, registry, transport, reference)
-        check_layers(str(reference), found)
-        await _fetch_layers(images.blobs, registry, transport, found.manifest.layers, tell)
-        return await assemble(images, str(reference), found, source="registry", tenants=tenants)
+    with contextlib.ExitStack() as lease:
+        async with images.blobs.in_use_soon():
+            found = await _find_in_time(images.blobs, registry, transport, reference)
+            check_layers(str(reference), found)
+            stack = await _fetch_and_unpack(images, registry, transport, found, lease, tell)
+            name = str(reference)
+            record = await _record(images, name, found, stack, source="registry", tenants=tenants)
+            image = await images.add(record)
+    await images.make_room(image.name)
+    return image
 
 
 def check_layers(name: str, found: Found) -> None:
@@ -95,32 +100,20 @@ def check_layers(name: str, found: Found) -> None:
         raise Invalid(f"{name} has no layers: there is nothing to run", code="bad_image")
 
 
-async def assemble(
-    images: Images, name: str, found: Found, *, source: str, tenants: tuple[str, ...] = ()
-) -> Image:
-    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use. `tenants`: see `pull`.
+async def assemble(images: Images, name: str, found: Found, *, source: str) -> Image:
+    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use.
 
     Raises Invalid (what a layer holds), Conflict, SandboxFailed.
     """
-    layers = found.manifest.layers
-    key = tree_key(found.configuration.diff_ids)
-    files = [
-        LayerFile(images.blobs.path(layer.digest), diff_id)
-        for layer, diff_id in zip(layers, found.configuration.diff_ids, strict=True)
-    ]
-    size = await images.trees.make(key, functools.partial(apply_layers, images.trees, files))
-    record = Record(
-        name=name,
-        digest=found.digest,
-        size_bytes=size,
-        created_at=time.time(),
-        source=source,
-        tree=key,
-        run_as=_run_as(images, key, found.configuration),
-        blobs=(*found.documents, *(layer.digest for layer in layers)),
-        tenants=tenants,
-    )
-    return await images.add(record)
+    layers, diff_ids = found.manifest.layers, found.configuration.diff_ids
+
+    async def layer_file(number: int) -> LayerFile:
+        return LayerFile(images.blobs.path(layers[number].digest), diff_ids[number])
+
+    with contextlib.ExitStack() as lease:
+        steps = steps_of(diff_ids, stacked=await images.stacked())
+        stack = await unpack(images.trees, steps, layer_file, lease)
+        return await images.add(await _record(images, name, found, stack, source=source))
 
 
 async def _find_in_time(
@@ -192,26 +185,31 @@ def _named(what: str) -> Iterator[None]:
         raise Invalid(f"{what} {error}", code="bad_image") from error
 
 
-async def _fetch_layers(
-    blobs: Blobs,
+async def _fetch_and_unpack(
+    images: Images,
     registry: Registry,
     transport: Transport,
-    layers: tuple[Descriptor, ...],
+    found: Found,
+    lease: contextlib.ExitStack,
     tell: Tell,
-) -> None:
-    """Some at a time, each once, though an image may have one twice."""
-    wanted = {layer.digest: layer for layer in layers}
-    size = sum(layer.size for layer in wanted.values() if not blobs.has(layer))
-    free = int(shutil.disk_usage(blobs.directory).free * _MOST_OF_FREE_SPACE)
-    if size > free:
-        raise Invalid(f"the layers are {size} bytes; there is room for {free}", code="bad_image")
+) -> Stack:
+    """What is not there: layers come some at a time, and each is unpacked as soon as those below it are."""
+    layers, diff_ids = found.manifest.layers, found.configuration.diff_ids
+    steps = steps_of(diff_ids, stacked=await images.stacked())
+    # Each once, though an image may have one twice.
+    wanted = {layers[n].digest: layers[n] for n in layers_needed(images.trees, steps, lease)}
+    # What is unpacked is wanted, too, by who pushes or saves the image, where there is room for it.
+    others = {layer.digest: layer for layer in layers if not images.blobs.has(layer)}
+    if images.has_room_for(sum(layer.size for layer in (wanted | others).values())):
+        wanted |= others
+    _check_room(images.blobs, wanted.values())
     some = asyncio.Semaphore(_AT_ONCE)
 
     async def fetch(layer: Descriptor) -> None:
         seconds = transport.patience.download_seconds(layer.size)
         async with some:
-            cached = blobs.has(layer)
-            await blobs.add(
+            cached = images.blobs.has(layer)
+            await images.blobs.add(
                 layer,
                 registry.blob(layer),
                 lambda done: tell(Progress(layer.digest, done, layer.size, cached)),
@@ -222,10 +220,23 @@ async def _fetch_layers(
         tell(Progress(layer.digest, 0, layer.size))
     try:
         async with asyncio.TaskGroup() as group:
-            for layer in wanted.values():
-                group.create_task(fetch(layer))
+            fetched = {layer.digest: group.create_task(fetch(layer)) for layer in wanted.values()}
+
+            async def layer_file(number: int) -> LayerFile:
+                await fetched[layers[number].digest]
+                return LayerFile(images.blobs.path(layers[number].digest), diff_ids[number])
+
+            unpacking = group.create_task(unpack(images.trees, steps, layer_file, lease))
     except BaseExceptionGroup as failed:
         raise _first(failed) from None
+    return unpacking.result()
+
+
+def _check_room(blobs: Blobs, layers: Iterable[Descriptor]) -> None:
+    size = sum(layer.size for layer in layers if not blobs.has(layer))
+    free = int(shutil.disk_usage(blobs.directory).free * _MOST_OF_FREE_SPACE)
+    if size > free:
+        raise Invalid(f"the layers are {size} bytes; there is room for {free}", code="bad_image")
 
 
 def _first(failed: BaseException) -> BaseException:
@@ -234,10 +245,41 @@ def _first(failed: BaseException) -> BaseException:
     return failed
 
 
-def _run_as(images: Images, key: str, configuration: Configuration) -> RunAs:
-    user = find_user(images.trees.rootfs(key), configuration.user, images.trees.id_count)
+async def _record(
+    images: Images,
+    name: str,
+    found: Found,
+    stack: Stack,
+    *,
+    source: str,
+    tenants: tuple[str, ...] = (),
+) -> Record:
+    layers = found.manifest.layers
+    return Record(
+        name=name,
+        digest=found.digest,
+        size_bytes=stack.size_bytes,
+        created_at=time.time(),
+        source=source,
+        trees=stack.keys,
+        run_as=await run_as(images.trees, stack.keys, found.configuration),
+        blobs=(*found.documents, *(layer.digest for layer in layers)),
+        configuration=found.manifest.config.digest,
+        layers=tuple(
+            LayerOf(diff_id=diff_id, digest=layer.digest)
+            for layer, diff_id in zip(layers, found.configuration.diff_ids, strict=True)
+        ),
+        tenants=tenants,
+    )
+
+
+async def run_as(trees: Trees, keys: Sequence[str], configuration: Configuration) -> RunAs:
+    """How an image of these trees is run. Raises Invalid for a user that it does not have, SandboxFailed."""
+    passwd, group = await trees.read(keys, ACCOUNT_FILES)
+    user = find_user(passwd, group, configuration.user, trees.id_count)
     return RunAs(
         user=(user.uid, user.gid),
+        groups=user.groups,
         env={"PATH": host.PATH, "HOME": user.home, **configuration.env},
         entrypoint=configuration.entrypoint,
         cmd=configuration.cmd,

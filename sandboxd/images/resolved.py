@@ -11,14 +11,23 @@ class ResolvedImage(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     digest: str
     rootfs: str
-    """Absolute path of the tree."""
+    """Absolute path of the tree, or of the uppermost of several."""
+    below: tuple[str, ...] = ()
+    """Those under it, the uppermost first."""
     binds: tuple[tuple[str, str], ...] = ()
     writable: tuple[str, ...] = ("/work",)
     user: tuple[int, int] = (0, 0)
+    groups: tuple[int, ...] = ()
+    """Supplementary groups of that user."""
     workdir: str = "/work"
     env: dict[str, str]
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        """Paths of all its trees, the uppermost first."""
+        return (self.rootfs, *self.below)
 
     def command(self, args: Sequence[str]) -> tuple[str, ...]:
         """What it runs of its own accord: its entry point with these arguments, or with its own if there are none.

@@ -1,7 +1,9 @@
 """The trees of images on the disk, made and removed inside sandboxes: their files have owners that the service cannot become.
 
-Below one directory, `trees/KEY/rootfs` is a tree. It is made in `incoming/` and renamed into place when it is complete and would
-outlast a power cut; a crash leaves nothing half-done under a key, and what it leaves elsewhere is removed at the next start.
+Below one directory, `trees/KEY/rootfs` is a tree: all of an image, or one of its layers, which is seen above those that it was made
+on. It is made in `incoming/` and renamed into place when it is complete and would outlast a power cut; a crash leaves nothing
+half-done under a key, and what it leaves elsewhere is removed at the next start. `making/KEY` is locked by who makes it: it is
+made once, however many want it.
 """
 
 import asyncio
@@ -9,23 +11,35 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from sandboxd.errors import Conflict, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
-from sandboxd.images.locks import hold, locked, locked_alone
-from sandboxd.images.syncing import sync_file_system
+from sandboxd.images.locks import hold, in_turn, locked, locked_alone, remove_unused
+from sandboxd.images.syncing import sync_directory, sync_file_system
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Place, remove_place, see_dead
-from sandboxd.isolation.protocol import Done, Empty, OnTree
+from sandboxd.isolation.protocol import Done, Empty, OnTree, Read
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import SandboxSpec
 
 _MOST_OF_FREE_SPACE = 0.9
 """An archive of a few kilobytes can hold any size: the service's own files need what is left."""
 _WORK_SECONDS = 1800.0
+_READING_BYTES = 2**20
+_PAUSE_SECONDS = 0.05
+_HELD_SECONDS = 60.0
+"""From when an image is taken for a job until a sandbox was made of it, and much more."""
+
+
+class Size(NamedTuple):
+    """Of a tree."""
+
+    bytes: int
+    """Of all its files."""
+    entries: int
 
 
 class Room(NamedTuple):
@@ -37,8 +51,16 @@ class Room(NamedTuple):
     """Ids that a file can have as owner; 0: only one."""
 
 
-Fill = Callable[[Path, Room], Awaitable[int]]
-"""Fills the empty directory of a tree and tells the bytes of all its files."""
+class _Held(NamedTuple):
+    """The lock of a tree that this process keeps others from removing."""
+
+    descriptor: int
+    since: float
+    """When it was last wanted, by the loop's clock."""
+
+
+Fill = Callable[[Path, Room], Awaitable[Size]]
+"""Fills the empty directory of a tree and tells what is in it."""
 
 
 class Trees:
@@ -53,21 +75,25 @@ class Trees:
         most_bytes: int,
         most_entries: int,
     ) -> None:
-        """Make the directories. A tree has at most `most_bytes` of files and `most_entries` of them."""
+        """Make the directories. An image has at most `most_bytes` of files and `most_entries` of them."""
         self._trees = directory / "trees"
         self._incoming = directory / "incoming"
-        for made in (self._trees, self._incoming):
+        self._making = directory / "making"
+        for made in (self._trees, self._incoming, self._making):
             made.mkdir(parents=True, exist_ok=True)
         self._launcher = launcher
         self._make_place = make_place
         self._most_bytes = most_bytes
         self._most_entries = most_entries
-        self._held: dict[str, int] = {}
+        self._held: dict[str, _Held] = {}
+        self._letting_go: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
         """Let go of those that are held."""
-        for descriptor in self._held.values():
-            os.close(descriptor)
+        if self._letting_go is not None:
+            self._letting_go.cancel()
+        for held in self._held.values():
+            os.close(held.descriptor)
         self._held.clear()
 
     @property
@@ -79,12 +105,17 @@ class Trees:
         """Where a tree is."""
         return self._trees / key / "rootfs"
 
-    def size_bytes(self, key: str) -> int | None:
-        """The bytes of all files of a tree. None: it is not there."""
+    def size(self, key: str) -> Size | None:
+        """What is in a tree. None: it is not there."""
         try:
-            return int((self._trees / key / "size").read_text(encoding="ascii"))
+            size_bytes = int((self._trees / key / "size").read_text(encoding="ascii"))
         except FileNotFoundError:
             return None
+        try:
+            entries = int((self._trees / key / "entries").read_text(encoding="ascii"))
+        except FileNotFoundError:
+            entries = 0  # Made by an earlier release, which kept no layers apart.
+        return Size(size_bytes, entries)
 
     def keys(self) -> list[str]:
         """All that are there."""
@@ -96,21 +127,40 @@ class Trees:
 
     # Held and locked
 
-    def hold(self, key: str) -> None:
-        """Keep everybody from removing a tree while this process lives. Raises NotFound, Conflict: it is being removed."""
-        if key not in self._held:
+    def hold(self, keys: Sequence[str]) -> None:
+        """Keep everybody from removing these, until a minute from now and while a sandbox of them lives.
+
+        Raises NotFound, Conflict: one is being removed.
+        """
+        loop = asyncio.get_running_loop()
+        for key in keys:
+            held = self._held.get(key)
             try:
-                self._held[key] = hold(self._trees / key / "lock")
+                descriptor = held.descriptor if held else hold(self._trees / key / "lock")
             except FileNotFoundError:
                 raise NotFound("the image has been removed", code="image_not_found") from None
+            self._held[key] = _Held(descriptor, loop.time())
+        if self._letting_go is None:
+            self._letting_go = loop.call_later(_HELD_SECONDS, self._let_go)
+
+    def _let_go(self) -> None:
+        """Of what no sandbox is made of any more."""
+        loop = asyncio.get_running_loop()
+        in_use = self._launcher.trees_in_use()
+        for key, held in list(self._held.items()):
+            if loop.time() - held.since >= _HELD_SECONDS and str(self.rootfs(key)) not in in_use:
+                os.close(self._held.pop(key).descriptor)
+        self._letting_go = loop.call_later(_HELD_SECONDS, self._let_go) if self._held else None
 
     def is_held(self, key: str) -> bool:
         return key in self._held
 
     @contextlib.contextmanager
-    def locked(self, key: str) -> Iterator[None]:
-        """Within, nobody removes the tree. Raises Conflict, FileNotFoundError."""
-        with locked(self._trees / key / "lock"):
+    def locked(self, keys: Sequence[str]) -> Iterator[None]:
+        """Within, nobody removes these trees. Raises Conflict, FileNotFoundError."""
+        with contextlib.ExitStack() as stack:
+            for key in keys:
+                stack.enter_context(locked(self._trees / key / "lock"))
             yield
 
     @contextlib.contextmanager
@@ -121,38 +171,80 @@ class Trees:
 
     # Made and removed
 
-    async def make(self, key: str, fill: Fill) -> int:
-        """The tree of that key, made unless it is there. Returns the bytes of all its files.
+    async def make(
+        self, key: str, fill: Fill, lease: contextlib.ExitStack, below: Sequence[str] = ()
+    ) -> Size:
+        """The tree of that key, made unless it is there, and not removed before the lease ends.
 
-        Raises Invalid for what a bad archive is the cause of, SandboxFailed.
+        `below`: the keys of the layers under it, the uppermost first, which the lease has. Raises Invalid for what a bad archive
+        is the cause of, SandboxFailed.
         """
-        size = self.size_bytes(key)
-        if size is not None:
-            return size
-        incoming = self._incoming / new_id("tree")
+        while (size := self.lease(key, lease)) is None:
+            async with in_turn(self._making / key):
+                if self.size(key) is None:
+                    await self._make(key, fill, below)
+                    continue
+            await asyncio.sleep(_PAUSE_SECONDS)  # It is being removed.
+        return size
+
+    def lease(self, key: str, lease: contextlib.ExitStack) -> Size | None:
+        """What is in a tree, which is not removed before the lease ends. None: it is not there, or goes just now."""
+        try:
+            lease.enter_context(locked(self._trees / key / "lock"))
+        except (FileNotFoundError, Conflict):
+            return None
+        return self.size(key)
+
+    async def _make(self, key: str, fill: Fill, below: Sequence[str]) -> None:
+        with self._new("tree") as incoming:
+            if below:
+                (incoming / "work").mkdir()
+            try:
+                size = await fill(incoming / "rootfs", self._room(below))
+                await self._remove_work(incoming)
+                (incoming / "size").write_text(str(size.bytes), encoding="ascii")
+                (incoming / "entries").write_text(str(size.entries), encoding="ascii")
+                # The tree gets its name only when it would outlast a power cut. (init may not: see the filter.)
+                await asyncio.to_thread(sync_file_system, incoming)
+                _rename_unless_there(incoming, self._trees / key)
+                sync_directory(self._trees)
+            except SandboxFailed as error:
+                if error.step != "unpack":
+                    raise
+                raise Invalid(error.reason, code="bad_archive") from error
+            finally:
+                if incoming.exists():
+                    await self._remove(incoming)
+
+    @contextlib.asynccontextmanager
+    async def trial(self) -> AsyncIterator[Path]:
+        """A place with an empty tree and a directory `work`, which goes with what is in it."""
+        with self._new("trial") as incoming:
+            (incoming / "work").mkdir()
+            try:
+                yield incoming
+            finally:
+                await self._remove(incoming)
+
+    @contextlib.contextmanager
+    def _new(self, kind: str) -> Iterator[Path]:
+        """A place for a tree, which nobody takes for a leftover within."""
+        incoming = self._incoming / new_id(kind)
         incoming.mkdir()
         (incoming / "lock").touch()
         with locked_alone(incoming / "lock"):
-            return await self._make_in(incoming, key, fill)
+            (incoming / "rootfs").mkdir()
+            yield incoming
 
-    async def _make_in(self, incoming: Path, key: str, fill: Fill) -> int:
-        (incoming / "rootfs").mkdir()
-        free = int(shutil.disk_usage(incoming).free * _MOST_OF_FREE_SPACE)
-        room = Room(min(self._most_bytes, free), self._most_entries, self.id_count)
-        try:
-            size = await fill(incoming / "rootfs", room)
-            # The tree gets its name only when it would outlast a power cut. (init may not: see the filter.)
-            await asyncio.to_thread(sync_file_system, incoming)
-            (incoming / "size").write_text(str(size), encoding="ascii")
-            _rename_unless_there(incoming, self._trees / key)
-        except SandboxFailed as error:
-            if error.step != "unpack":
-                raise
-            raise Invalid(error.reason, code="bad_archive") from error
-        finally:
-            if incoming.exists():
-                await self._remove(incoming)
-        return size
+    def _room(self, below: Sequence[str]) -> Room:
+        """What is left for a layer: all of an image count together."""
+        sizes = [self.size(key) or Size(0, 0) for key in below]
+        free = int(shutil.disk_usage(self._incoming).free * _MOST_OF_FREE_SPACE)
+        return Room(
+            min(self._most_bytes - sum(size.bytes for size in sizes), free),
+            self._most_entries - sum(size.entries for size in sizes),
+            self.id_count,
+        )
 
     async def throw_away(self, key: str) -> None:
         """Remove a tree whose lock the caller holds alone."""
@@ -171,27 +263,89 @@ class Trees:
             with contextlib.suppress(FileNotFoundError):
                 leftover.rmdir()  # Cut short before the lock was made, or after it was removed.
 
+    def remove_locks(self) -> None:
+        """Remove the locks of those that died while they made a tree."""
+        for lock in self._making.iterdir():
+            remove_unused(lock)
+
     async def _remove(self, tree: Path) -> None:
+        await self._remove_work(tree)
         if (tree / "rootfs").exists():
             await self.work_inside(tree / "rootfs", Empty(), [])
             (tree / "rootfs").rmdir()
-        for name in ("lock", "size"):
+        for name in ("entries", "size", "lock"):
             (tree / name).unlink(missing_ok=True)
         tree.rmdir()
 
-    async def work_inside(self, rootfs: Path, request: OnTree, descriptors: Sequence[int]) -> Done:
-        """Have a sandbox whose root is this directory do the work. Raises SandboxFailed."""
-        place = self._make_place()
+    async def _remove_work(self, tree: Path) -> None:
+        """What overlay needed beside what it wrote to. Where it was cut short, it may have left there what only a sandbox can remove."""
+        work = tree / "work"
+        inner = work / "work"
+        if inner.exists():
+            try:
+                # Overlay's own, with mode 000: the last is its mark of a volatile mount.
+                for part in (".", "incompat", "incompat/volatile"):
+                    with contextlib.suppress(FileNotFoundError):
+                        (inner / part).chmod(0o700)
+                shutil.rmtree(inner)
+            except PermissionError:
+                await self.work_inside(inner, Empty(), [])
+                inner.rmdir()
+        if work.exists():
+            work.rmdir()
+
+    # Sandboxes
+
+    async def work_inside(
+        self,
+        rootfs: Path,
+        request: OnTree,
+        descriptors: Sequence[int],
+        below: tuple[str, ...] = (),
+    ) -> Done:
+        """Have a sandbox whose root is this directory, above those at the paths `below`, do the work. Raises SandboxFailed."""
         spec = SandboxSpec(
-            rootfs=str(rootfs), scratch_bytes=0, scratch_inodes=0, writable_root=True
+            rootfs=str(rootfs),
+            below=below,
+            scratch_bytes=0,
+            scratch_inodes=0,
+            writable_root=True,
         )
+        async with self._sandbox(spec) as sandbox:
+            return await sandbox.work(request, descriptors)
+
+    def paths(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """Where these trees are."""
+        return tuple(str(self.rootfs(key)) for key in keys)
+
+    async def read(self, keys: Sequence[str], files: Sequence[str]) -> list[bytes]:
+        """Up to a mebibyte of each file, as root of the image finds it; nothing of what is no file. Raises SandboxFailed."""
+        rootfs, *below = self.paths(keys)
+        spec = SandboxSpec(
+            rootfs=rootfs,
+            below=tuple(below),
+            scratch_bytes=_READING_BYTES,
+            scratch_inodes=64,
+        )
+        with contextlib.ExitStack() as opened:
+            outputs = [opened.enter_context(_file_in_memory()) for _ in files]
+            async with self._sandbox(spec) as sandbox:
+                request = Read(tuple(files), _READING_BYTES)
+                await sandbox.read(request, [output.fileno() for output in outputs])
+            return [os.pread(output.fileno(), _READING_BYTES, 0) for output in outputs]
+
+    @contextlib.asynccontextmanager
+    async def _sandbox(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
+        """One for what is asked for within. Raises SandboxFailed."""
+        place = self._make_place()
         sandbox: Sandbox | None = None
+        gone = True
         try:
             sandbox = await self._launcher.create(
                 spec, join_files=place.join_files(), cgroup_fd=place.directory_fd()
             )
             async with asyncio.timeout(_WORK_SECONDS):
-                done = await sandbox.work(request, descriptors)
+                yield sandbox
         except TimeoutError:
             raise SandboxFailed("unpack images", f"not done in {_WORK_SECONDS:.0f} s") from None
         finally:
@@ -201,7 +355,6 @@ class Trees:
             await remove_place(place)
         if not gone:
             raise SandboxFailed("unpack images", "a process is stuck in the kernel")
-        return done
 
 
 def _rename_unless_there(incoming: Path, tree: Path) -> None:
@@ -211,3 +364,7 @@ def _rename_unless_there(incoming: Path, tree: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
+
+
+def _file_in_memory() -> BinaryIO:
+    return os.fdopen(os.memfd_create("file", os.MFD_CLOEXEC), "rb+", 0)

@@ -1,20 +1,16 @@
 """The user that an image names, looked up in the image's own /etc/passwd and /etc/group.
 
-These are files of a stranger: no link leads out of the tree, and only so much of a regular file is read.
+These are files of a stranger: they are read inside a sandbox, and only so much of them.
 """
 
-import os
 import re
-import stat
-from pathlib import Path
 from typing import NamedTuple
 
 from sandboxd.errors import Invalid
-from sandboxd.isolation import syscalls
 
-_MOST_BYTES = 2**20
+ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
+_MOST_GROUPS = 256
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
-_RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
 
 class User(NamedTuple):
@@ -23,32 +19,47 @@ class User(NamedTuple):
     uid: int
     gid: int
     home: str
+    groups: tuple[int, ...]
+    """Supplementary."""
 
 
-def find_user(rootfs: Path, user: str, id_count: int) -> User:
+def find_user(passwd: bytes, group: bytes, user: str, id_count: int) -> User:
     """The user of `USER[:GROUP]`, each a name or a number, as Docker finds them; empty is root.
 
     `id_count`: ids that a sandbox has; 0: whatever is asked for. Raises Invalid.
     """
-    name, _, group = user.partition(":")
-    accounts = _entries(rootfs, "etc/passwd", fields=7)
-    account = _find(accounts, name or "0")
+    name, _, group_name = user.partition(":")
+    account = _find(_entries(passwd, fields=7), name or "0")
+    accounts = _entries(group, fields=4)
+    groups: tuple[int, ...] = ()
     if account is not None and all(_NUMBER.fullmatch(word) for word in account[2:4]):
         uid, gid, home = int(account[2]), int(account[3]), account[5]
+        if not group_name:
+            groups = _groups_of(accounts, account[0], id_count)
     elif _NUMBER.fullmatch(name or "0"):
         uid, gid, home = int(name or "0"), 0, "/"
     else:
         raise _invalid(f"is to run as user {name[:80]!r}, who is not in its /etc/passwd")
-    if group:
-        gid = _find_group(rootfs, group)
+    if group_name:
+        gid = _find_group(accounts, group_name)
     if id_count and max(uid, gid) >= id_count:
         raise _invalid(f"is to run as {uid}:{gid}; here are ids from 0 to {id_count - 1}")
     usable = home.startswith("/") and home.isprintable()
-    return User(uid, gid, home if usable else "/")
+    return User(uid, gid, home if usable else "/", groups)
 
 
-def _find_group(rootfs: Path, group: str) -> int:
-    found = _find(_entries(rootfs, "etc/group", fields=4), group)
+def _groups_of(entries: list[list[str]], name: str, id_count: int) -> tuple[int, ...]:
+    """Those that list the user. One that a sandbox does not have gives nothing and takes nothing away: it is left out."""
+    listed = [
+        int(entry[2])
+        for entry in entries
+        if name in entry[3].split(",") and _NUMBER.fullmatch(entry[2])
+    ]
+    return tuple(sorted({gid for gid in listed if gid < id_count})[:_MOST_GROUPS])
+
+
+def _find_group(entries: list[list[str]], group: str) -> int:
+    found = _find(entries, group)
     if found is not None and _NUMBER.fullmatch(found[2]):
         return int(found[2])
     if _NUMBER.fullmatch(group):
@@ -66,22 +77,8 @@ def _find(entries: list[list[str]], wanted: str) -> list[str] | None:
     return None
 
 
-def _entries(rootfs: Path, path: str, *, fields: int) -> list[list[str]]:
-    """The lines of a file of the image that have so many fields; none if there is no such file, or we may not read it."""
-    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        file = syscalls.openat2(root, path, flags, _RESOLVE)
-    except OSError:
-        return []
-    finally:
-        os.close(root)
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            return []
-        content = os.read(file, _MOST_BYTES)
-    finally:
-        os.close(file)
+def _entries(content: bytes, *, fields: int) -> list[list[str]]:
+    """The lines that have so many fields."""
     lines = [line.split(":") for line in content.decode("utf-8", "replace").split("\n")]
     return [line for line in lines if len(line) == fields]
 

@@ -26,6 +26,7 @@ from sandboxd.isolation.protocol import (
     Message,
     NotPlaced,
     Place,
+    Read,
     Remove,
 )
 from sandboxd.isolation.spec import File
@@ -51,15 +52,33 @@ def carry_out(request: Place | Collect, descriptor: int) -> Message:
     return Done(entries=collector.entries, size_bytes=collector.size_bytes)
 
 
-def look_or_remove(request: Look | Remove, descriptors: list[int]) -> Message:
-    """Tell what is in a directory, or remove what is at a path: a link is a link, and a directory must be empty."""
+def answer(request: Look | Remove | Read, descriptors: list[int]) -> Message:
+    """Tell what is in a directory or in files, or remove what is at a path: a link is a link, and a directory must be empty."""
     try:
-        if isinstance(request, Look):
-            return Done(entries=_look(request, descriptors[0]), size_bytes=0)
-        _remove(request.path)
-        return Done(entries=1, size_bytes=0)
+        match request:
+            case Look():
+                return Done(entries=_look(request, descriptors[0]), size_bytes=0)
+            case Remove():
+                _remove(request.path)
+                return Done(entries=1, size_bytes=0)
+            case _:
+                return _read(request, descriptors)
     except OSError as error:
         return NotPlaced(0, error.errno or errno.EIO)
+
+
+def _read(request: Read, outputs: list[int]) -> Done:
+    """Write the beginning of each file that can be read to its descriptor. Links are followed."""
+    entries = size_bytes = 0
+    for path, output in zip(request.paths, outputs, strict=True):
+        with suppress(OSError), _opened(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY) as opened:
+            status = os.fstat(opened)
+            if stat.S_ISREG(status.st_mode) and status.st_dev != os.stat("/proc").st_dev:
+                content = os.read(opened, request.most_bytes)
+                _write_all(output, content)
+                entries += 1
+                size_bytes += len(content)
+    return Done(entries=entries, size_bytes=size_bytes)
 
 
 def _look(request: Look, output: int) -> int:

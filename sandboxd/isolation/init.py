@@ -265,7 +265,7 @@ class Init:
 
     def become_user(self) -> None:
         if self.order.id_count:
-            os.setgroups([])
+            os.setgroups(self.spec.groups)
         os.setresgid(self.spec.gid, self.spec.gid, self.spec.gid)
         os.setresuid(self.spec.uid, self.spec.uid, self.spec.uid)
 
@@ -340,8 +340,8 @@ class Init:
                 self.tell_changes(request, descriptors[0])
             case protocol.Place() | protocol.Collect():
                 self.move_files(request, descriptors[0])
-            case protocol.Look() | protocol.Remove():
-                protocol.send(self.channel, files.look_or_remove(request, descriptors))
+            case protocol.Look() | protocol.Remove() | protocol.Read():
+                protocol.send(self.channel, files.answer(request, descriptors))
             case protocol.Unpack() | protocol.Layer() | protocol.Pack() | protocol.Empty():
                 protocol.send(self.channel, self.carry_out(request, descriptors))
                 self.over = True

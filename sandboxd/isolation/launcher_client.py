@@ -139,6 +139,11 @@ class Launcher:
             raise SandboxFailed("start launcher", f"unexpected answer {message!r}")
         return message
 
+    def trees_in_use(self) -> set[str]:
+        """The paths of all trees that a sandbox has been made of which still lives."""
+        specs = [sandbox.spec for sandbox in list(self._sandboxes) if sandbox.alive]
+        return {path for spec in specs for path in (spec.rootfs, *spec.below)}
+
     async def create(
         self,
         spec: SandboxSpec,

@@ -1,4 +1,8 @@
-"""Applying one layer of an image to the tree that the layers below it have made. Runs in init, inside the walls, beside `unpack`.
+"""Applying one layer of an image to what the layers below it have made. Runs in init, inside the walls, beside `unpack`.
+
+What is at `/` is an overlay: the trees of the layers below, and above them the directory that becomes this layer's tree. So whatever
+is done here is kept as overlay keeps it: a directory that is only passed through has the mode and owner of the one below, what is removed
+leaves a whiteout, a directory that replaces another is opaque. Where overlay cannot have such a directory, `/` is one tree for all layers.
 
 A layer is a tar archive (plain, gzip, zstd) in which names that begin with `.wh.` are no files: they say what the layers below had
 and this one has no more (https://github.com/opencontainers/image-spec, layer.md). They hide nothing of their own layer, in
@@ -20,8 +24,8 @@ from sandboxd.isolation.unpack import (
     Unpacker,
     empty_directory,
     reading_archive,
+    remove,
     split_name,
-    unlink_file,
 )
 
 _WHITEOUT = ".wh."
@@ -66,7 +70,7 @@ class _Applier(Unpacker):
 
     def clear(self, parent: int, name: str) -> None:
         """Whatever was here goes, with all below it."""
-        _remove(parent, name)
+        remove(parent, name)
 
 
 @contextlib.contextmanager
@@ -94,7 +98,7 @@ def _hide(root_fd: int, parts: list[str]) -> None:
         if name == _OPAQUE:
             empty_directory(directory)
         elif not name.startswith(_RESERVED):
-            _remove(directory, hidden)
+            remove(directory, hidden)
     finally:
         os.close(directory)
 
@@ -108,16 +112,3 @@ def _open_lower(root_fd: int, parts: list[str]) -> int | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
-
-
-def _remove(parent: int, name: str) -> None:
-    """A file, or a directory with all in it, or nothing."""
-    if unlink_file(parent, name):
-        return
-    os.chmod(name, 0o700, dir_fd=parent)
-    directory = os.open(name, _DIRECTORY, dir_fd=parent)
-    try:
-        empty_directory(directory)
-    finally:
-        os.close(directory)
-    os.rmdir(name, dir_fd=parent)

@@ -8,10 +8,11 @@ Mount points are made in the writable layer before the overlay is mounted. There
 whatever the image has at that path: a symbolic link in an image is never followed.
 """
 
+import contextlib
 import glob
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sandboxd.errors import SandboxFailed
@@ -193,17 +194,7 @@ def build_tree(
     Raises OSError.
     """
     if spec.writable_root:
-        root_mount = syscalls.open_tree(syscalls.AT_FDCWD, spec.rootfs, syscalls.OPEN_TREE_CLONE)
-        syscalls.mount_setattr(
-            root_mount,
-            _NOSUID | _NODEV | _NOEXEC,
-            recursive=True,
-            propagation=syscalls.MS_PRIVATE,
-        )
-        _attach(root_mount, f"{templates.stage}/root")
-        # The service made the directory, and its uid does not exist in the sandbox that is to write here.
-        root_id = inside_to_launcher(0, id_count)
-        os.chown(f"{templates.stage}/root", root_id, root_id)
+        _mount_writable(spec, f"{templates.stage}/root", id_count)
         return
     _mount_layers(spec, templates.stage, id_count)
     root = f"{templates.stage}/root"
@@ -221,6 +212,26 @@ def build_tree(
         _attach(cgroup, f"{root}/sys/fs/cgroup")
 
 
+def _mount_writable(spec: SandboxSpec, root: str, id_count: int) -> None:
+    """The tree itself, and through it what is below."""
+    if spec.below:
+        # The top of a tree is what its uppermost layer says it is: at first what the one below says.
+        status = os.stat(spec.below[0])
+        os.chown(spec.rootfs, status.st_uid, status.st_gid)
+        os.chmod(spec.rootfs, stat.S_IMODE(status.st_mode))
+        # Volatile: who asked for it brings all to the disk at once, when it is complete.
+        work = f"{os.path.dirname(spec.rootfs)}/work"
+        _mount_overlay(spec.below, spec.rootfs, work, root, syscalls.MS_NOEXEC, ",volatile")
+        return
+    root_mount = syscalls.open_tree(syscalls.AT_FDCWD, spec.rootfs, syscalls.OPEN_TREE_CLONE)
+    attributes = _NOSUID | _NODEV | _NOEXEC
+    syscalls.mount_setattr(root_mount, attributes, recursive=True, propagation=syscalls.MS_PRIVATE)
+    _attach(root_mount, root)
+    # The service made the directory, and its uid does not exist in the sandbox that is to write here.
+    root_id = inside_to_launcher(0, id_count)
+    os.chown(root, root_id, root_id)
+
+
 def _mount_layers(spec: SandboxSpec, stage: str, id_count: int) -> None:
     size = {
         "size": str(spec.scratch_bytes),
@@ -232,20 +243,32 @@ def _mount_layers(spec: SandboxSpec, stage: str, id_count: int) -> None:
     os.mkdir(upper)
     os.mkdir(f"{stage}/scratch/work")
     _fill_upper(spec, upper, id_count)
-    lower = os.open(spec.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    scratch = os.open(f"{stage}/scratch", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # By descriptor: a path may hold characters that overlay's options give a meaning, and is shown in mountinfo.
-        options = {
-            "lowerdir": f"/proc/self/fd/{lower}",
-            "upperdir": f"/proc/self/fd/{scratch}/upper",
-            "workdir": f"/proc/self/fd/{scratch}/work",
-            "userxattr": None,
-        }
-        _attach(_new_mount("overlay", options, _NOSUID | _NODEV), f"{stage}/root")
-    finally:
-        os.close(lower)
-        os.close(scratch)
+    _mount_overlay((spec.rootfs, *spec.below), upper, f"{stage}/scratch/work", f"{stage}/root")
+
+
+def _mount_overlay(
+    lowers: Sequence[str], upper: str, work: str, target: str, flags: int = 0, more: str = ""
+) -> None:
+    """The lower directories, the uppermost first, and one that is written to.
+
+    By descriptor: a path may hold characters that overlay's options give a meaning, and is shown in mountinfo. By mount(2), which
+    takes a page of options: fsconfig(2) takes 255 bytes for one, and `lowerdir+`, one by one, is younger than what we run on.
+    """
+    flags |= syscalls.MS_NOSUID | syscalls.MS_NODEV
+    with contextlib.ExitStack() as opened:
+        *numbers, upper_fd, work_fd = (
+            opened.enter_context(_opened(path)) for path in (*lowers, upper, work)
+        )
+        directories = (
+            f"lowerdir={':'.join(map(str, numbers))},upperdir={upper_fd},workdir={work_fd}"
+        )
+        os.chdir("/proc/self/fd")
+        try:
+            syscalls.mount("overlay", target, "overlay", flags, f"{directories},userxattr{more}")
+        except OSError as error:
+            raise OSError(error.errno, f"overlay: {error.strerror}") from error
+        finally:
+            os.chdir("/")
 
 
 def _fill_upper(spec: SandboxSpec, upper: str, id_count: int) -> None:

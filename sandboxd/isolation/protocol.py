@@ -234,6 +234,14 @@ class Remove(NamedTuple):
     path: str
 
 
+class Read(NamedTuple):
+    """Comes with a descriptor for each path, to which the beginning of that file is written; nothing if none can be read."""
+
+    paths: tuple[str, ...]
+    most_bytes: int
+    """Of each."""
+
+
 class Unpack(NamedTuple):
     """Comes with one descriptor: a tar archive, unpacked at `/` (a sandbox with a writable root)."""
 
@@ -271,7 +279,20 @@ ToLauncher = MapYourself | Create
 FromLauncher = Unshared | LauncherReady | Created | CreateFailed
 OnTree = Unpack | Layer | Pack | Empty
 """What a sandbox with a writable root is for."""
-ToInit = Run | Go | Signal | Show | Place | Collect | Changes | PackChanges | Look | Remove | OnTree
+ToInit = (
+    Run
+    | Go
+    | Signal
+    | Show
+    | Place
+    | Collect
+    | Changes
+    | PackChanges
+    | Look
+    | Remove
+    | Read
+    | OnTree
+)
 FromInit = (
     Ready
     | Failed
@@ -301,6 +322,7 @@ _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
         PackChanges,
         Look,
         Remove,
+        Read,
         Unpack,
         Layer,
         Pack,

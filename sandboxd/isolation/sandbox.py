@@ -254,6 +254,10 @@ class Sandbox:
         answer = await self._ask(protocol.Remove(path), [])
         return answer if isinstance(answer, protocol.NotPlaced) else _done(answer)
 
+    async def read(self, request: protocol.Read, outputs: Sequence[int]) -> protocol.Done:
+        """Have the beginnings of files written to descriptors, one for each. Raises SandboxFailed."""
+        return _done(await self._ask(request, outputs))
+
     async def work(self, request: protocol.OnTree, descriptors: Sequence[int]) -> protocol.Done:
         """Have init itself do something inside the walls. Raises SandboxFailed."""
         return _done(await self._ask(request, descriptors))

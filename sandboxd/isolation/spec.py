@@ -40,7 +40,7 @@ class SandboxSpec(NamedTuple):
     """
 
     rootfs: str
-    """Absolute path of the image's tree on the host; it becomes the read-only lower layer."""
+    """Absolute path of the image's tree on the host, or of the uppermost of several; it becomes a read-only lower layer."""
     scratch_bytes: int
     """Size of the writable layer (a tmpfs)."""
     scratch_inodes: int
@@ -56,9 +56,14 @@ class SandboxSpec(NamedTuple):
     hostname: str = "sandbox"
     network: NetworkMode = NetworkMode.NONE
     writable_root: bool = False
-    """Work on `rootfs` itself instead of an overlay over it: only for unpacking and removing images."""
+    """Work on `rootfs` itself instead of a layer above it: only for unpacking and removing images. Where there is something
+    below it, that is seen through it, and what becomes of it is written into `rootfs`; beside that is a directory `work`."""
     runtime: OciRuntime | None = None
     """What starts the command; None: init itself (`native`)."""
+    below: tuple[str, ...] = ()
+    """Absolute paths of the trees under `rootfs`, the uppermost first: layers of the same image."""
+    groups: tuple[int, ...] = ()
+    """Supplementary groups of the command. Set by an image, never by a job; with a single id it has none."""
 
 
 class Machine(NamedTuple):

@@ -45,6 +45,9 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_INTO_CGROUP = 0x200000000
 
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
 MS_SLAVE = 1 << 19
 MS_PRIVATE = 1 << 18
 MS_REC = 1 << 14
@@ -148,6 +151,12 @@ def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
     if pid < 0:
         raise OSError(number, os.strerror(number))
     return pid, pidfd.value
+
+
+def mount(source: str, target: str, filesystem: str, flags: int, options: str) -> None:
+    """mount(2) of a new file system; `options` are less than a page."""
+    words = (source.encode(), os.fsencode(target), filesystem.encode())
+    _check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode()))
 
 
 def mount_propagation(path: str, flags: int) -> None:

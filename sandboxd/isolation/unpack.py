@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 
 from sandboxd.isolation import syscalls
@@ -18,6 +19,8 @@ from sandboxd.isolation.tar import BadArchive, Entry, Kind, TarReader
 
 _LONGEST_PATH = 4095
 """PATH_MAX, without the NUL."""
+_CLOCK_REALTIME_COARSE = 5
+"""The clock of files. Python has no name for it (linux/time.h)."""
 _HOST_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM})
 """What is wrong with the disk, not with the archive."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -75,6 +78,8 @@ class Unpacker:
         self.id_count = request.id_count
         self.entries = 0
         self.written_bytes = 0
+        # What is older was there before.
+        self.began_ns = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
     def add(self, archive: TarReader, member: Entry) -> None:
         """Unpack one entry; what is not kept is passed over."""
@@ -98,6 +103,12 @@ class Unpacker:
         self.entries += 1
         if self.entries > self.most_entries:
             raise BadArchive(f"more than {self.most_entries} entries")
+
+    def count_bytes(self, size: int) -> None:
+        """So many more bytes of files. Raises BadArchive."""
+        self.written_bytes += size
+        if self.written_bytes > self.most_bytes:
+            raise BadArchive(f"more than {self.most_bytes} bytes of files")
 
     def place(self, archive: TarReader, member: Entry, parent: int, name: str) -> None:
         if member.kind is Kind.DIRECTORY:
@@ -156,9 +167,7 @@ class Unpacker:
             os.close(directory)
 
     def write_file(self, archive: TarReader, member: Entry, parent: int, name: str) -> None:
-        self.written_bytes += member.size
-        if self.written_bytes > self.most_bytes:
-            raise BadArchive(f"more than {self.most_bytes} bytes of files")
+        self.count_bytes(member.size)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=parent)
         try:
@@ -181,6 +190,8 @@ class Unpacker:
             status = os.stat(parts[-1], dir_fd=directory, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
                 raise BadArchive(f"a hard link to a directory: {member.name[:100]}")
+            if status.st_ctime_ns < self.began_ns:
+                self.count_bytes(status.st_size)  # Of a layer below: overlay copies it.
             os.link(parts[-1], name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             raise BadArchive(f"a hard link to a missing file: {member.name[:100]}") from None
@@ -260,35 +271,59 @@ def empty(root: str) -> tuple[int, int]:
 def empty_directory(root_fd: int) -> int:
     """Remove everything in an open directory. Returns how many entries that was.
 
-    A directory inside another is first moved up to this one: neither depth nor names can exhaust anything.
+    From the bottom up, by one descriptor at a time: depth exhausts nothing. Nothing is moved: overlay refuses that to a directory of
+    the layers below (EXDEV), and what is hidden of theirs costs a name each and no copy.
     """
-    removed = moved = 0
-    while names := os.listdir(root_fd):
-        for name in names:
-            if not _is_directory(name, root_fd):
-                os.unlink(name, dir_fd=root_fd)
+    current = os.dup(root_fd)
+    try:
+        removed, inner = _remove_files(current)
+        left = [inner]  # The directories that are still there, level by level down to this one.
+        while True:
+            if left[-1]:
+                current = _exchange(current, _open_to_empty(current, left[-1][-1]))
+                files, inner = _remove_files(current)
+                removed += files
+                left.append(inner)
+            elif len(left) > 1:
+                left.pop()
+                current = _exchange(current, os.open("..", _DIRECTORY, dir_fd=current))
+                os.rmdir(left[-1].pop(), dir_fd=current)
                 removed += 1
-                continue
-            os.chmod(name, 0o700, dir_fd=root_fd)
-            directory = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=root_fd)
-            for inner in os.listdir(directory):
-                if _is_directory(inner, directory):
-                    os.chmod(inner, 0o700, dir_fd=directory)
-                    moved += 1
-                    os.rename(
-                        inner,
-                        f".moved-{moved}-{os.urandom(4).hex()}",
-                        src_dir_fd=directory,
-                        dst_dir_fd=root_fd,
-                    )
-                else:
-                    os.unlink(inner, dir_fd=directory)
-                    removed += 1
-            os.close(directory)
-            os.rmdir(name, dir_fd=root_fd)
-            removed += 1
-    return removed
+            else:
+                return removed
+    finally:
+        os.close(current)
 
 
-def _is_directory(name: str, directory: int) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+def _remove_files(directory: int) -> tuple[int, list[str]]:
+    """Returns how many were removed, and the names of the directories."""
+    with os.scandir(directory) as found:
+        kinds = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+    inner = [name for name, is_directory in kinds if is_directory]
+    for name, is_directory in kinds:
+        if not is_directory:
+            os.unlink(name, dir_fd=directory)
+    return len(kinds) - len(inner), inner
+
+
+def _open_to_empty(parent: int, name: str) -> int:
+    if os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode & 0o700 != 0o700:
+        os.chmod(name, 0o700, dir_fd=parent)
+    return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+
+
+def _exchange(former: int, descriptor: int) -> int:
+    os.close(former)
+    return descriptor
+
+
+def remove(parent: int, name: str) -> None:
+    """A file, or a directory with all in it, or nothing."""
+    if unlink_file(parent, name):
+        return
+    directory = _open_to_empty(parent, name)
+    try:
+        empty_directory(directory)
+    finally:
+        os.close(directory)
+    os.rmdir(name, dir_fd=parent)

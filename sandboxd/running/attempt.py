@@ -153,7 +153,7 @@ class Attempt:
             return
         if job.spec.changes:
             outcome.changes = await self.means.transfers.changes(
-                self.taken.sandbox, self.image.rootfs, stopped=lambda: stop.reason is not None
+                self.taken.sandbox, self.image.trees, stopped=lambda: stop.reason is not None
             )
         if not job.spec.outputs:
             return

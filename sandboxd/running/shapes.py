@@ -30,12 +30,14 @@ def shape_of(image: ResolvedImage, user: tuple[int, int] | None, limits: Limits)
     uid, gid = user or image.user
     return SandboxSpec(
         rootfs=image.rootfs,
+        below=image.below,
         binds=image.binds,
         writable=image.writable,
         scratch_bytes=limits.disk_bytes,
         scratch_inodes=max(_LEAST_INODES, limits.disk_bytes // _INODE_BYTES),
         uid=uid,
         gid=gid,
+        groups=image.groups if user is None else (),
     )
 
 

@@ -1,7 +1,6 @@
 """A catalogue of images in a directory of the test, with canaries around it."""
 
 import contextlib
-import functools
 import gzip
 import hashlib
 import os
@@ -13,9 +12,8 @@ import zstandard
 from sandbox_bench import Bench, Ran
 
 from sandboxd.images.catalogue import Images
-from sandboxd.images.layers import LayerFile, apply_layers, tree_key
+from sandboxd.images.layers import LayerFile, steps_of, unpack
 from sandboxd.images.names import Record
-from sandboxd.isolation.protocol import Empty
 
 CANARY = b"nobody may change or read this\n"
 
@@ -80,30 +78,52 @@ class ImageBench:
         catalogue = images or self.images
         return self.bench.do(catalogue.import_tar(name, self.archive(content)))
 
-    def layer(self, *archives: bytes, name: str = "made", images: Images | None = None) -> Any:
+    def layer(
+        self,
+        *archives: bytes,
+        name: str = "made",
+        images: Images | None = None,
+        stacked: bool | None = None,
+    ) -> Any:
         """Make an image of layers, the lowest first. Each is compressed or not, as it is given."""
-        catalogue = images or self.images
         files = []
         for content in archives:
             plain = hashlib.sha256(uncompressed(content)).hexdigest()
             path = self.archive(content, f"layer-{len(files)}")
             files.append(LayerFile(path, f"sha256:{plain}"))
-        return self.bench.do(self._layer(catalogue, files, name))
+        return self.bench.do(self.unpacked(files, name, images or self.images, stacked))
 
-    async def _layer(self, images: Images, files: list[LayerFile], name: str) -> Any:
-        key = tree_key([file.diff_id for file in files])
-        size = await images.trees.make(key, functools.partial(apply_layers, images.trees, files))
-        digest = "sha256:" + key.removeprefix("layers-")
-        record = Record(
-            name=name, digest=digest, size_bytes=size, created_at=0.0, source="registry", tree=key
-        )
-        return await images.add(record)
+    async def unpacked(
+        self, files: list[LayerFile], name: str, images: Images, stacked: bool | None = None
+    ) -> Any:
+        async def layer_file(number: int) -> LayerFile:
+            return files[number]
+
+        if stacked is None:
+            stacked = await images.stacked()
+        with contextlib.ExitStack() as lease:
+            steps = steps_of([file.diff_id for file in files], stacked=stacked)
+            stack = await unpack(images.trees, steps, layer_file, lease)
+            record = Record(
+                name=name,
+                digest="sha256:" + stack.keys[0].rpartition("-")[2],
+                size_bytes=stack.size_bytes,
+                created_at=0.0,
+                source="registry",
+                trees=stack.keys,
+            )
+            return await images.add(record)
 
     def run(self, *argv: str, name: str = "made", uid: int = 0) -> Ran:
         """Run a command in an image; the host's programs and libraries are bound over it."""
         image = self.bench.do(self.images.resolve(name))
         binds = tuple((os.path.realpath(path), path) for path in ("/usr", "/lib", "/lib64"))
-        shape = {"rootfs": image.rootfs, "binds": binds, "writable": image.writable}
+        shape = {
+            "rootfs": image.rootfs,
+            "below": image.below,
+            "binds": binds,
+            "writable": image.writable,
+        }
         return self.bench.run(*argv, uid=uid, gid=uid, **shape)
 
     def tree(self, name: str = "made") -> dict[str, Any]:
@@ -119,8 +139,7 @@ class ImageBench:
         for place in ("trees", "incoming"):
             for tree in (self.store / place).iterdir():
                 if (tree / "rootfs").exists():
-                    work = self.images.trees.work_inside(tree / "rootfs", Empty(), [])
-                    self.bench.do(work)
+                    self.bench.do(self.images.trees._remove(tree))
 
 
 def uncompressed(content: bytes) -> bytes:

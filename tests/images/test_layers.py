@@ -10,7 +10,7 @@ from archives import directory, entry, hard_link, link, packed
 from image_bench import ImageBench
 
 from sandboxd.errors import Invalid
-from sandboxd.images.layers import LayerFile, tree_key
+from sandboxd.images.layers import LayerFile, Step, steps_of
 
 zstd = zstandard.ZstdCompressor().compress
 BASE = packed(
@@ -216,7 +216,7 @@ def test_a_file_that_a_later_layer_changes_stays_in_its_other_links(images: Imag
 def with_diff_id_of(images: ImageBench, content: bytes, claimed: bytes) -> None:
     path = images.archive(content, "layer")
     diff_id = f"sha256:{hashlib.sha256(claimed).hexdigest()}"
-    images.bench.do(images._layer(images.images, [LayerFile(path, diff_id)], "made"))
+    images.bench.do(images.unpacked([LayerFile(path, diff_id)], "made", images.images))
 
 
 @pytest.mark.attack(65)
@@ -278,5 +278,8 @@ def test_a_tree_is_named_by_the_chain_of_its_layers() -> None:
     one, two = ("sha256:" + digit * 64 for digit in "ab")
     chain = hashlib.sha256(f"{one} {two}".encode()).hexdigest()
 
-    assert tree_key([one]) == "layers-" + "a" * 64
-    assert tree_key([one, two]) == f"layers-{chain}"
+    assert [step.key for step in steps_of([one, two], stacked=True)] == [
+        "layer-" + "a" * 64,
+        f"layer-{chain}",
+    ]
+    assert steps_of([one, two], stacked=False) == [Step(f"layers-{chain}", range(2))]

@@ -21,6 +21,7 @@ import zstandard
 from archives import directory, entry, link, packed
 from host_tests import host_required
 from image_bench import ImageBench
+from pulls import blobs_of, fetch, nothing_was_kept
 from registries import (
     BASIC,
     BRIEF,
@@ -45,13 +46,17 @@ from sandboxd.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from sandboxd.images.pulling import Progress, pull
 from sandboxd.images.references import parse_reference
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.images.transport import Access, Patience, Transport
+from sandboxd.images.transport import Access, Transport
+from sandboxd.running.shapes import shape_of
+from sandboxd.settings import DEFAULT_LIMITS
 
 pytestmark = pytest.mark.host
 
 zstd = zstandard.ZstdCompressor().compress
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\napp:x:123:456:App:/srv/app:/bin/sh\n"
-GROUP = b"root:x:0:\nstaff:x:50:app\n"
+GROUP = (
+    b"root:x:0:\nstaff:x:50:app\nmore:x:70:other,app\nnone:x:71:apple\nbeyond:x:4000000000:app\n"
+)
 BASE = packed(
     directory("app"),
     entry("app/one", b"1", mode=0o755),
@@ -107,39 +112,8 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         yield made
 
 
-def fetch(
-    images: ImageBench,
-    reference: str,
-    *,
-    access: Access = Access(insecure=True),  # noqa: B008 (a value)
-    patience: Patience = BRIEF,
-    told: list[Progress] | None = None,
-) -> Any:
-    parsed = parse_reference(reference)
-
-    async def fetched() -> Any:
-        transport = Transport({parsed.registry: access}, patience)
-        tell = (lambda _: None) if told is None else told.append
-        try:
-            return await pull(images.images, transport, parsed, tell)
-        finally:
-            await transport.close()
-
-    return images.bench.do(fetched())
-
-
 def resolved(images: ImageBench, name: str) -> ResolvedImage:
     return images.bench.do(images.images.resolve(name))
-
-
-def blobs_of(images: ImageBench) -> set[str]:
-    return {path.name for path in (images.store / "oci/blobs/sha256").iterdir()}
-
-
-def nothing_was_kept(images: ImageBench) -> bool:
-    names = [image.name for image in images.bench.do(images.images.list())]
-    partial = list((images.store / "oci/partial").iterdir())
-    return names == ["host"] and images.left_over() == [] and partial == []
 
 
 # What becomes of an image
@@ -222,7 +196,7 @@ def test_what_is_there_is_not_fetched_again(stub: Stub, images: ImageBench) -> N
 
     layers = {digest_of(BASE), digest_of(SECOND)}
     assert not any(path.endswith(tuple(layers)) for path in stub.paths())
-    assert len(images.images.trees.keys()) == 1
+    assert len(images.images.trees.keys()) == 2
     images.bench.do(images.images.remove(first))
     assert "app/one" in images.tree(second)
 
@@ -328,6 +302,25 @@ def test_a_user_is_found_as_docker_finds_it(
     image = run_as(images, stub, User=user)
 
     assert (image.user, image.env["HOME"]) == (ids, home)
+
+
+@pytest.mark.parametrize(
+    ("user", "groups"),
+    [("app", (50, 70)), ("123", (50, 70)), ("app:staff", ()), ("99", ()), ("", ())],
+)
+@pytest.mark.attack(11)
+def test_a_user_has_the_groups_that_list_it_unless_the_image_names_one(
+    user: str, groups: tuple[int, ...], stub: Stub, images: ImageBench
+) -> None:
+    image = run_as(images, stub, User=user)
+
+    assert image.groups == groups
+    spec = shape_of(image, None, DEFAULT_LIMITS)
+    said = images.bench.run(
+        "id", "-G", uid=spec.uid, gid=spec.gid, groups=spec.groups
+    ).out.split()  # fmt: skip
+    assert sorted(map(int, said)) == sorted({spec.gid, *groups})
+    assert shape_of(image, (5, 6), DEFAULT_LIMITS).groups == ()
 
 
 @pytest.mark.parametrize(
@@ -571,7 +564,9 @@ def test_addresses_in_a_manifest_are_not_asked(stub: Stub, images: ImageBench) -
 
 
 @pytest.mark.attack(73)
-def test_pulls_of_the_same_image_at_once_give_one_tree(stub: Stub, images: ImageBench) -> None:
+def test_pulls_of_the_same_image_at_once_fetch_and_unpack_it_once(
+    stub: Stub, images: ImageBench
+) -> None:
     reference = parse_reference(stub.offer(make_image(BASE, SECOND)))
 
     async def one(catalogue: Any) -> Any:
@@ -588,8 +583,11 @@ def test_pulls_of_the_same_image_at_once_give_one_tree(stub: Stub, images: Image
     pulled = images.bench.do(all_at_once())
 
     assert len({image.digest for image in pulled}) == 1
-    assert len(images.images.trees.keys()) == 1
+    assert len(images.images.trees.keys()) == 2
     assert images.left_over() == []
+    assert list((images.store / "making").iterdir()) == []
+    asked = [path for path in stub.paths() if "/blobs/" in path]
+    assert len(asked) == len(set(asked)) == 3
 
 
 @pytest.mark.attack(73)

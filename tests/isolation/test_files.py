@@ -358,3 +358,31 @@ def test_nothing_leads_through_what_init_has_open(bench: Bench) -> None:
         assert await look(made, "/work/link") == ["x"]
 
     inside(bench, work)
+
+
+def test_the_beginnings_of_files_are_read_through_links_but_of_nothing_else(bench: Bench) -> None:
+    paths = (
+        "/work/file",
+        "/work/link",
+        "/work",
+        "/work/fifo",
+        "/work/magic",
+        "/proc/version",
+        "/no",
+    )
+
+    async def work(made: Sandbox) -> tuple[protocol.Done, list[bytes]]:
+        await shell(made, "cd /work; echo 12345 > file; ln -s file link; mkfifo fifo")
+        await shell(made, "ln -s /proc/self/fd/0 /work/magic")
+        outputs = [os.memfd_create("read") for _ in paths]
+        try:
+            done = await made.read(protocol.Read(paths, 3), outputs)
+            return done, [os.pread(output, 100, 0) for output in outputs]
+        finally:
+            for output in outputs:
+                os.close(output)
+
+    done, contents = inside(bench, work)
+
+    assert contents == [b"123", b"123", b"", b"", b"", b"", b""]
+    assert done == protocol.Done(entries=2, size_bytes=6)

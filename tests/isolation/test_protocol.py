@@ -87,6 +87,7 @@ def open_descriptors() -> int:
         ),
         (protocol.Look(path="/work", most_entries=9), protocol.from_above),
         (protocol.Remove(path="/work/é"), protocol.from_above),
+        (protocol.Read(paths=("/etc/passwd", "/é"), most_bytes=9), protocol.from_above),
         (protocol.Unpack(most_bytes=1, most_entries=2, id_count=65536), protocol.from_above),
         (protocol.Empty(), protocol.from_above),
         (protocol.Ready(), hearing.from_init),

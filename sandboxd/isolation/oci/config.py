@@ -42,7 +42,12 @@ def config_text(
         "root": {"path": tree, "readonly": False},
         "process": {
             "terminal": False,
-            "user": {"uid": spec.uid, "gid": spec.gid, "umask": 0o022},
+            "user": {
+                "uid": spec.uid,
+                "gid": spec.gid,
+                "additionalGids": spec.groups,
+                "umask": 0o022,
+            },
             "args": argv,
             "env": [f"{name}={value}" for name, value in command.env.items()],
             "cwd": command.workdir,

@@ -227,10 +227,11 @@ class Keeper(init.Init):
         os.chroot(root.TREE)
         os.chdir("/")
         privileges.lock_securebits()
-        os.setgroups([])
-        uid, gid = (
-            inside_to_launcher(n, self.order.id_count) for n in (self.spec.uid, self.spec.gid)
+        uid, gid, *groups = (
+            inside_to_launcher(number, self.order.id_count)
+            for number in (self.spec.uid, self.spec.gid, *self.spec.groups)
         )
+        os.setgroups(groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         privileges.drop_capabilities()

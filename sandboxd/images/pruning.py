@@ -1,0 +1,149 @@
+"""What goes: trees and blobs that no image is made of any more, and images that nobody has used for long.
+
+Mark and sweep. What counts is what has a name, what a process holds (`Trees.hold`), and what somebody makes an image of just now
+(`Trees.lease`, `Blobs.in_use`). A tree is removed under its own lock, and not before the names were read again under it: who
+starts a job either has the lock before, and the tree stays, or does not find the image. A blob is removed while nobody fetches any.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from sandboxd.errors import Conflict, NotFound, SandboxFailed
+from sandboxd.images.blobs import Blobs
+from sandboxd.images.names import Names, Record
+from sandboxd.images.trees import Trees
+
+
+class Pruned(msgspec.Struct, kw_only=True):
+    """What was removed."""
+
+    names: list[str] = []
+    trees: int = 0
+    blobs: int = 0
+    freed_bytes: int = 0
+    remaining: dict[str, str] = {}
+    """Paths of what could not be removed, and why: it costs space, and keeps nobody from working."""
+
+
+class Pruner:
+    """Removes from the store of one data directory. Several processes may do so at once."""
+
+    def __init__(self, trees: Trees, blobs: Blobs, names: Names) -> None:
+        self._trees = trees
+        self._blobs = blobs
+        self._names = names
+
+    async def sweep(self, pruned: Pruned) -> None:
+        """Remove what was cut short when it was made or removed, and what nobody means any more."""
+        for leftover in self._trees.leftovers():
+            with _told(pruned, leftover):
+                await self._trees.remove_leftover(leftover)
+        self._trees.remove_locks()
+        for key in self._trees.keys():  # noqa: SIM118 (it is no dict)
+            with _told(pruned, self._trees.rootfs(key)):
+                await self.remove_unnamed(key, pruned)
+        with _told(pruned, self._blobs.directory):
+            self.remove_unnamed_blobs(pruned)
+
+    async def remove_unnamed(self, key: str, pruned: Pruned) -> None:
+        """Remove a tree that no image has any more. One that is in use stays until another time. Raises OSError, SandboxFailed."""
+        with contextlib.suppress(Conflict, FileNotFoundError), self._trees.locked_alone(key):
+            if not any(key in record.keys for record in self._names.all()):
+                await self._throw_away(key, pruned)
+
+    def remove_unnamed_blobs(self, pruned: Pruned) -> None:
+        """Those that somebody may be fetching stay until another time. Raises OSError."""
+        with contextlib.suppress(Conflict):
+            removed = self._blobs.keep_only(
+                lambda: {each for record in self._names.all() for each in record.blobs}
+            )
+            pruned.blobs += len(removed)
+            pruned.freed_bytes += sum(removed.values())
+
+    async def forget(self, record: Record, pruned: Pruned) -> None:
+        """Take an image's name away, and the trees that no other image has. Raises NotFound, Conflict: it is in use."""
+        uppermost = record.keys[0]
+        if self._is_anothers(record, uppermost):
+            self._names.forget(record.name)
+        else:
+            if self._trees.is_held(uppermost):
+                raise Conflict("the image is in use by this service")
+            with self._trees.locked_alone(uppermost):
+                self._names.forget(record.name)
+                # Under the lock, which who names an image shares: nobody can name this tree any more.
+                if not self._is_anothers(record, uppermost):
+                    await self._throw_away(uppermost, pruned)
+        pruned.names.append(record.name)
+        for key in record.keys:
+            await self.remove_unnamed(key, pruned)
+
+    async def make_room(self, most_bytes: int, keep: str, pruned: Pruned) -> None:
+        """Remove what was not used for longest, until what is left has no more bytes than this, or is in use, or is `keep`.
+
+        First go blobs of layers that are unpacked, which nobody needs but who pushes or saves the image, then images. What no
+        registry has stays.
+        """
+        if self.used_bytes() <= most_bytes:
+            return
+        await self.sweep(pruned)
+        found = [record for record in self._names.all() if record.source == "registry"]
+        oldest_first = sorted(found, key=self._last_used)
+        self._remove_blobs_of_layers(oldest_first, most_bytes, pruned)
+        for record in oldest_first:
+            if self.used_bytes() <= most_bytes:
+                return
+            if record.name != keep:
+                with contextlib.suppress(Conflict, NotFound, FileNotFoundError):
+                    await self.forget(record, pruned)
+                    self.remove_unnamed_blobs(pruned)
+
+    def used_bytes(self) -> int:
+        """Bytes of all files of trees, and of all blobs."""
+        sizes = map(self._trees.size, self._trees.keys())
+        return sum(self._blobs.sizes().values()) + sum(size.bytes for size in sizes if size)
+
+    def _remove_blobs_of_layers(
+        self, oldest_first: list[Record], most_bytes: int, pruned: Pruned
+    ) -> None:
+        over = self.used_bytes() - most_bytes
+        sizes = self._blobs.sizes()
+        # One that several images have is as old as the one that was used last.
+        last: dict[str, int] = {}
+        for age, record in enumerate(oldest_first):
+            last |= dict.fromkeys(record.blobs_of_layers, age)
+        removed: dict[str, int] = {}
+        for digest in sorted(last, key=lambda each: last[each]):
+            if over <= sum(removed.values()):
+                break
+            if digest in sizes:
+                removed[digest] = sizes[digest]
+        with contextlib.suppress(Conflict):
+            self._blobs.remove(removed)
+            pruned.blobs += len(removed)
+            pruned.freed_bytes += sum(removed.values())
+
+    def _last_used(self, record: Record) -> float:
+        try:
+            return self._names.last_used(record.name)
+        except NotFound:
+            return 0.0
+
+    def _is_anothers(self, record: Record, key: str) -> bool:
+        return any(key in other.keys and other.name != record.name for other in self._names.all())
+
+    async def _throw_away(self, key: str, pruned: Pruned) -> None:
+        size = self._trees.size(key)
+        await self._trees.throw_away(key)
+        pruned.trees += 1
+        pruned.freed_bytes += size.bytes if size else 0
+
+
+@contextlib.contextmanager
+def _told(pruned: Pruned, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SandboxFailed) as error:
+        pruned.remaining[str(path)] = str(error)
