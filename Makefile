@@ -6,7 +6,7 @@ SECONDS ?= 60
 # $(value ARGS) below: as it was typed, so that a $ in it is for the job's shell, not for make.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-cgroup2 attack fuzz lint lock setup
+.PHONY: help demo run test test-cgroup2 attack fuzz bench lint lock setup
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ attack: ## Set up, then try every attack of docs/attacks.md and show which wall 
 
 fuzz: ## Search for inputs that break what reads bytes of strangers: make fuzz SECONDS=60 (for each target)
 	@.ci/prepare dev python tests/fuzz/search.py $(SECONDS)
+
+bench: ## Measure everything next to bwrap, runc, podman and a floor in C: make bench ARGS="--quick --row parked"
+	@.ci/prepare bench python bench/all.py $(filter-out --help,$(ARGS))
 
 lint: ## Only the linters: ruff, mypy, import contracts
 	@.ci/prepare dev .ci/lint

@@ -16,7 +16,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latency import HEADERS, running_service
+from service import ask, running_service
 
 MIB = 2**20
 SECONDS = 4.0
@@ -105,7 +105,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="where the database lies")
     arguments = parser.parse_args()
     print(f"{'':18}{'asked':>10}{'got, p50':>11}{'furthest off':>14}")
-    with running_service(arguments.data_dir, None) as connection:
+    with running_service(arguments.data_dir) as service:
+        connection = service.connection()
         for case in cases():
             got = [case.got(ended(connection, case)) for _ in range(arguments.rounds)]
             worst = max(got, key=lambda one: abs(one - case.asked))
@@ -116,8 +117,7 @@ def main() -> None:
 def ended(connection: HTTPConnection, case: Case) -> dict[str, Any]:
     """One job to its end, which its limit brings about."""
     request: dict[str, Any] = {"image": "host", "command": case.command, "limits": case.limits}
-    connection.request("POST", "/v1/jobs", json.dumps(request), HEADERS)
-    job: dict[str, Any] = json.loads(connection.getresponse().read())
+    job = ask(connection, "POST", "/v1/jobs", json.dumps(request))
     if job.get("state") not in ("timed_out", "out_of_memory"):
         sys.exit(f"the limit did not end the job: {json.dumps(job)}")
     return job

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def measure(client: Client, url: str, big: Path) -> dict[str, float]:
-    limits = {"disk": "2Gi", "memory": "2Gi", "wall_seconds": 120}
+    limits: dict[str, float | int | str] = {"disk": "2Gi", "memory": "2Gi", "wall_seconds": 120}
     found: dict[str, float] = {}
 
     def timed(what: str, work: Callable[[], object]) -> object:

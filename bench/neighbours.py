@@ -3,7 +3,7 @@
     python bench/neighbours.py [--runs 300] [--data-dir DIR]
 
 Starts a service of its own on loopback. A client sends one light job after the other (/bin/true, each alone, as in
-`latency.py`), first with nothing beside it, then beside each kind of neighbour: a job with the usual limits (one CPU, 256
+`commands.py`), first with nothing beside it, then beside each kind of neighbour: a job with the usual limits (one CPU, 256
 MiB, 64 processes), which is sent again as soon as it ends. Prints p50 and p99, and their ratios to those alone. Run it as the
 service's user, on a machine with two processors that does nothing else.
 """
@@ -11,13 +11,12 @@ service's user, on a machine with two processors that does nothing else.
 import argparse
 import json
 import statistics
-import sys
 import threading
 import time
 from http.client import HTTPConnection
 from pathlib import Path
 
-from latency import HEADERS, running_service
+from service import JOB, ask, job_done, running_service
 
 NEIGHBOURS = {
     "nobody": None,
@@ -34,7 +33,7 @@ NEIGHBOURS = {
     "log flood": "import sys\nwhile True: sys.stdout.write('x' * 65536)",
 }
 """The program of each, for python3."""
-LIGHT = json.dumps({"image": "host", "command": ["/bin/true"]})
+LIGHT = json.dumps(JOB)
 PAUSE_SECONDS = 0.02
 WARM_UP = 30
 
@@ -47,7 +46,8 @@ def main() -> None:
     arguments = parser.parse_args()
     alone: tuple[float, float] | None = None
     print(f"{'beside':14}{'p50':>9}{'p99':>9}{'p50 ratio':>12}{'p99 ratio':>12}")
-    with running_service(arguments.data_dir, None) as connection:
+    with running_service(arguments.data_dir) as service:
+        connection = service.connection()
         for name, program in NEIGHBOURS.items():
             over = threading.Event()
             neighbour = threading.Thread(
@@ -68,13 +68,10 @@ def main() -> None:
 
 
 def light_job(connection: HTTPConnection) -> float:
-    """Seconds of one light job. Ends the program if it did not succeed."""
+    """Seconds of one light job."""
     time.sleep(PAUSE_SECONDS)
     begun = time.perf_counter()
-    connection.request("POST", "/v1/jobs", LIGHT, HEADERS)
-    answer = json.loads(connection.getresponse().read())
-    if answer.get("state") != "succeeded":
-        sys.exit(f"the job did not succeed: {json.dumps(answer)}")
+    job_done(connection, LIGHT)
     return time.perf_counter() - begun
 
 
@@ -84,18 +81,13 @@ def keep_running(host: str, port: int, program: str | None, over: threading.Even
         return
     connection = HTTPConnection(host, port)
     job = json.dumps({"image": "host", "command": ["python3", "-c", program]})
-    json_only = {"Content-Type": "application/json"}
     while not over.is_set():
-        connection.request("POST", "/v1/jobs", job, json_only)
-        job_id = json.loads(connection.getresponse().read())["id"]
+        path = f"/v1/jobs/{ask(connection, 'POST', '/v1/jobs', job, wait=False)['id']}"
         while not over.is_set():
-            connection.request("GET", f"/v1/jobs/{job_id}?wait=0.2")
-            if json.loads(connection.getresponse().read())["finished_at"] is not None:
+            if ask(connection, "GET", f"{path}?wait=0.2", "")["finished_at"] is not None:
                 break
-    connection.request("POST", f"/v1/jobs/{job_id}/cancel", '{"grace_seconds": 0}', json_only)
-    connection.getresponse().read()
-    connection.request("GET", f"/v1/jobs/{job_id}?wait=10")
-    connection.getresponse().read()
+    ask(connection, "POST", f"{path}/cancel", '{"grace_seconds": 0}', wait=False)
+    ask(connection, "GET", f"{path}?wait=10", "")
 
 
 if __name__ == "__main__":

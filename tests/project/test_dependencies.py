@@ -17,11 +17,17 @@ DEVELOPMENT = {
     canonicalize_name(Requirement(text).name) for text in PROJECT["dependency-groups"]["dev"]
 }
 
+DEBIAN = {"docker"}
+"""What one program of the bench needs, which runs with Debian's own Python."""
+USES = {"bench": "tests"}
+"""A folder whose modules another uses: services and registries are the same in both."""
+
 
 def imported(folder: str) -> set[str]:
     """Top-level names of other people's modules that the files below a folder import."""
     names: set[str] = set()
-    own = {path.stem for path in (TREE / folder).rglob("*.py")} | {"sandboxd"}
+    folders = [TREE / each for each in (folder, USES.get(folder)) if each]
+    own = {path.stem for each in folders for path in each.rglob("*.py")} | {"sandboxd"}
     for path in (TREE / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -37,7 +43,7 @@ def imported(folder: str) -> set[str]:
         ("sandboxd", SERVICE),
         ("migrations", SERVICE),
         ("tests", SERVICE | DEVELOPMENT),
-        ("bench", SERVICE | DEVELOPMENT),
+        ("bench", SERVICE | DEVELOPMENT | DEBIAN),
     ],
 )
 def test_every_import_is_of_a_dependency_that_is_named(folder: str, named: set[str]) -> None:

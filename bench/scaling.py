@@ -1,0 +1,78 @@
+"""Rows of how it goes with much: jobs that wait, from 10 to 10,000, and jobs that run, from 1 to 200. They take long."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+
+from commands import warm
+from load import post, rate
+from rates import ACCEPT_CONNECTIONS, BODY, accepted
+from rows import Block, Ground, Opened
+from service import JOB, ask, job_done, running_service
+
+SLOTS = 4
+SMALL = {"memory": "16Mi"}
+"""So that as many as are to run fit into the host's memory."""
+
+
+def queued(depth: int) -> Callable[[Ground], Opened]:
+    """Jobs a second, from the moment that the slots become free, until all of `depth` that waited are done."""
+
+    @contextlib.contextmanager
+    def opened(ground: Ground) -> Iterator[Block]:
+        with (
+            running_service(ground.data_dir, slots=SLOTS) as service,
+            contextlib.closing(service.connection()) as connection,
+        ):
+            request = post("/v1/jobs", BODY)
+
+            def one() -> float:
+                connection.close()
+                held = [sleeping(connection) for _ in range(SLOTS)]
+                sent = {"connections": min(depth, ACCEPT_CONNECTIONS), "count": depth}
+                rate(service.port, request, good=accepted, **sent)
+                began = time.perf_counter()
+                for job_id in held:
+                    cancel(connection, job_id)
+                # Of the lowest priority: its turn comes after all the others'.
+                job_done(connection, json.dumps(JOB | {"priority": -100}))
+                return depth / (time.perf_counter() - began)
+
+            yield lambda runs: [one() for _ in range(runs)]
+
+    return opened
+
+
+def running(count: int) -> Callable[[Ground], Opened]:
+    """Milliseconds of a small job beside `count` that run and do nothing."""
+
+    @contextlib.contextmanager
+    def opened(ground: Ground) -> Iterator[Block]:
+        with (
+            running_service(
+                ground.data_dir, slots=count + SLOTS, settings={"server_shutdown_grace_seconds": 0}
+            ) as service,
+            contextlib.closing(service.connection()) as connection,
+        ):
+            for _ in range(count):
+                sleeping(connection)
+            while True:
+                busy = ask(connection, "GET", "/v1/system", "")["capacity"]["busy"]
+                if busy == count:
+                    break
+                time.sleep(0.05)
+            request = json.dumps(JOB | {"limits": SMALL})
+            yield warm(connection, lambda: job_done(connection, request))
+
+    return opened
+
+
+def sleeping(connection: HTTPConnection) -> str:
+    job = {"image": "host", "command": ["sleep", "3600"], "limits": SMALL | {"wall_seconds": 3600}}
+    return str(ask(connection, "POST", "/v1/jobs", json.dumps(job), wait=False)["id"])
+
+
+def cancel(connection: HTTPConnection, job_id: str) -> None:
+    ask(connection, "POST", f"/v1/jobs/{job_id}/cancel", '{"grace_seconds": 0}', wait=False)

@@ -1,0 +1,119 @@
+"""The service that is measured: started as the tests start it, on loopback, with a data directory on a disk of its own.
+
+What the tests have for real services, registries and images is used here as it is.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+TREE = Path(__file__).resolve().parents[1]
+sys.path += [str(TREE / "tests"), str(TREE / "tests" / "images")]
+
+import archives
+import registries
+from running_service import RunningService
+from waiting import wait_for
+
+__all__ = ["archives", "registries", "wait_for"]
+
+TRUE = "/bin/true"
+JOB = {"image": "host", "command": [TRUE]}
+NO_SETTINGS: Mapping[str, str | int] = MappingProxyType({})
+
+
+class WentWrongError(Exception):
+    """What was measured did not do what it should: there is no figure."""
+
+
+class MeasuredService(RunningService):
+    """With byte code from a directory of the bench, as an installation has it: else each start would compile everything."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {"PYTHONPYCACHEPREFIX": byte_code()}
+
+    def connection(self) -> HTTPConnection:
+        return HTTPConnection("127.0.0.1", self.port)
+
+
+@functools.cache
+def byte_code() -> str:
+    """A directory with the compiled modules of the service and of what it uses."""
+    directory = tempfile.TemporaryDirectory(prefix="sandboxd-bench-code-", dir="/var/tmp")
+    _kept.append(directory)
+    settings = {**os.environ, "PYTHONPYCACHEPREFIX": directory.name}
+    settings.pop("PYTHONDONTWRITEBYTECODE", None)
+    words = ["-m", "compileall", "-q", str(TREE / "sandboxd"), str(TREE / "migrations")]
+    subprocess.run([sys.executable, *words], env=settings, check=True)
+    # The packages of an environment that its user cannot write to are compiled by whoever made it; the rest comes here.
+    subprocess.run(
+        [sys.executable, "-m", "sandboxd", "--version"],
+        env=settings,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return directory.name
+
+
+_kept: list["tempfile.TemporaryDirectory[str]"] = []
+"""Removed when the program ends."""
+
+
+@contextlib.contextmanager
+def running_service(
+    data_dir: Path | None = None,
+    *,
+    slots: int = 0,
+    start: bool = True,
+    settings: Mapping[str, str | int] = NO_SETTINGS,
+) -> Iterator[MeasuredService]:
+    """A service for the length of the block, in which it is started by whoever does not want it to `start` before.
+
+    `data_dir`: where its data directory is made. `settings`: `server_max_body_bytes` for SANDBOXD_SERVER_MAX_BODY_BYTES and so on.
+    """
+    flags = ("--no-auth", "--slots", str(slots)) if slots else ("--no-auth",)
+    with tempfile.TemporaryDirectory(prefix="sandboxd-bench-", dir=data_dir or "/var/tmp") as made:
+        service = MeasuredService(Path(made, "data"), flags=flags, **dict[str, Any](settings))
+        try:
+            if start:
+                service.start()
+            yield service
+            service.stop()
+            service.remove_images()
+        except BaseException:
+            # Files of images are of subordinate ids: only the service can remove them.
+            with contextlib.suppress(Exception):  # the first failure is the one to tell
+                service.stop()
+                service.remove_images()
+            raise
+        finally:
+            if service.process.poll() is None:
+                service.kill()
+
+
+def job_done(connection: HTTPConnection, request: str) -> dict[str, Any]:
+    """One job to its end. Raises WentWrongError if it did not succeed."""
+    answer = ask(connection, "POST", "/v1/jobs", request)
+    if answer.get("state") != "succeeded":
+        raise WentWrongError(f"the job did not succeed: {json.dumps(answer)}")
+    return answer
+
+
+def ask(
+    connection: HTTPConnection, method: str, path: str, body: str, *, wait: bool = True
+) -> dict[str, Any]:
+    """The answer as it is, of any status; that of a job at its end, if we `wait`."""
+    headers = {"Content-Type": "application/json"} | ({"Prefer": "wait=60"} if wait else {})
+    connection.request(method, path, body, headers)
+    answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    return answer
