@@ -1,0 +1,194 @@
+"""What one small job makes the machine do: system calls, processes, page faults, waits for the disk. Counted, not timed: how fast the
+machine is, and what else it does, changes nothing that is counted here but what the least of some rounds leaves out.
+
+Each bound is a little above what there was when it was written down. Who finds a job doing more than that has made each job slower.
+"""
+
+import contextlib
+import shutil
+import signal
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+from host_tests import host_required
+from running_service import RunningService, running_service
+from waiting import wait_for
+
+JOBS = 25
+"""In one round. The first ones have sandboxes that stood before it; as many more are made in it as were used."""
+ROUNDS = 3
+PARKED = 4
+WARM_UP = 30
+JOB = {"image": "host", "command": ["/bin/true"]}
+WAITS = {"epoll_pwait", "futex", "io_uring_enter", "poll", "restart_syscall", "sched_yield"}
+"""How often somebody waits, or wakes somebody, depends on who was quicker."""
+NEW_PROCESSES = {"clone", "clone3", "fork", "vfork"}
+
+CALLS_OF_THE_SERVICE = 300
+CALLS_OF_THE_SANDBOX = 570
+PROCESSES = 2
+SYNCS = 2.5
+FAULTS_OF_THE_SERVICE = 10
+FAULTS_OF_THE_LAUNCHER = 270
+FAULTS_OF_A_PARKED_INIT = 760
+FAULTS_OF_INIT_FOR_A_COMMAND = 32
+"""Each was 260, 520, 2, 2, 2, 245, 710 and 20 with cgroup v1, where there is more to do for a sandbox than with v2."""
+
+
+class Calls(NamedTuple):
+    """Of one name."""
+
+    all: int
+    done: int
+    """Without those that failed: libc asks for what the filter says is not there, then does it in another way."""
+
+
+class Round(NamedTuple):
+    """What one job took, on average over a round: calls by name."""
+
+    service: dict[str, float]
+    sandbox: dict[str, float]
+    """Of the launcher, of inits and of commands."""
+    new_processes: tuple[float, float]
+    """Of the service and of the sandbox."""
+
+
+@pytest.fixture(scope="module")
+def service(prepared_host: None) -> Iterator[RunningService]:
+    with running_service(flags=("--no-auth", "--slots", "2")) as service:
+        run_jobs(service, WARM_UP)
+        yield service
+
+
+@pytest.fixture(scope="module")
+def rounds(service: RunningService, tmp_path_factory: pytest.TempPathFactory) -> list[Round]:
+    directory = tmp_path_factory.mktemp("calls")
+    return [counted_round(service, directory / str(number)) for number in range(ROUNDS)]
+
+
+def run_jobs(service: RunningService, count: int) -> None:
+    """One after the other; returns when as many sandboxes are parked as before."""
+    with service.http() as http:
+        for _ in range(count):
+            answer = http.post("/v1/jobs", json=JOB, headers={"Prefer": "wait=60"})
+            assert answer.json()["state"] == "succeeded", answer.text
+    wait_for(lambda: len(service.inits()) == PARKED, "all sandboxes are parked")
+
+
+def counted_round(service: RunningService, path: Path) -> Round:
+    ours, theirs = path.with_suffix(".service"), path.with_suffix(".sandbox")
+    with traced(service.process.pid, ours), traced(service.launcher().pid, theirs):
+        run_jobs(service, JOBS)
+    both = calls_of(ours), calls_of(theirs)
+    new = [sum(calls[name].done for name in NEW_PROCESSES) / JOBS for calls in both]
+    service, sandbox = ({name: calls.all / JOBS for name, calls in each.items()} for each in both)
+    return Round(service, sandbox, (new[0], new[1]))
+
+
+@contextlib.contextmanager
+def traced(pid: int, counts: Path) -> Iterator[None]:
+    """Count what a process, its threads and all that it starts call during the block: a line for each call, `calls [errors] name`."""
+    strace = shutil.which("strace")
+    if strace is None:
+        host_required("strace is not installed")
+    words = [strace, "-f", "-c", "-U", "calls,errors,name", "-o", str(counts), "-p", str(pid)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        if "attached" not in (said := process.stderr.readline()):
+            host_required(f"a process of the same user cannot be traced: {said}")
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+
+
+def calls_of(counts: Path) -> defaultdict[str, Calls]:
+    rows = [line.split() for line in counts.read_text().splitlines()]
+    found: defaultdict[str, Calls] = defaultdict(lambda: Calls(0, 0))
+    for *numbers, name in rows:
+        if numbers and numbers[0].isdigit() and name != "total":
+            calls = int(numbers[0])
+            failed = int(numbers[1]) if len(numbers) > 1 else 0
+            found[name] = Calls(calls, calls - failed)
+    return found
+
+
+def work(calls: dict[str, float]) -> float:
+    return sum(number for name, number in calls.items() if name not in WAITS)
+
+
+def test_the_service_makes_so_many_system_calls_for_a_job(rounds: list[Round]) -> None:
+    least = min((each.service for each in rounds), key=work)
+
+    assert work(least) <= CALLS_OF_THE_SERVICE, least
+
+
+def test_a_sandbox_and_its_command_make_so_many_system_calls(rounds: list[Round]) -> None:
+    least = min((each.sandbox for each in rounds), key=work)
+
+    assert work(least) <= CALLS_OF_THE_SANDBOX, least
+
+
+def test_a_job_is_two_processes_init_and_the_command(rounds: list[Round]) -> None:
+    of_service, of_sandbox = zip(*(each.new_processes for each in rounds), strict=True)
+
+    assert min(of_service) == 0, of_service
+    assert 1 < min(of_sandbox) <= PROCESSES, of_sandbox
+
+
+def test_a_job_waits_for_the_disk_twice_at_most(rounds: list[Round]) -> None:
+    """Slowed down by strace, no job is over before the patience with its acceptance is; `test_commits` counts those that are not."""
+    syncs = [each.service.get("fdatasync", 0) + each.service.get("fsync", 0) for each in rounds]
+
+    assert 1 <= min(syncs) <= SYNCS, rounds
+
+
+def test_a_job_touches_so_many_pages(service: RunningService) -> None:
+    ours, launchers = [], []
+    for _ in range(ROUNDS):
+        before = faults(service.process.pid), faults(service.launcher().pid)
+        run_jobs(service, JOBS)
+        ours.append((faults(service.process.pid) - before[0]) / JOBS)
+        launchers.append((faults(service.launcher().pid) - before[1]) / JOBS)
+
+    assert min(ours) <= FAULTS_OF_THE_SERVICE, ours
+    assert min(launchers) <= FAULTS_OF_THE_LAUNCHER, launchers
+
+
+def test_a_sandbox_touches_so_many_pages_until_it_is_parked_and_for_a_command(
+    service: RunningService,
+) -> None:
+    """Of a command that is still there: what its init touched since it was parked."""
+    # A sandbox that stands a while rehearses, and has touched what it will then.
+    parked = [faults(init.pid) for init in service.inits()]
+    before = {init.pid: faults(init.pid) for init in service.inits()}
+    with service.http() as http, running(http):
+        wait_for(lambda: service.processes_of_jobs(), "the command runs")
+        (busy,) = {each.ppid() for each in service.processes_of_jobs()}
+        touched = faults(busy) - before[busy]
+
+    assert max(parked) <= FAULTS_OF_A_PARKED_INIT
+    assert touched <= FAULTS_OF_INIT_FOR_A_COMMAND
+
+
+@contextlib.contextmanager
+def running(http: httpx2.Client) -> Iterator[None]:
+    """A job that does nothing, until the block ends."""
+    job = http.post("/v1/jobs", json=JOB | {"command": ["sleep", "60"]}).json()
+    try:
+        yield
+    finally:
+        http.post(f"/v1/jobs/{job['id']}/cancel", json={"grace_seconds": 0})
+        http.get(f"/v1/jobs/{job['id']}?wait=30")
+
+
+def faults(pid: int) -> int:
+    """Minor page faults of a process so far: proc(5), the tenth field of stat."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[7])
