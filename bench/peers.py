@@ -80,9 +80,12 @@ def docker_py_on_dockerd(ground: Ground) -> Iterator[Block]:
         socket = home / "docker.sock"
         serve = [rootless, f"--host=unix://{socket}", f"--data-root={home}/docker"]
         serve += [f"--exec-root={home}/exec", f"--pidfile={home}/pid", "--iptables=false"]
-        with daemon(serve, environment, socket):
-            load_image(socket, ground.directory)
-            yield docker_py(socket)
+        try:
+            with daemon(serve, environment, socket):
+                load_image(socket, ground.directory)
+                yield docker_py(socket)
+        finally:
+            remove_inside(["rootlesskit"], environment, [f"{home}/docker", f"{home}/exec"])
 
 
 def rootless_script() -> str:
@@ -166,18 +169,18 @@ def podman() -> Iterator[tuple[list[str], dict[str, str]]]:
 
 
 def clean_up_podman(words: list[str], environment: dict[str, str]) -> None:
-    """Remove what belongs to subordinate ids, and end the process that holds podman's user namespace."""
+    """Remove the store, and end the process that holds podman's user namespace."""
     home = environment["HOME"]
-    subprocess.run(
-        [*words, "unshare", "rm", "-rf", f"{home}/store", f"{home}/runroot"],
-        env=environment,
-        check=False,
-        capture_output=True,
-    )
+    remove_inside([*words, "unshare"], environment, [f"{home}/store", f"{home}/runroot"])
     holder = Path(environment["XDG_RUNTIME_DIR"], "libpod", "tmp", "pause.pid")
     if holder.exists():
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(holder.read_text()), signal.SIGKILL)
+
+
+def remove_inside(words: list[str], environment: dict[str, str], paths: list[str]) -> None:
+    """Remove what belongs to subordinate ids: `words` run a command in a user namespace that has them."""
+    subprocess.run([*words, "rm", "-rf", *paths], env=environment, check=False, capture_output=True)
 
 
 @contextlib.contextmanager
