@@ -34,7 +34,7 @@ async def in_turn(lock: Path, waiting: Callable[[], None] = lambda: None) -> Asy
     The lock file is there while somebody is within, or was when a process died. (No event tells a loop of a lock that is free
     again, and a thread that waits for one cannot be cancelled: so it is tried again and again.)
     """
-    while (descriptor := _made_and_locked(lock)) is None:
+    while (descriptor := make_locked(lock)) is None:
         waiting()
         await asyncio.sleep(_PAUSE_SECONDS)
     try:
@@ -45,18 +45,18 @@ async def in_turn(lock: Path, waiting: Callable[[], None] = lambda: None) -> Asy
 
 
 def remove_unused(lock: Path) -> None:
-    """Remove a lock file that somebody left who is no longer within."""
-    descriptor = _made_and_locked(lock)
+    """Remove a file that somebody made and left who does not live any more."""
+    descriptor = make_locked(lock)
     if descriptor is not None:
         lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _made_and_locked(lock: Path) -> int | None:
-    """None: somebody has it, or had it a moment ago."""
-    os.close(os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+def make_locked(path: Path) -> int | None:
+    """A file that is made and locked, open to be written; None: somebody has it, or had it a moment ago."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        return _lock(lock, fcntl.LOCK_EX)
+        return _locked_descriptor(descriptor, path, fcntl.LOCK_EX)
     except (Conflict, FileNotFoundError):
         return None
 
@@ -76,12 +76,16 @@ def _locked(lock: Path, kind: int) -> Iterator[None]:
 
 
 def _lock(lock: Path, kind: int) -> int:
-    descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    return _locked_descriptor(os.open(lock, os.O_RDONLY | os.O_CLOEXEC), lock, kind)
+
+
+def _locked_descriptor(descriptor: int, path: Path, kind: int) -> int:
+    """The descriptor itself, or it is closed. Raises Conflict, FileNotFoundError."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         # Removed or replaced between the two calls: what is locked is no longer what is there.
-        if not os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-            raise FileNotFoundError(errno.ENOENT, "replaced", str(lock))
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            raise FileNotFoundError(errno.ENOENT, "replaced", str(path))
     except BlockingIOError:
         os.close(descriptor)
         raise Conflict("the image is in use by another process") from None

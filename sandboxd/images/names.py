@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 from sandboxd.errors import Fault, Invalid, NotFound
+from sandboxd.ids import new_id
+from sandboxd.images.locks import make_locked, remove_unused
 from sandboxd.images.references import BadReference, is_reference, parse_reference
 from sandboxd.images.syncing import sync_directory
 from sandboxd.jobs import Image
@@ -122,6 +124,12 @@ class Names:
         except FileNotFoundError:
             raise not_found(name) from None
 
+    def remove_halves(self) -> None:
+        """Remove what somebody left who died while a name was written."""
+        for directory in (self._names, self._references):
+            for temporary in directory.glob("*.tmp"):
+                remove_unused(temporary)
+
     def write(self, record: Record) -> None:
         """Let its name mean this from now on."""
         _replace(self._file(record.name), msgspec.json.encode(record))
@@ -178,10 +186,12 @@ def _decode(content: bytes) -> Record:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that after a crash it has either its old content or its new."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    temporary = path.with_suffix(f".{new_id('name')}.tmp")
+    while (descriptor := make_locked(temporary)) is None:
+        pass  # Who sweeps looked at it before it was locked.
+    with open(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.rename(path)
+        temporary.rename(path)
     sync_directory(path.parent)

@@ -42,6 +42,7 @@ class Pruner:
             with _told(pruned, leftover):
                 await self._trees.remove_leftover(leftover)
         self._trees.remove_locks()
+        self._names.remove_halves()
         for key in self._trees.keys():  # noqa: SIM118 (it is no dict)
             with _told(pruned, self._trees.rootfs(key)):
                 await self.remove_unnamed(key, pruned)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from sandboxd.isolation import syscalls
 from sandboxd.isolation.decompress import Stream, decompressed
 from sandboxd.isolation.protocol import Layer
-from sandboxd.isolation.tar import BadArchive, Entry, TarReader
+from sandboxd.isolation.tar import BadArchive, Entry, Kind, TarReader
 from sandboxd.isolation.unpack import (
     Unpacker,
     empty_directory,
@@ -32,6 +32,10 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _RESERVED = ".wh..wh."
 """Names of aufs's own, which Docker's tools know and no image means."""
+_MARKS = ("user.overlay.", "user.containers.", "user.rootlesscontainers")
+"""Of overlay, fuse-overlayfs and umoci."""
+_MOST_ATTRIBUTES = 3000
+"""Bytes of names and values: ext4 has a block for them, less its own."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -71,6 +75,32 @@ class _Applier(Unpacker):
     def clear(self, parent: int, name: str) -> None:
         """Whatever was here goes, with all below it."""
         remove(parent, name)
+
+    def set_owner_and_mode(self, descriptor: int, member: Entry) -> None:
+        super().set_owner_and_mode(descriptor, member)
+        if member.kind is Kind.DIRECTORY:  # It may be that of a layer below.
+            _clear_attributes(descriptor)
+        _set_attributes(descriptor, member.attributes)
+
+
+def _clear_attributes(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # There are none on this disk.
+        for name in os.listxattr(descriptor):
+            if name.startswith("user."):
+                os.removexattr(descriptor, name)
+
+
+def _set_attributes(descriptor: int, attributes: tuple[tuple[str, bytes], ...]) -> None:
+    """Those that any owner may set, if they are not too many, but for marks that somebody believes.
+
+    All others grant something (`security.capability`) or mean something to one host alone.
+    """
+    kept = {name: value for name, value in attributes if not name.startswith(_MARKS)}
+    if sum(len(os.fsencode(name)) + len(value) for name, value in kept.items()) > _MOST_ATTRIBUTES:
+        return
+    with contextlib.suppress(OSError):  # As on the disk of a job: it may have no room for any.
+        for name, value in kept.items():
+            os.setxattr(descriptor, name, value)
 
 
 @contextlib.contextmanager

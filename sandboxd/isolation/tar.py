@@ -24,6 +24,7 @@ _MOST_PIECES = 20_000
 _MOST_BYTES = 2**63 - 1
 _OF_ONE = frozenset({b"path", b"linkpath", b"size"})
 """What can be true of one entry only."""
+_ATTRIBUTE = b"SCHILY.xattr."
 _EMPTY_BLOCK = bytes(BLOCK_BYTES)
 
 
@@ -75,6 +76,8 @@ class Entry(NamedTuple):
     """Of its content."""
     pieces: tuple[Piece, ...] | None
     """None: all of it is in the archive."""
+    attributes: tuple[tuple[str, bytes], ...] = ()
+    """Extended attributes of the namespace `user`, as star and then all others have them in headers of PAX."""
 
 
 class _Announced(NamedTuple):
@@ -205,6 +208,7 @@ class TarReader:
             position=self._position,
             stored_bytes=self._unread,
             pieces=pieces,
+            attributes=_attributes(records),
         )
 
     def _sparse(
@@ -277,6 +281,14 @@ class TarReader:
         self._position += size
         if size and not self._source.skip(size):
             raise BadArchive("not a tar archive that can be read: it is cut short")
+
+
+def _attributes(records: dict[bytes, bytes]) -> tuple[tuple[str, bytes], ...]:
+    return tuple(
+        (os.fsdecode(name.removeprefix(_ATTRIBUTE)), value)
+        for name, value in records.items()
+        if name.startswith(_ATTRIBUTE + b"user.")
+    )
 
 
 def _name(block: bytes) -> bytes:

@@ -2,7 +2,8 @@
 
 The tree that is written to is the root of this process: a name or a link in the archive cannot lead out of it. What is
 kept is what a root file system needs: directories, files, links, owners and permission bits. Device nodes and FIFOs are
-left out, set-id bits are cleared, extended attributes are dropped: nothing in an archive can become a mark of overlay's.
+left out, set-id bits are cleared, extended attributes are dropped (a layer may have some, see
+`layers`): nothing in an archive can become a mark of overlay's.
 """
 
 import contextlib

@@ -142,7 +142,8 @@ def read(directory: Path, above: str = "", *, foreign: bool = False) -> Iterator
         path, inner = f"{above}{name}", directory / name
         status = inner.lstat()
         mode = stat.S_IMODE(status.st_mode)
-        assert foreign or os.listxattr(inner, follow_symlinks=False) == [], path
+        attributes = set(os.listxattr(inner, follow_symlinks=False))
+        assert foreign or attributes <= {"user.plain"}, path
         if stat.S_ISLNK(status.st_mode):
             yield path, ("link", os.readlink(inner), None)
         elif stat.S_ISDIR(status.st_mode):

@@ -550,7 +550,7 @@ KINDS: dict[str, Case] = {
         },
     ),
     "a file with no mode": kept(packed(entry("f", b"x", mode=0)), {"f": file("x", 0)}),
-    "extended attributes, dropped": kept(
+    "extended attributes, all but one dropped": kept(
         packed(
             pax(
                 "f",

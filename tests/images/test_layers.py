@@ -274,6 +274,25 @@ def test_a_frame_may_have_the_largest_window_that_zstd_makes_by_itself(images: I
     assert "top" in files(images)
 
 
+@pytest.mark.attack(64)
+def test_a_layer_says_nothing_to_overlay_by_attributes(images: ImageBench) -> None:
+    """They would hide layers below, or show what is elsewhere in them."""
+    marks = {"opaque": "y", "redirect": "/secret", "metacopy": "", "whiteout": "y"}
+    headers = {f"SCHILY.xattr.user.overlay.{name}": value for name, value in marks.items()}
+    others = {
+        "SCHILY.xattr.security.capability": "\x01",
+        "SCHILY.xattr.trusted.overlay.opaque": "y",
+    }
+    images.layer(
+        packed(directory("d"), entry("d/below", b"b"), directory("secret"), entry("f", b"f")),
+        packed(directory("d", pax_headers=headers | others), entry("f", pax_headers=headers)),
+    )
+
+    found = images.tree()
+    assert found["d/below"][4] == "b"
+    assert found["f"][4] == ""
+
+
 def test_a_tree_is_named_by_the_chain_of_its_layers() -> None:
     one, two = ("sha256:" + digit * 64 for digit in "ab")
     chain = hashlib.sha256(f"{one} {two}".encode()).hexdigest()

@@ -4,9 +4,7 @@ import asyncio
 import gzip
 import json
 import os
-import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tarfile
@@ -19,7 +17,6 @@ from typing import Any
 import pytest
 import zstandard
 from archives import directory, entry, link, packed
-from host_tests import host_required
 from image_bench import ImageBench
 from pulls import blobs_of, fetch, nothing_was_kept
 from registries import (
@@ -55,7 +52,7 @@ pytestmark = pytest.mark.host
 zstd = zstandard.ZstdCompressor().compress
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\napp:x:123:456:App:/srv/app:/bin/sh\n"
 GROUP = (
-    b"root:x:0:\nstaff:x:50:app\nmore:x:70:other,app\nnone:x:71:apple\nbeyond:x:4000000000:app\n"
+    b"root:x:0:\nstaff:x:50:app\nmore:x:70:other,app\napples:x:71:apple\nbeyond:x:4000000000:app\n"
 )
 BASE = packed(
     directory("app"),
@@ -361,69 +358,6 @@ def test_the_command_of_an_image_is_its_entry_point_with_arguments(
     assert images.images.command_of(reference, []) == ("/e", "x", "c")
     assert images.images.command_of(reference, ["mine"]) == ("/e", "x", "mine")
     assert images.images.command_of("host", ["mine"]) == ()
-
-
-# What umoci makes of the same image
-
-
-def seen(root: Path) -> dict[str, tuple[Any, ...]]:
-    """Path to (kind, mode, content) of all below a directory."""
-    found = {}
-    for path in root.rglob("*"):
-        status = path.lstat()
-        content = os.readlink(path) if path.is_symlink() else None
-        if stat.S_ISREG(status.st_mode):
-            content = path.read_text()
-        mode = None if path.is_symlink() else stat.S_IMODE(status.st_mode)
-        kind = stat.S_IFMT(status.st_mode)
-        found[str(path.relative_to(root))] = (kind, mode, content)
-    return found
-
-
-KINDS = {"directory": stat.S_IFDIR, "file": stat.S_IFREG, "link": stat.S_IFLNK}
-MULTI_LAYERED = {
-    "whiteouts": (BASE, SECOND, THIRD),
-    "replaced": (
-        packed(directory("a"), entry("a/b", b"1"), entry("c", b"2"), directory("d"), entry("d/e")),
-        packed(entry("a", b"a file now"), directory("c", mode=0o700), entry("c/f", b"3")),
-        packed(entry("d/.wh.e"), entry("d/g", b"4"), link("l", "d/g")),
-    ),
-    "come back": (
-        packed(directory("x"), entry("x/1", b"1"), entry("x/2", b"2")),
-        packed(entry(".wh.x")),
-        packed(directory("x", mode=0o750), entry("x/3", b"3", mode=0o600)),
-        packed(entry("x/.wh.3"), entry("y", b"y")),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MULTI_LAYERED)
-def test_the_tree_is_what_umoci_unpacks(
-    name: str, registry: Registry, images: ImageBench, tmp_path: Path
-) -> None:
-    for program in ("skopeo", "umoci"):
-        if shutil.which(program) is None:
-            host_required(f"{program} is not installed")
-    reference = registry.push(make_image(*map(gzip.compress, MULTI_LAYERED[name])))
-    layout, bundle = tmp_path / "layout", tmp_path / "bundle"
-    copy = ["skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"]
-    unpack = ["umoci", "unpack", "--rootless", "--image", f"{layout}:1", str(bundle)]
-    for words in ([*copy, f"docker://{reference}", f"oci:{layout}:1"], unpack):
-        subprocess.run(
-            words, check=True, capture_output=True, env={**os.environ, "HOME": str(tmp_path)}
-        )
-
-    fetch(images, reference)
-
-    theirs = seen(bundle / "rootfs")
-    ours = {
-        path: (KINDS[kind], None if kind == "link" else mode, content)
-        for path, (kind, mode, _, _, content, _) in images.tree(reference).items()
-    }
-    # What the bench does not show, and what only the owner can read.
-    theirs = {path: of for path, of in theirs.items() if path.split("/")[0] != "etc"}
-    ours = {path: of for path, of in ours.items() if path.split("/")[0] != "etc"}
-    assert ours == theirs
 
 
 # A hostile registry

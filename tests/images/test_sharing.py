@@ -191,7 +191,6 @@ def has(images: ImageBench, path: str) -> bool:
         image.close()
 
 
-@pytest.mark.attack(12)
 def test_changes_are_told_next_to_what_is_seen_of_the_layers(images: ImageBench) -> None:
     images.layer(
         BASE,
