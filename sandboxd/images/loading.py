@@ -84,18 +84,21 @@ async def load(
     Raises Invalid, Conflict, SandboxFailed. What was named before something failed stays.
     """
     wanted = None if name is None else new_name(name)
-    with images.blobs.in_use():
+    async with images.blobs.in_use_soon():
         listed = await asyncio.to_thread(_list_images, source, wanted)
         _check_room(images, listed)
         for each in listed:
             for content in each.documents:
                 await images.blobs.put(content)
             await _add_layers(images, source, each, tell)
-        return [
+        loaded = [
             await assemble(images, given, each.found, source="archive")
             for each in listed
             for given in each.names
         ]
+    for image in loaded[-1:]:
+        await images.make_room(image.name)
+    return loaded
 
 
 def _check_room(images: Images, listed: Sequence[_Listed]) -> None:

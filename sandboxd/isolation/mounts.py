@@ -221,7 +221,9 @@ def _mount_writable(spec: SandboxSpec, root: str, id_count: int) -> None:
         os.chmod(spec.rootfs, stat.S_IMODE(status.st_mode))
         # Volatile: who asked for it brings all to the disk at once, when it is complete.
         work = f"{os.path.dirname(spec.rootfs)}/work"
-        _mount_overlay(spec.below, spec.rootfs, work, root, syscalls.MS_NOEXEC, ",volatile")
+        _mount_overlay(
+            spec.below, spec.rootfs, work, root, syscalls.MS_NOEXEC, ",index=off,volatile"
+        )
         return
     root_mount = syscalls.open_tree(syscalls.AT_FDCWD, spec.rootfs, syscalls.OPEN_TREE_CLONE)
     attributes = _NOSUID | _NODEV | _NOEXEC
