@@ -28,7 +28,8 @@ def open_accesses(
 ) -> dict[str, Access]:
     """By the HOST[:PORT] that is spoken to; ANY_OTHER stands for all that are not there.
 
-    For a tenant that has credentials of its own at a registry they are those, and `owner` is the tenant; else the operator's.
+    For a tenant that has credentials of its own at a registry they are those, and `owner` is the tenant, as it is where it has them
+    at a mirror; else the operator's.
     Raises SettingsError that names the file which cannot be used.
     """
     config = read_docker_config(images.docker_config) if images.docker_config else _NO_CONFIG
@@ -57,7 +58,15 @@ def open_accesses(
             accesses[host] = _with_credentials(access, credentials)
         else:
             accesses[host] = _with_config(access, config, host)
-    return accesses
+    return {
+        host: access._replace(owner=_owner(access, accesses)) for host, access in accesses.items()
+    }
+
+
+def _owner(access: Access, accesses: Mapping[str, Access]) -> str:
+    """Whose an image is that comes from there: one that a mirror shows to a tenant is that tenant's, too."""
+    mirrors = (accesses[urlsplit(mirror).netloc] for mirror in access.mirrors)
+    return access.owner or next((each.owner for each in mirrors if each.owner), "")
 
 
 def _with_config(access: Access, config: DockerConfig, host: str) -> Access:

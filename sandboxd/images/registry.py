@@ -179,7 +179,7 @@ class Registry:
             raise failed(f"{self.name} answered {answer.status} for {what}{remedy}")
 
     def _denied(self) -> Unavailable:
-        if self._access.owner:
+        if self._credentials and self._access.owner:
             remedy = f"the credentials of tenant {self._access.owner} are refused"
         elif self._credentials:
             remedy = "the credentials of the settings are refused"

@@ -297,7 +297,14 @@ class Transport:
                 return await client.send(request, stream=True)
             except httpx2.ConnectError as error:
                 if lasting := lasting_fault(error, authority):
-                    raise failed(f"{authority} {lasting}") from error
+                    # Who of the two it is is not told where both speak TLS.
+                    of_proxy = proxy is not None and proxy.startswith("https:")
+                    who = (
+                        f"{authority}, or the proxy {_origin_text(proxy)},"
+                        if of_proxy
+                        else authority
+                    )
+                    raise failed(f"{who} {lasting}") from error
                 reason = reason or passing_fault(error)
             except httpx2.ProxyError as error:
                 # It was asked and will not: that is the same the next time.
@@ -375,7 +382,7 @@ class Transport:
                 self._tls = ssl.create_default_context()
             self._clients[origin] = httpx2.AsyncClient(
                 verify=self.access(authority).tls or self._tls,
-                proxy=proxy,
+                proxy=_proxy_of(proxy, self._tls),
                 trust_env=False,
                 follow_redirects=False,
                 headers={
@@ -416,6 +423,13 @@ def _answer_of(response: httpx2.Response, url: str) -> Answer:
         _pieces(response),
         is_from_elsewhere=_is_from_elsewhere(response, _parse(url)),
     )
+
+
+def _proxy_of(url: str | None, trusting: ssl.SSLContext) -> httpx2.Proxy | None:
+    """Its certificate is one that this machine trusts: those of the registry's own authority are for the registry."""
+    if url is None:
+        return None
+    return httpx2.Proxy(url, ssl_context=trusting if url.startswith("https:") else None)
 
 
 async def _pieces(response: httpx2.Response) -> AsyncIterator[bytes]:

@@ -1,6 +1,6 @@
-"""A proxy for HTTP, as a process of its own: python proxy_process.py LOG [USER:PASSWORD] [NAME=HOST:PORT…]
+"""A proxy for HTTP, as a process of its own: python proxy_process.py LOG [USER:PASSWORD] [KEY,CERTIFICATE] [NAME=HOST:PORT…]
 
-It prints its port, writes the first line of each request and its Proxy-Authorization to LOG, tunnels (CONNECT) and forwards GET by whole URLs. A NAME is known
+With key and certificate it speaks TLS itself. It prints its port, writes the first line of each request and its Proxy-Authorization to LOG, tunnels (CONNECT) and forwards GET by whole URLs. A NAME is known
 to it alone.
 """
 
@@ -9,6 +9,7 @@ import contextlib
 import os
 import select
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -33,11 +34,14 @@ class Proxy(NamedTuple):
 
 
 @contextlib.contextmanager
-def a_proxy(directory: Path, *words: str) -> Iterator[Proxy]:
+def a_proxy(
+    directory: Path, *words: str, certified: tuple[Path, Path] | None = None
+) -> Iterator[Proxy]:
     log = directory / "proxy.log"
     log.touch()
+    own = [] if certified is None else [",".join(map(str, certified))]
     process = subprocess.Popen(
-        [sys.executable, __file__, str(log), *words],
+        [sys.executable, __file__, str(log), *words, *own],
         stdout=subprocess.PIPE,
         text=True,
         env={"PATH": os.environ["PATH"]},
@@ -54,12 +58,21 @@ def a_proxy(directory: Path, *words: str) -> Iterator[Proxy]:
 
 def serve(log: Path, *words: str) -> None:
     names = dict(word.split("=") for word in words if "=" in word)
-    known = next((word for word in words if "=" not in word), None)
+    known = next((word for word in words if ":" in word and "=" not in word), None)
+    certified = next((word.split(",") for word in words if "," in word), None)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if certified:
+        context.load_cert_chain(certified[1], certified[0])
     right = known and f"Basic {base64.b64encode(known.encode()).decode()}"
     with socket.create_server(("127.0.0.1", 0)) as server:
         print(server.getsockname()[1], flush=True)
         while True:
             client, _ = server.accept()
+            if certified:
+                try:
+                    client = context.wrap_socket(client, server_side=True)
+                except OSError:
+                    continue  # It does not trust us.
             threading.Thread(target=answer, args=(client, log, right, names), daemon=True).start()
 
 

@@ -69,6 +69,22 @@ def test_https_goes_through_a_tunnel_to_a_name_that_only_the_proxy_knows(
             manifest_of(reference(stub, name), {ANY_OTHER: Access(proxy=proxy.url)})
 
 
+def test_a_proxy_may_speak_tls_itself(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a certificate that the machine trusts, whatever the registry's is."""
+    stub.offer(IMAGE)
+    authority = Authority(tmp_path)
+    with a_proxy(tmp_path, certified=authority.certify("127.0.0.1")) as proxy:
+        url = f"https://{proxy.authority}"
+        known = {stub.authority: Access(insecure=True, proxy=url)}
+
+        with pytest.raises(Unavailable, match=f"or the proxy {url}, has a certificate"):
+            manifest_of(reference(stub), known)
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+        assert manifest_of(reference(stub), known).content == IMAGE.manifest
+
+
 def test_a_proxy_of_the_environment_is_used_if_the_settings_say_so(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

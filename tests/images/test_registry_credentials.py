@@ -216,6 +216,25 @@ def test_a_tenant_with_credentials_of_its_own_uses_those_and_the_rest_the_operat
     assert who("") == ("operator", "of operator", "", "", "none")
 
 
+@pytest.mark.attack(72)
+def test_what_a_mirror_shows_to_a_tenant_alone_is_that_tenants(tmp_path: Path) -> None:
+    """Or it would be there for all, who have no right to it."""
+    (tmp_path / "token").write_text("t")
+    mirror = RegistrySettings(
+        tenants={"acme": TenantRegistrySettings(token_file=f"{tmp_path}/token")}
+    )
+    registries = {
+        "r.example": RegistrySettings(mirrors=("https://one.example", "https://m.example:5000/x")),
+        "m.example:5000": mirror,
+    }
+
+    def owner(tenant: str) -> str:
+        return open_accesses(registries, tenant=tenant)["r.example"].owner
+
+    assert owner("acme") == "acme"
+    assert owner("globex") == ""
+
+
 # Credential helpers
 
 HELPER = """\
