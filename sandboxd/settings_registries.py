@@ -18,6 +18,7 @@ DIRECT = "none"
 FROM_ENVIRONMENT = "environment"
 """Words instead of a proxy's URL."""
 
+_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 _OF_TENANT = TenantRegistrySettings.__struct_fields__
 _KINDS = {str: "a text", bool: "true or false", tuple: "a list of texts", dict: "a section"}
 _MOST_MIRRORS = 8
@@ -78,9 +79,16 @@ def _faults(host: str, fields: Mapping[str, Any], origin: str) -> Iterator[str]:
         return
     yield from _faults_of_credentials(fields, origin)
     for name, credentials in fields.get("tenants", {}).items():
+        if not _TENANT.fullmatch(name):
+            yield f'.tenants."{name}" ({origin}): is no tenant: 1 to 63 of a-z 0-9 _ -'
         yield from (f".tenants.{name}{fault}" for fault in _faults_of_tenant(credentials, origin))
     if fields.get("insecure") and fields.get("ca_file"):
         yield f" ({origin}): insecure is plain HTTP, which has no certificates: leave out ca_file"
+    yield from _faults_of_ways(fields, origin)
+
+
+def _faults_of_ways(fields: Mapping[str, Any], origin: str) -> Iterator[str]:
+    """Mirrors and proxies."""
     if fields.get("mirrors_only") and not fields.get("mirrors"):
         yield f".mirrors_only ({origin}): there are no mirrors"
     if len(fields.get("mirrors", ())) > _MOST_MIRRORS:

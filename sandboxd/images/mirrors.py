@@ -5,6 +5,7 @@ nothing more during this pull. The registry's credentials are the registry's: a 
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -57,8 +58,13 @@ class Mirrored(Registry):
         raise _all(failures)
 
     async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncGenerator[bytes, None]:
-        """Where a mirror breaks off the next goes on. Raises NotFound, Unavailable, Invalid."""
+        """Where a mirror breaks off the next goes on. Raises NotFound, Unavailable, Invalid.
+
+        What comes cannot be taken back: if it is wrong in the end, it is said who sent it.
+        """
         failures: list[_Failure] = []
+        is_whole = offset == 0
+        digest, senders = hashlib.sha256(), dict[str, None]()
         contents = [(mirror, mirror.blob) for mirror in self._mirrors]
         if self._asks_itself:
             contents.append((self, super().blob))
@@ -66,11 +72,20 @@ class Mirrored(Registry):
             try:
                 async with aclosing(content(descriptor, offset)) as pieces:
                     async for piece in pieces:
+                        senders[source.name] = None
+                        digest.update(piece)
                         offset += len(piece)
+                        if offset > descriptor.size:
+                            break
                         yield piece
-                return
             except (NotFound, Unavailable, Invalid) as error:
                 self._note(source, error, failures)
+                continue
+            if is_whole and f"sha256:{digest.hexdigest()}" != descriptor.digest:
+                who = " and ".join(senders) or source.name
+                detail = f"{who} sent something else for {descriptor.digest}"
+                raise Invalid(detail, code="bad_image")
+            return
         raise _all(failures)
 
     async def _manifest_of(self, mirror: Registry, target: str) -> Document:

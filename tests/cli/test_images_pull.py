@@ -1,8 +1,10 @@
 """`sandboxd images pull`, and jobs in what it pulled: from a real registry to the output of a command."""
 
+import base64
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,11 @@ class Pulling:
         lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
         self._lines = lines
 
-    def __call__(self, *words: str, terminal: bool = False) -> Outcome:
+    def __call__(self, *words: str, terminal: bool = False, **more: str) -> Outcome:
         section = f'[registries."{self.authority}"]'
         self.config.write_text("\n".join([section, *self._lines]) if self._lines else "")
         call = sandboxd_on_terminal if terminal else sandboxd
-        variables = {"SANDBOXD_STORE_DATA_DIR": str(self.data)}
+        variables = {"SANDBOXD_STORE_DATA_DIR": str(self.data), **more}
         return call(*words, SANDBOXD_CONFIG=str(self.config), **variables)
 
 
@@ -142,6 +144,22 @@ def test_a_registry_that_is_not_configured_is_told_how(pulling: Pulling, referen
 
     assert refused.code == 1
     assert f'[registries."{pulling.authority}"]' in refused.errors
+
+
+def test_dockers_own_file_is_used_if_it_is_named(pulling: Pulling, reference: str) -> None:
+    pulling.set(insecure=True)
+    file = pulling.directory / "docker.json"
+    auth = base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
+    file.write_text(json.dumps({"auths": {f"http://{pulling.authority}/v2/": {"auth": auth}}}))
+    (pulling.directory / ".docker").mkdir()
+    shutil.copy(file, pulling.directory / ".docker/config.json")
+
+    refused = pulling("images", "pull", reference, HOME=str(pulling.directory))
+    pulled = pulling("images", "pull", reference, SANDBOXD_IMAGES_DOCKER_CONFIG=str(file))
+
+    assert "credentials go into" in refused.errors
+    assert pulled.code == 0
+    assert PASSWORD not in pulled.output + pulled.errors
 
 
 def test_wrong_credentials_are_told_without_them(pulling: Pulling, reference: str) -> None:

@@ -264,6 +264,7 @@ def settings_of_a_registry(
     htpasswd: str | None,
     tokens: dict[str, str] | None,
     certified: tuple[Path, Path] | None,
+    mirrored: str | None,
 ) -> str:
     """Its configuration, which is YAML: JSON is, too."""
     http: dict[str, Any] = {"addr": f"127.0.0.1:{port}"}
@@ -281,6 +282,7 @@ def settings_of_a_registry(
         "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}},
         "http": http,
         **({"auth": auth} if auth else {}),
+        **({"proxy": {"remoteurl": mirrored}} if mirrored else {}),
     }
     return json.dumps(content)
 
@@ -294,14 +296,15 @@ def a_registry(
     authorization: str = BASIC,
     certified: tuple[Path, Path] | None = None,
     trusted: ssl.SSLContext | None = None,
+    mirrored: str | None = None,
 ) -> Iterator[Registry]:
     """docker-registry on a port of loopback; with `htpasswd` for who has a password there only, with `tokens` for who has a token of that
-    service. `certified`: key and certificate for HTTPS, `trusted`: who made them."""
+    service. `mirrored`: URL of the registry that it is a mirror of. `certified`: key and certificate for HTTPS, `trusted`: who made them."""
     program = shutil.which("docker-registry")
     if program is None:
         host_required("docker-registry is not installed")
     port = _free_port()
-    text = settings_of_a_registry(directory, port, htpasswd, tokens, certified)
+    text = settings_of_a_registry(directory, port, htpasswd, tokens, certified, mirrored)
     (directory / "registry.yml").write_text(text)
     with (directory / "registry.log").open("wb") as log:
         process = subprocess.Popen(

@@ -9,7 +9,7 @@ import pytest
 from asking import blob_of, manifest_of, registry_for
 from registries import BRIEF, Handler, Stub, a_stub, digest_of, document, make_image
 
-from sandboxd.errors import NotFound, Refused, Unavailable
+from sandboxd.errors import Invalid, NotFound, Refused, Unavailable
 from sandboxd.images.accesses import open_accesses
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.transport import Access
@@ -182,6 +182,16 @@ def test_what_a_mirror_sends_for_a_digest_is_verified(stub: Stub, first: Stub) -
     first.routes[f"/v2/team/tools/manifests/{IMAGE.digest}"] = document(b"{}", IMAGE.media_type)
 
     assert manifest_of(by_digest, accesses(stub, first)).content == IMAGE.manifest
+
+
+@pytest.mark.attack(67)
+def test_a_mirror_that_sends_a_wrong_blob_is_named(stub: Stub, first: Stub, second: Stub) -> None:
+    stub.routes[BLOBS] = document(CONTENT)
+    for sent in (CONTENT[:-1], CONTENT[:-1] + b"x", CONTENT + bytes(100_000), b""):
+        second.routes[BLOBS] = document(sent)
+
+        with pytest.raises(Invalid, match=f"{second.authority} sent something else for sha256:"):
+            blob_of(reference(stub), BLOB, accesses(stub, first, second))
 
 
 @pytest.mark.attack(66)

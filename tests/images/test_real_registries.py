@@ -231,3 +231,25 @@ def test_a_registry_is_a_mirror_of_another(tmp_path: Path, images: ImageBench) -
         fetch(images, "registry.example/team/tools:1", accesses)
 
     assert "file5" in images.tree("registry.example/team/tools:1")
+
+
+def test_a_registry_is_pulled_through_a_mirror_that_fetches_what_it_lacks(
+    tmp_path: Path, images: ImageBench
+) -> None:
+    for name in ("registry", "mirror"):
+        (tmp_path / name).mkdir()
+    with (
+        a_registry(tmp_path / "registry") as registry,
+        a_registry(tmp_path / "mirror", mirrored=f"http://{registry.authority}") as mirror,
+    ):
+        reference = registry.push(IMAGE)
+        accesses = {
+            registry.authority: Access(
+                insecure=True, mirrors=(f"http://{mirror.authority}",), mirrors_only=True
+            ),
+            mirror.authority: Access(insecure=True),
+        }
+
+        fetch(images, reference, accesses)
+
+    assert "file5" in images.tree(reference)

@@ -54,6 +54,10 @@ FAULTS = {
     "tenant has what": ('[registries."r.example".tenants.acme]\nca_file = "/c"', "a tenant has"),
     "tenant is half": ('[registries."r.example".tenants.acme]\nusername = "me"', "go together"),
     "tenant is nobody": ('[registries."r.example".tenants.acme]', "needs username"),
+    "tenant is none": (
+        '[registries."r.example".tenants."A b"]\ntoken_file = "/t"',
+        "is no tenant",
+    ),
     "tenants is no section": ('[registries."r.example"]\ntenants = 1', "a section"),
     "mirrors is no list": ('[registries."r.example"]\nmirrors = "https://m"', "a list of texts"),
     "only no mirrors": ('[registries."r.example"]\nmirrors_only = true', "no mirrors"),
