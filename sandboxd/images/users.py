@@ -10,6 +10,8 @@ from sandboxd.errors import Invalid
 
 ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
 _MOST_GROUPS = 256
+_NO_ID = 2**32 - 1
+"""To the kernel this is no id: "leave it as it is"."""
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 
@@ -42,8 +44,9 @@ def find_user(passwd: bytes, group: bytes, user: str, id_count: int) -> User:
         raise _invalid(f"is to run as user {name[:80]!r}, who is not in its /etc/passwd")
     if group_name:
         gid = _find_group(accounts, group_name)
-    if id_count and max(uid, gid) >= id_count:
-        raise _invalid(f"is to run as {uid}:{gid}; here are ids from 0 to {id_count - 1}")
+    most = (id_count or _NO_ID) - 1
+    if max(uid, gid) > most:
+        raise _invalid(f"is to run as {uid}:{gid}; here are ids from 0 to {most}")
     usable = home.startswith("/") and home.isprintable()
     return User(uid, gid, home if usable else "/", groups)
 
