@@ -150,6 +150,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Tell what was created, changed and deleted."""
     user: tuple[int, int] | None = None
     """(uid, gid) inside the sandbox; None: the image's own."""
+    stop_signal: int | None = None
+    """What asks the command to end; None: the image's own, or SIGTERM."""
     limits: Limits
     runtime: str = NATIVE
     """What starts the command: `native`, or an OCI runtime by the operator's name for it."""

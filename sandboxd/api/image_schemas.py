@@ -52,6 +52,7 @@ class ImageConfigView(Answer, frozen=True, kw_only=True):
     env: Annotated[dict[str, str], Meta(description="With the HOME of its user.")]
     user: Annotated[str, Meta(description="As numbers: looked up when it was pulled.")]
     workdir: str
+    stop_signal: Annotated[str, Meta(description="What asks its programs to end.")]
     labels: dict[str, str]
 
 

@@ -42,6 +42,7 @@ from sandboxd.images.references import BadReference, Reference, is_reference, pa
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Image, PullPolicy
+from sandboxd.signal_names import signal_name
 
 logger = structlog.get_logger(__name__)
 
@@ -226,6 +227,7 @@ def _detail_view(
             env=run_as.env,
             user=f"{run_as.user[0]}:{run_as.user[1]}",
             workdir=run_as.workdir,
+            stop_signal=signal_name(run_as.stop_signal),
             labels=details.labels,
         )
     tenants = image.tenants if isinstance(image, Record) and _who(call) is None else msgspec.UNSET

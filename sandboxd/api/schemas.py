@@ -276,6 +276,13 @@ class JobRequest(Request, frozen=True, kw_only=True):
         ),
     ] = {}
     priority: Annotated[int, Meta(ge=-100, le=100, description="Higher goes first.")] = 0
+    stop_signal: Annotated[
+        Annotated[str, Meta(max_length=32)] | None,
+        Meta(
+            description="What asks the command to end when it is cancelled, by name or number; left out: the image's own, or SIGTERM.",
+            examples=["SIGINT"],
+        ),
+    ] = None
     cpuset: Annotated[
         Annotated[str, Meta(max_length=4096)] | None,
         Meta(
@@ -295,7 +302,12 @@ class CancelRequest(Request, frozen=True, kw_only=True):
     """How a job is cancelled."""
 
     grace_seconds: Annotated[
-        float, Meta(ge=0, le=300, description="Time between SIGTERM and SIGKILL.")
+        float,
+        Meta(
+            ge=0,
+            le=300,
+            description="Time between its stop signal (SIGTERM, if none was named) and SIGKILL.",
+        ),
     ] = 5.0
     reason: Annotated[
         Annotated[str, Meta(max_length=500)] | None, Meta(description="Kept in the job's events.")
@@ -612,6 +624,7 @@ class DryRunView(Answer, frozen=True, kw_only=True):
     require: dict[str, str]
     priority: int
     cpuset: str | UnsetType = UNSET
+    stop_signal: str | UnsetType = UNSET
     labels: dict[str, str]
     retry: RetryView
     keep_on_failure_seconds: float | UnsetType = UNSET
@@ -679,6 +692,7 @@ class JobView(Answer, frozen=True, kw_only=True):
     require: dict[str, str]
     priority: int
     cpuset: str | UnsetType = UNSET
+    stop_signal: str | UnsetType = UNSET
     labels: dict[str, str]
     retry: RetryView
     keep_on_failure_seconds: float | UnsetType = UNSET

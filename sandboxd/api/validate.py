@@ -28,6 +28,7 @@ from sandboxd.jobs import InputFile, JobSpec, Network, PullPolicy, Retry
 from sandboxd.quantities import parse_bytes, parse_cpus
 from sandboxd.quotas.limits import NOTHING_ASKED, Limits, LimitsAsked, settle
 from sandboxd.settings import ImagesSettings
+from sandboxd.signal_names import parse_signal
 
 MAX_LABELS = 64
 MAX_LABEL_VALUE_BYTES = 256
@@ -118,6 +119,7 @@ def job_spec_of(
         require=request.require,
         priority=request.priority,
         cpuset=_cpuset(request, faults),
+        stop_signal=_stop_signal(request, faults),
         labels=request.labels,
         retry=Retry(max_attempts=request.retry.max_attempts),
         ttl_seconds=request.ttl_seconds,
@@ -206,6 +208,16 @@ def _cpuset(request: JobRequest, faults: list[Fault]) -> tuple[int, ...]:
     except ValueError as error:
         faults.append(Fault("/cpuset", f"{error}: write it as in 0-2,5"))
     return ()
+
+
+def _stop_signal(request: JobRequest, faults: list[Fault]) -> int | None:
+    if request.stop_signal is None:
+        return None
+    try:
+        return parse_signal(request.stop_signal)
+    except ValueError as error:
+        faults.append(Fault("/stop_signal", f"{error}: write it as SIGTERM, TERM or 15"))
+    return None
 
 
 def _image(request: JobRequest, faults: list[Fault]) -> str:

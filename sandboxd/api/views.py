@@ -51,6 +51,7 @@ from sandboxd.jobs import (
     Usage,
 )
 from sandboxd.scheduler import Waits
+from sandboxd.signal_names import signal_name
 
 
 def job_view(
@@ -129,6 +130,7 @@ def _asked_for(spec: JobSpec, command: tuple[str, ...]) -> dict[str, Any]:
         "require": spec.require,
         "priority": spec.priority,
         "cpuset": format_cpu_list(spec.cpuset) or UNSET,
+        "stop_signal": UNSET if spec.stop_signal is None else signal_name(spec.stop_signal),
         "labels": spec.labels,
         "retry": RetryView(max_attempts=spec.retry.max_attempts),
         "keep_on_failure_seconds": _known_number(spec.keep_on_failure_seconds),

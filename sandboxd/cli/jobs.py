@@ -124,7 +124,10 @@ def logs(
 @jobs.command()
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
 @click.option(
-    "--grace-seconds", type=float, metavar="S", help="Time between SIGTERM and SIGKILL.  [5]"
+    "--grace-seconds",
+    type=float,
+    metavar="S",
+    help="Time between its stop signal and SIGKILL.  [5]",
 )
 @click.option("--reason", metavar="TEXT", help="Kept with the job's events.")
 @url_option

@@ -84,6 +84,7 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
     metavar="HOST[:PORT]",
     help="With egress: name, address, range or public, instead of all that is allowed; repeatable.",
 )
+@click.option("--stop-signal", metavar="SIG", help="What asks it to end when it is cancelled.")
 @click.option("--cpuset", metavar="LIST", help="CPUs that it runs on: 0-1,3.")
 @click.option("--label", multiple=True, metavar="K=V", help="Label on the record; repeatable.")
 @click.option("--interactive", "-i", is_flag=True, help="Read the input though it is a terminal.")
@@ -128,6 +129,7 @@ def job_request(
     workdir: str | None,
     user: str | None,
     runtime: str | None,
+    stop_signal: str | None,
     cpuset: str | None,
     network: str | None,
     allow: tuple[str, ...],
@@ -154,7 +156,13 @@ def job_request(
         request["command"] = list(command)
     elif image == "host":
         raise click.UsageError("Missing argument 'COMMAND...': image host has none of its own")
-    optional = {"workdir": workdir, "user": user, "runtime": runtime, "cpuset": cpuset}
+    optional = {
+        "workdir": workdir,
+        "user": user,
+        "runtime": runtime,
+        "cpuset": cpuset,
+        "stop_signal": stop_signal,
+    }
     return request | {name: value for name, value in optional.items() if value is not None}
 
 

@@ -92,7 +92,7 @@ class Client:
     def cancel(
         self, job_id: str, *, grace_seconds: float | None = None, reason: str | None = None
     ) -> Job:
-        """Stop a job: SIGTERM, `grace_seconds`, SIGKILL. Returns at once; `wait` for its end."""
+        """Stop a job: its stop signal (SIGTERM), `grace_seconds`, SIGKILL. Returns at once; `wait` for its end."""
         return self._hold(protocol.cancel(job_id, grace_seconds, reason))
 
     def delete(self, job_id: str) -> None:
@@ -284,7 +284,7 @@ class AsyncClient:
     async def cancel(
         self, job_id: str, *, grace_seconds: float | None = None, reason: str | None = None
     ) -> Job:
-        """Stop a job: SIGTERM, `grace_seconds`, SIGKILL. Returns at once; `wait` for its end."""
+        """Stop a job: its stop signal (SIGTERM), `grace_seconds`, SIGKILL. Returns at once; `wait` for its end."""
         return await self._hold(protocol.cancel(job_id, grace_seconds, reason))
 
     async def delete(self, job_id: str) -> None:

@@ -128,6 +128,8 @@ class JobOptions(TypedDict, total=False):
     runtime: str
     require: Mapping[str, str]
     priority: int
+    stop_signal: str
+    """What asks it to end when it is cancelled; left out: the image's own, or SIGTERM."""
     cpuset: str
     """CPUs that it runs on, such as `0-1,3`."""
     labels: Mapping[str, str]

@@ -141,6 +141,7 @@ class Job(Ended, frozen=True, kw_only=True):
     runtime: str = "native"
     priority: int = 0
     cpuset: str | None = None
+    stop_signal: str | None = None
     created_at: datetime
     queued_at: datetime
     started_at: datetime | None = None

@@ -141,6 +141,7 @@ class Images:
             env=run_as.env,
             entrypoint=run_as.entrypoint,
             cmd=run_as.cmd,
+            stop_signal=run_as.stop_signal,
         )
 
     def _held(self, name: str, tenant: str | None) -> Record:

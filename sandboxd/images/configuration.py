@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from sandboxd.images.manifests import MOST_LAYERS, BadManifest, Machine
 from sandboxd.images.references import DIGEST
+from sandboxd.signal_names import parse_signal
 
 _MOST_WORDS = 1024
 _MOST_VARIABLES = 1024
@@ -21,13 +22,14 @@ _DiffId = Annotated[str, Meta(pattern=rf"^(?:{DIGEST.pattern})\Z")]
 
 
 class _Run(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    """What is not named here (volumes, ports, health checks, labels) has no meaning for a job."""
+    """What is not named here has no meaning for a job: volumes, ports, health checks. Labels mean nothing to anything here (CVE-2026-53488)."""
 
     user: Annotated[str, Meta(max_length=256)] | None = None
     env: Annotated[tuple[_Word, ...], Meta(max_length=_MOST_VARIABLES)] | None = None
     entrypoint: _Words | None = None
     cmd: _Words | None = None
     working_dir: Annotated[str, Meta(max_length=_LONGEST_PATH - 1)] | None = None
+    stop_signal: str | None = None
 
 
 class _RootFs(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +54,7 @@ class Configuration(NamedTuple):
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
     workdir: str
+    stop_signal: int
 
 
 def parse_configuration(content: bytes, machine: Machine, layers: int) -> Configuration:
@@ -77,6 +80,7 @@ def parse_configuration(content: bytes, machine: Machine, layers: int) -> Config
         entrypoint=_words("Entrypoint", run.entrypoint or ()),
         cmd=_words("Cmd", run.cmd or ()),
         workdir=_workdir(run.working_dir or "/"),
+        stop_signal=_stop_signal(run.stop_signal or "SIGTERM"),
     )
 
 
@@ -102,3 +106,10 @@ def _workdir(path: str) -> str:
     if "\0" in path or not path.startswith("/") or ".." in path.split("/"):
         raise BadManifest(f"has {path[:80]!r} for its WorkingDir, which is no absolute path")
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _stop_signal(text: str) -> int:
+    try:
+        return parse_signal(text)
+    except ValueError as error:
+        raise BadManifest(f"has no StopSignal that there is: {error}") from None

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import re
+import signal
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,8 @@ class RunAs(msgspec.Struct, frozen=True, kw_only=True):
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     workdir: str
+    stop_signal: int = signal.SIGTERM
+    """What asks its programs to end."""
 
 
 class LayerOf(msgspec.Struct, frozen=True, kw_only=True):

@@ -284,4 +284,5 @@ async def run_as(trees: Trees, keys: Sequence[str], configuration: Configuration
         entrypoint=configuration.entrypoint,
         cmd=configuration.cmd,
         workdir=configuration.workdir,
+        stop_signal=configuration.stop_signal,
     )

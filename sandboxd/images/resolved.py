@@ -1,5 +1,6 @@
 """What a job needs to know of its image."""
 
+import signal
 from collections.abc import Sequence
 
 import msgspec
@@ -23,6 +24,7 @@ class ResolvedImage(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
+    stop_signal: int = signal.SIGTERM
 
     @property
     def trees(self) -> tuple[str, ...]:

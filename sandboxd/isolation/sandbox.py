@@ -71,7 +71,7 @@ class Process:
         """Wait for the command's end. None if init died without telling: it was killed, by us or by the kernel."""
         return await asyncio.shield(self._end)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Send a signal to the command's process group. Nothing happens if it is gone."""
         self._sandbox.signal(self._number, number)
 
@@ -262,7 +262,7 @@ class Sandbox:
         """Have init itself do something inside the walls. Raises SandboxFailed."""
         return _done(await self._ask(request, descriptors))
 
-    def signal(self, command: int, number: signal.Signals) -> None:
+    def signal(self, command: int, number: int) -> None:
         """Send a signal to a command's process group. Nothing happens if it is gone.
 
         An init that takes no more messages ends, and all with it, when one is to be killed.

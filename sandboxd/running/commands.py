@@ -58,6 +58,8 @@ class Stop:
         self.message: str | None = None
         self.alone = False
         """The command is over and left no process behind: only init is still to go, which is ours."""
+        self.signal: int = signal.SIGTERM
+        """What asks the command to end."""
         self.at = math.inf
         """time.monotonic() of the first stop."""
         self._taken: Taken[Cgroup] | None = None
@@ -71,7 +73,7 @@ class Stop:
     def __call__(
         self, reason: Reason, *, grace_seconds: float = 0.0, message: str | None = None
     ) -> None:
-        """TERM to the command, KILL to the sandbox after the grace; at once if there is none."""
+        """Its signal to the command, KILL to the sandbox after the grace; at once if there is none."""
         if self.reason is None:
             self.reason = reason
             self.message = message
@@ -121,7 +123,7 @@ class Stop:
     def _carry_out(self, taken: Taken[Cgroup]) -> None:
         loop = asyncio.get_running_loop()
         if self._grace_seconds > 0 and self._process is not None:
-            self._process.signal(signal.SIGTERM)
+            self._process.signal(self.signal)
             loop.call_later(self._grace_seconds, self._kill, taken)
         else:
             self._kill(taken)

@@ -232,6 +232,7 @@ class Runner:
             with failures_noted(outcome):
                 image = await fetch(self._puller, job, outcome, stop, meanwhile)
                 if image is not None:
+                    stop.signal = job.spec.stop_signal or image.stop_signal
                     command = self._command(job, image, outcome)
                     taken = await self._means.pool.take(
                         sandbox_spec(image, job.spec, self._runtimes)

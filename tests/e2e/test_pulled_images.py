@@ -4,6 +4,7 @@ import gzip
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx2
 import pytest
@@ -14,12 +15,28 @@ from running_service import RunningService
 
 from sandboxd.client import Client
 
+LABELS = {
+    "io.containerd.runtime.v2": "/srv/there",
+    "io.kubernetes.cri-o.Devices": "/dev/mem",
+    "io.podman.annotations.privileged": "TRUE",
+    "run.oci.keep_original_groups": "1",
+    "run.oci.handler": "krun",
+    "krun.ram_mib": "100000",
+    "org.criu.config": "/srv/there",
+    "org.systemd.property.ExecStop": "['true']",
+    "cdi.k8s.io/gpu": "vendor.com/device=all",
+    "com.nvidia.volumes.needed": "nvidia_driver",
+    "org.opencontainers.image.title": "\x1b[2J<script>",
+}
+"""What other programs do something at."""
 RUN = {
     "User": "12:34",
     "Env": ["PATH=/bin", "A=image", "B=image"],
     "Entrypoint": ["sh", "-c", 'echo "$A $B $* $(id -u):$(id -g) $(pwd)"; cat there', "sh"],
     "Cmd": ["cmd"],
     "WorkingDir": "/srv",
+    "StopSignal": "USR1",
+    "Labels": LABELS,
 }
 
 
@@ -72,6 +89,45 @@ def test_a_command_takes_the_place_of_the_entry_point(client: Client, image: str
     job = client.run(["ls", "/srv"], image=image)
 
     assert job.text == "there\n"
+
+
+@pytest.mark.attack(30)
+def test_labels_are_shown_and_change_nothing(
+    client: Client, image: str, real_service: RunningService
+) -> None:
+    with_labels = client.run(["ls", "/dev"], image=image)
+    without = client.run(["ls", "/dev"], image="host")
+
+    assert with_labels.text == without.text
+    assert with_labels.enforcement == without.enforcement
+    shown = httpx2.get(f"{real_service.url}/v1/images/{quote(image, safe='')}").json()
+    assert shown["config"]["labels"] == LABELS
+
+
+def test_a_job_that_is_cancelled_gets_the_stop_signal(client: Client, image: str) -> None:
+    """That of the image, or its own."""
+    script = 'for s in TERM USR1 INT; do trap "echo $s; exit 7" $s; done; echo ready; while :; do :; done'
+    for asked, expected in (({}, "USR1"), ({"stop_signal": "2"}, "INT")):
+        job = client.submit(["sh", "-c", script], image=image, **asked)
+        next(client.logs(job.id, follow=True))
+
+        client.cancel(job.id, grace_seconds=20)
+        ended = client.wait(job.id)
+
+        assert (ended.state, ended.exit_code) == ("cancelled", 7)
+        assert ended.text == f"ready\n{expected}\n"
+        assert ended.stop_signal == (f"SIG{expected}" if asked else None)
+
+
+def test_a_stop_signal_that_there_is_not_is_told_at_its_pointer(
+    real_service: RunningService,
+) -> None:
+    for bad in ("NO", "99", "0", "", "SIG"):
+        body = {"image": "host", "command": ["true"], "stop_signal": bad}
+        answer = httpx2.post(f"{real_service.url}/v1/jobs", json=body)
+
+        assert answer.status_code == 422
+        assert [each["pointer"] for each in answer.json()["errors"]] == ["/stop_signal"]
 
 
 def test_an_image_that_says_nothing_needs_a_command(real_service: RunningService) -> None:

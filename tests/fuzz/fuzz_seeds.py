@@ -38,6 +38,7 @@ _JOB: dict[str, Any] = {
     "require": {"memory": "cgroup"},
     "priority": 1,
     "cpuset": "0-1,3",
+    "stop_signal": "SIGRTMIN+3",
     "labels": {"team/name": "x"},
     "retry": {"max_attempts": 2},
     "ttl_seconds": 3600,
@@ -209,6 +210,7 @@ _DOCUMENTS: tuple[dict[str, Any], ...] = (
             "Entrypoint": ["/run"],
             "Cmd": ["x"],
             "WorkingDir": "/srv/../app",
+            "StopSignal": "SIGRTMIN+3",
         },
     },
 )

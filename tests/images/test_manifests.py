@@ -1,6 +1,7 @@
 """Manifests, indexes and configurations: what is ambiguous, too large, too deep or for another machine is refused."""
 
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -229,9 +230,9 @@ def test_a_configuration_says_how_an_image_is_run() -> None:
     )
 
     assert found == Configuration(
-        (DIGEST,), "app:staff", {"A": "2", "B": "x=y"}, ("/run",), (), "/srv/app"
+        (DIGEST,), "app:staff", {"A": "2", "B": "x=y"}, ("/run",), (), "/srv/app", signal.SIGTERM
     )
-    assert configured(None) == Configuration((DIGEST,), "", {}, (), (), "/")
+    assert configured(None) == Configuration((DIGEST,), "", {}, (), (), "/", signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
