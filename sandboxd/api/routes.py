@@ -5,6 +5,7 @@ from http import HTTPStatus
 from sandboxd.api import artifacts, docs, jobs, openapi, step_stream, streams, system, tenants
 from sandboxd.api.artifacts import RAW
 from sandboxd.api.auth import ADMIN, JOBS_READ, JOBS_WRITE
+from sandboxd.api.image_archive_routes import IMAGE_ARCHIVE_ROUTES
 from sandboxd.api.image_routes import IMAGE_ROUTES
 from sandboxd.api.query import DEFAULT_PAGE, MAX_PAGE
 from sandboxd.api.resources import PUBLIC, Parameter, Reply, Route
@@ -350,6 +351,7 @@ ROUTES: tuple[Route, ...] = (
         replies=(Reply(status=HTTPStatus.OK, description="The samples.", body=SampleList),),
     ),
     *SANDBOX_ROUTES,
+    *IMAGE_ARCHIVE_ROUTES,
     *IMAGE_ROUTES,
     Route(
         method="GET",

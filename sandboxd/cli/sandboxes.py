@@ -10,9 +10,11 @@ import click
 
 from sandboxd.cli import output
 from sandboxd.cli.endings import Ending, exit_code_of, sentence_of
+from sandboxd.cli.image_changes import changes_of
 from sandboxd.cli.options import config_option, json_option, load, url_option
 from sandboxd.cli.run import limit_option
 from sandboxd.cli.service import connect, url_of
+from sandboxd.quantities import format_bytes
 
 if TYPE_CHECKING:
     from sandboxd.client import Client, Sandbox, SandboxRecord
@@ -129,6 +131,49 @@ def resume(sandbox_id: str, url: str | None, config_file: str | None) -> None:
     """Let a paused sandbox go on."""
     with connect(url, config_file) as client:
         client.open_sandbox(sandbox_id).resume()
+
+
+@sandboxes.command()
+@click.argument("sandbox_id", metavar="SANDBOX")
+@click.argument("name")
+@click.option(
+    "--change",
+    "-c",
+    "instructions",
+    multiple=True,
+    metavar="INSTRUCTION",
+    help="How it is run: CMD, ENTRYPOINT, ENV, LABEL, USER or WORKDIR as in a Dockerfile; repeatable.",
+)
+@click.option("--message", "-m", default="", help="A comment for the image's history.")
+@click.option("--author", "-a", default="", help="Who made it.")
+@click.option("--stop/--no-stop", default=True, help="Stop its commands meanwhile.  [stop]")
+@url_option
+@config_option
+@json_option
+def commit(
+    sandbox_id: str,
+    name: str,
+    instructions: tuple[str, ...],
+    message: str,
+    author: str,
+    stop: bool,
+    url: str | None,
+    config_file: str | None,
+    as_json: bool,
+) -> None:
+    """Make image NAME of what the commands of a sandbox changed, above its image.
+
+    NAME is a reference, or a word without / : @. It needs a key with the scope admin.
+    """
+    changes = changes_of(instructions)
+    with connect(url, config_file) as client:
+        image = client.open_sandbox(sandbox_id).commit(
+            name, changes=changes, comment=message, author=author, stop=stop
+        )
+    if as_json:
+        output.print_json(image)
+    else:
+        click.echo(f"committed {image.name}: {format_bytes(image.size_bytes)}, {image.digest}")
 
 
 @click.command("exec", epilog=EXAMPLES, context_settings={"allow_interspersed_args": False})

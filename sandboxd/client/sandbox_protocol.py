@@ -17,11 +17,13 @@ from sandboxd.client.protocol import (
     text_or_base64,
 )
 from sandboxd.client.sandbox_types import ExecResult, FileEntry, SandboxPage, SandboxRecord
+from sandboxd.client.types import Image
 
 _JSON = {"content-type": "application/json"}
 _EXEC_PATIENCE_SECONDS = 86_400.0
 """The service itself ends a command after its wall time."""
 _FILE_PATIENCE_SECONDS = 300.0
+_COMMIT_PATIENCE_SECONDS = 3600.0
 
 
 class SandboxOptions(TypedDict, total=False):
@@ -54,6 +56,16 @@ class SandboxChanges(TypedDict, total=False):
     limits: Mapping[str, float | int | str]
     idle_seconds: float
     ttl_seconds: float
+
+
+class CommitOptions(TypedDict, total=False):
+    """What an image that is made of a sandbox may be given; see the API's `POST /v1/sandboxes/{id}/commit`."""
+
+    changes: Mapping[str, Any]
+    """How it is run: `entrypoint`, `cmd`, `env`, `user`, `workdir`, `labels`."""
+    comment: str
+    author: str
+    stop: bool
 
 
 def create(**options: Unpack[SandboxOptions]) -> Conversation[SandboxRecord]:
@@ -90,6 +102,13 @@ def act(sandbox_id: str, action: str) -> Conversation[SandboxRecord]:
     """`pause` or `resume` it."""
     request = Request("POST", sandbox_path(sandbox_id, f"/{action}"), may_repeat=True)
     return (yield from ask(request, SandboxRecord))
+
+
+def commit(sandbox_id: str, name: str, **options: Unpack[CommitOptions]) -> Conversation[Image]:
+    """Make an image of a sandbox. It is not sent twice."""
+    body: dict[str, Any] = {**options, "name": name}
+    request = _send("POST", sandbox_path(sandbox_id, "/commit"), body)
+    return (yield from ask(request._replace(patience_seconds=_COMMIT_PATIENCE_SECONDS), Image))
 
 
 def run(

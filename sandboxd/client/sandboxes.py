@@ -5,9 +5,9 @@ from typing import Any, Self, Unpack
 
 from sandboxd.client import sandbox_protocol
 from sandboxd.client.protocol import Conversation
-from sandboxd.client.sandbox_protocol import ExecOptions, SandboxChanges
+from sandboxd.client.sandbox_protocol import CommitOptions, ExecOptions, SandboxChanges
 from sandboxd.client.sandbox_types import ExecResult, FileEntry, SandboxRecord
-from sandboxd.client.types import NotFound
+from sandboxd.client.types import Image, NotFound
 
 
 class Sandbox:
@@ -79,6 +79,11 @@ class Sandbox:
     def change(self, **changes: Unpack[SandboxChanges]) -> None:
         """Other limits and times from now on."""
         self.record = self._hold(sandbox_protocol.change(self.id, **changes))
+
+    def commit(self, name: str, **options: Unpack[CommitOptions]) -> Image:
+        """Make an image of what its commands changed above its own (a key with the scope `admin`)."""
+        made: Image = self._hold(sandbox_protocol.commit(self.id, name, **options))
+        return made
 
     def refresh(self) -> SandboxRecord:
         """As it is now."""
@@ -157,6 +162,11 @@ class AsyncSandbox:
     async def change(self, **changes: Unpack[SandboxChanges]) -> None:
         """Other limits and times from now on."""
         self.record = await self._hold(sandbox_protocol.change(self.id, **changes))
+
+    async def commit(self, name: str, **options: Unpack[CommitOptions]) -> Image:
+        """Make an image of what its commands changed above its own (a key with the scope `admin`)."""
+        made: Image = await self._hold(sandbox_protocol.commit(self.id, name, **options))
+        return made
 
     async def refresh(self) -> SandboxRecord:
         """As it is now."""

@@ -91,9 +91,9 @@ async def read_contents(images: Images, name: str) -> Contents:
     return _read(images.blobs, record) if record.blobs else await _pack(images, record)
 
 
-def read_documents(images: Images, name: str) -> Contents | None:
+def read_documents(images: Images, name: str, tenant: str | None = None) -> Contents | None:
     """Manifest and configuration of an image; None: it was imported, and its author said nothing. Raises NotFound, Conflict."""
-    record = images.record(name)
+    record = images.record(name, tenant)
     return _read(images.blobs, record, with_layers=False) if record.blobs else None
 
 

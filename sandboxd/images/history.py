@@ -58,11 +58,11 @@ class _Told(msgspec.Struct, frozen=True, kw_only=True):
     history: Annotated[tuple[_Entry, ...], Meta(max_length=_MOST_ENTRIES)] | None = None
 
 
-def read_details(images: Images, name: str) -> Details:
-    """Raises NotFound, Conflict (`host`, or something of the image is not there), Invalid (what it says makes no sense)."""
-    contents = read_documents(images, name)
+def read_details(images: Images, name: str, tenant: str | None = None) -> Details:
+    """As a tenant may know of it; None: the operator. Raises NotFound, Conflict (`host`, or something of the image is not there), Invalid (what it says makes no sense)."""
+    contents = read_documents(images, name, tenant)
     if contents is None:
-        record = images.record(name)
+        record = images.record(name, tenant)
         created = in_rfc3339(record.created_at)
         step = Step(
             created=created, created_by="sandboxd images import", size_bytes=record.size_bytes

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from sandboxd.errors import NotAllowed, NotFound, Unavailable
 from sandboxd.images.catalogue import Images
 from sandboxd.images.pulling import Progress, Tell, pull
+from sandboxd.images.pushing import Pushed, push
 from sandboxd.images.references import Reference, is_reference, parse_reference
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.images.transport import Access, Transport
@@ -156,6 +157,19 @@ class Puller:
         except TimeoutError:
             detail = f"{reference} was not here after {seconds:g} s"
             raise Unavailable(detail, code="image_pull_timeout") from None
+
+    async def push(
+        self, name: str, destination: Reference, tenant: str | None, tell: Tell
+    ) -> Pushed:
+        """Send an image to a registry, with what the operator or the tenant has for it. Raises as `pushing.push`, and NotAllowed."""
+        check_registry(destination, self.settings)
+        most = self.settings.pull_seconds
+        try:
+            async with asyncio.timeout(most), _connections(self._accesses_for(tenant)) as transport:
+                return await push(self.images, transport, name, destination, tell)
+        except TimeoutError:
+            detail = f"{destination} was not there after {most:g} s"
+            raise Unavailable(detail, code="image_push_timeout") from None
 
     async def _join(
         self,

@@ -16,6 +16,7 @@ from sandboxd.errors import Conflict, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Taken
+from sandboxd.isolation.protocol import PackChanges
 from sandboxd.isolation.spec import Command
 from sandboxd.jobs import Reason, Usage
 from sandboxd.metrics import Metrics
@@ -30,6 +31,7 @@ from sandboxd.store.logs import StoredLog, remove_log
 _MOST_REMEMBERED = 64
 """Commands that are over whose output can still be read."""
 _MOST_LEFTOVERS = 32
+PACK_SECONDS = 300.0
 _TELL_SECONDS = 1.0
 _LOOKS_UNTIL_END = 10
 """With too much memory each time."""
@@ -164,6 +166,24 @@ class LiveSandbox:
         self._leftovers.append(leftover)
         if len(self._leftovers) > _MOST_LEFTOVERS:
             self._leftovers.popleft().close()
+
+    # Its changes
+
+    async def pack(self, output: int, *, most_bytes: int, stop: bool) -> None:
+        """Have what its commands changed written to a descriptor as a layer. One that takes too long ends with it.
+
+        `stop`: its commands are stopped meanwhile. Raises Conflict, SandboxFailed.
+        """
+        with self.in_use():
+            async with self.transferring:
+                self.check_running()
+                try:
+                    async with asyncio.timeout(PACK_SECONDS):
+                        await self.taken.sandbox.pack_changes(PackChanges(most_bytes, stop), output)
+                except TimeoutError:
+                    self.taken.sandbox.kill()
+                    reason = f"it took more than {PACK_SECONDS:g} s"
+                    raise SandboxFailed("read changes", reason) from None
 
     # Memory, where no cgroup limits it
 

@@ -17,10 +17,11 @@ import structlog
 from sandboxd.admission import Occupant
 from sandboxd.errors import Conflict, SandboxdError, Unavailable
 from sandboxd.ids import new_id
+from sandboxd.images.committing import CommitPlan, commit
 from sandboxd.images.puller import Puller
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.pool import Pool, Taken
-from sandboxd.jobs import Job
+from sandboxd.jobs import Image, Job
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup
 from sandboxd.quotas.limits import Limits
@@ -32,7 +33,7 @@ from sandboxd.sandbox_values import (
     SandboxRecord,
     SandboxState,
 )
-from sandboxd.sandboxes.live import LiveSandbox
+from sandboxd.sandboxes.live import PACK_SECONDS, LiveSandbox
 from sandboxd.scheduler import Scheduler
 from sandboxd.settings import SandboxSettings
 from sandboxd.store.sqlite import SqliteStore
@@ -41,6 +42,8 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+_MOST_OVERHEAD_BYTES = 2048
+"""What an archive has of a file besides its content, names of unusual length apart."""
 _SLOT_SECONDS = 10.0
 """How long a new sandbox waits for a slot."""
 
@@ -323,6 +326,27 @@ class Sandboxes:
         live = await self.live(tenant, sandbox_id)
         await live.resume()
         return await self._changed(live)
+
+    async def commit(self, tenant: str, sandbox_id: str, plan: CommitPlan) -> Image:
+        """Make an image of what its commands changed above its own. Raises NotFound, Conflict, Invalid, SandboxFailed."""
+        live = await self.live(tenant, sandbox_id)
+        live.check_running()
+        spec, record = live.taken.sandbox.spec, live.record
+        most_bytes = spec.scratch_bytes + spec.scratch_inodes * _MOST_OVERHEAD_BYTES
+        # A client that goes away leaves the image like any other; init, once asked, has to be heard to the end.
+        return await asyncio.shield(
+            self._spawn(
+                commit(
+                    self._puller.images,
+                    record.plan.image,
+                    record.image_digest,
+                    lambda output: live.pack(output, most_bytes=most_bytes, stop=plan.stop),
+                    plan,
+                    most_bytes=most_bytes,
+                    seconds=PACK_SECONDS,
+                )
+            )
+        )
 
     async def change(
         self,
