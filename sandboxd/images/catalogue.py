@@ -194,7 +194,10 @@ class Images:
 
     def tag(self, source: str, target: str, tenant: str | None = None) -> Awaitable[Image]:
         """Give an image another name, which has been checked. Raises NotFound, Conflict."""
-        return self.add(msgspec.structs.replace(self.record(source, tenant), name=target))
+        record = self.record(source, tenant)
+        # No registry has it by this name: it is not one of those that may be removed to make room.
+        kept_as = "tag" if record.source == "registry" else record.source
+        return self.add(msgspec.structs.replace(record, name=target, source=kept_as))
 
     async def list(self, tenant: str | None = None) -> ImageList:
         """All images by name that this tenant may use; None: the operator, who sees all."""

@@ -59,7 +59,7 @@ async def commit(
 
     Raises NotFound, Conflict (the base is another one now, or `host`; something cannot be packed), Invalid, SandboxFailed.
     """
-    with images.blobs.in_use():
+    async with images.blobs.in_use_soon():
         below = await read_contents(images, base)
         if below.record.digest != base_digest:
             detail = f"{base} is not the image any more that the sandbox was made of"
@@ -70,9 +70,10 @@ async def commit(
         _configuration(below, plan, "sha256:" + "0" * 64)
         packed = await pack(images.blobs, ask, most_bytes=most_bytes, seconds=seconds)
         found = await _keep_documents(images, below, plan, packed)
-        return await assemble(
-            images, plan.name, found, source="commit", tenants=below.record.tenants
-        )
+        tenants = below.record.tenants
+        image = await assemble(images, plan.name, found, source="commit", tenants=tenants)
+    await images.make_room(image.name)
+    return image
 
 
 async def _keep_documents(

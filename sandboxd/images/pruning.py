@@ -110,7 +110,15 @@ class Pruner:
         self, oldest_first: list[Record], most_bytes: int, pruned: Pruned
     ) -> None:
         over = self.used_bytes() - most_bytes
-        sizes = self._blobs.sizes()
+        others = {
+            digest
+            for record in self._names.all()
+            if record.source != "registry"
+            for digest in record.blobs
+        }
+        sizes = {
+            digest: size for digest, size in self._blobs.sizes().items() if digest not in others
+        }
         # One that several images have is as old as the one that was used last.
         last: dict[str, int] = {}
         for age, record in enumerate(oldest_first):

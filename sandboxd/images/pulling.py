@@ -100,8 +100,10 @@ def check_layers(name: str, found: Found) -> None:
         raise Invalid(f"{name} has no layers: there is nothing to run", code="bad_image")
 
 
-async def assemble(images: Images, name: str, found: Found, *, source: str) -> Image:
-    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use.
+async def assemble(
+    images: Images, name: str, found: Found, *, source: str, tenants: tuple[str, ...] = ()
+) -> Image:
+    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use. `tenants`: see `pull`.
 
     Raises Invalid (what a layer holds), Conflict, SandboxFailed.
     """
@@ -113,7 +115,8 @@ async def assemble(images: Images, name: str, found: Found, *, source: str) -> I
     with contextlib.ExitStack() as lease:
         steps = steps_of(diff_ids, stacked=await images.stacked())
         stack = await unpack(images.trees, steps, layer_file, lease)
-        return await images.add(await _record(images, name, found, stack, source=source))
+        record = await _record(images, name, found, stack, source=source, tenants=tenants)
+        return await images.add(record)
 
 
 async def _find_in_time(

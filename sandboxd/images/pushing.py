@@ -65,7 +65,7 @@ async def push(
 
     Raises NotFound, Conflict, Unavailable (the registry), Invalid, SandboxFailed.
     """
-    with images.blobs.in_use():
+    async with images.blobs.in_use_soon():
         contents = await read_contents(images, name)
         manifest = contents.descriptor
         if destination.digest not in (None, manifest.digest):

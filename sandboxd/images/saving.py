@@ -32,7 +32,7 @@ async def save(
 
     Raises NotFound, Conflict, SandboxFailed.
     """
-    with images.blobs.in_use():
+    async with images.blobs.in_use_soon():
         found = [await read_contents(images, name) for name in dict.fromkeys(names)]
         if not docker:
             found = [as_oci(each) for each in found]

@@ -168,6 +168,24 @@ def test_what_is_there_is_not_sent_again_and_what_is_next_door_is_mounted(
         assert asked(registry, "HEAD", f"/v2/elsewhere/tools/blobs/{digest}") == 200
 
 
+def test_what_has_a_name_of_its_own_can_be_pushed_although_room_was_made(
+    registry: Registry, images: ImageBench
+) -> None:
+    """The layers of what was pulled go first where there is no room, but not those that something else is made of, too."""
+    made = make_image(gzip.compress(BASE), gzip.compress(SECOND))
+    pulled = registry.push(made)
+    other = registry.push(make_image(gzip.compress(BASE), gzip.compress(packed())), "other")
+    for reference in (pulled, other):
+        fetch(images, reference)
+    images.bench.do(images.images.tag(pulled, "mine"))
+
+    images.bench.do(images.opened("small", budget_bytes=1).make_room("mine"))
+
+    names = [image.name for image in images.bench.do(images.images.list())]
+    assert names == ["host", "mine"]
+    assert send(images, f"{registry.authority}/again", "mine").digest == made.digest
+
+
 def test_an_imported_tree_is_pushed_and_runs_elsewhere(
     registry: Registry, images: ImageBench
 ) -> None:
