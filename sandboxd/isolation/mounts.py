@@ -259,7 +259,7 @@ def _mount_overlay(
     flags |= syscalls.MS_NOSUID | syscalls.MS_NODEV
     with contextlib.ExitStack() as opened:
         *numbers, upper_fd, work_fd = (
-            opened.enter_context(_opened(path)) for path in (*lowers, upper, work)
+            opened.enter_context(_opened(path, os.O_DIRECTORY)) for path in (*lowers, upper, work)
         )
         directories = (
             f"lowerdir={':'.join(map(str, numbers))},upperdir={upper_fd},workdir={work_fd}"
@@ -433,11 +433,12 @@ def _new_mount(filesystem: str, options: Mapping[str, str | None], attributes: i
 class _opened:
     """An O_PATH descriptor for the length of a `with`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, flags: int = 0) -> None:
         self.path = path
+        self.flags = flags
 
     def __enter__(self) -> int:
-        self.descriptor = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
+        self.descriptor = os.open(self.path, os.O_PATH | os.O_CLOEXEC | self.flags)
         return self.descriptor
 
     def __exit__(self, *_: object) -> None:

