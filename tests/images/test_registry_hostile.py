@@ -511,7 +511,8 @@ def test_a_hostile_registry_holds_up_nobody_else(stub: Stub, images: ImageBench)
     evil = f"{stub.authority}/evil/tools:1"
 
     async def pulled(reference: str) -> None:
-        transport = Transport(known(stub), PATIENCE._replace(documents_seconds=120.0))
+        patience = PATIENCE._replace(documents_seconds=120.0, grace_seconds=60.0)
+        transport = Transport(known(stub), patience)
         try:
             await pull(images.images, transport, parse_reference(reference), lambda _: None)
         finally:
