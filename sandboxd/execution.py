@@ -218,7 +218,7 @@ class Embedded:
             uploaded=uploaded,
             images=self._settings.images,
         )
-        await self.puller.at_hand(spec.image, _TENANT, spec.pull)
+        await self.puller.at_hand(spec.image, None, spec.pull)
         now = time.time()
         job = Job(
             id=job_id,

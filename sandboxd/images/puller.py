@@ -149,10 +149,10 @@ class Puller:
             raise Unavailable("the service is shutting down", code="draining")
         most = self.settings.pull_seconds
         seconds = most if seconds is None else min(seconds, most)
-        accesses = self._accesses_for(tenant)
-        whose = accesses.get(reference.registry, Access()).owner or None
         try:
             async with asyncio.timeout(seconds):
+                accesses = await asyncio.to_thread(self._accesses_for, tenant)  # It reads files.
+                whose = owner_of(accesses, reference)
                 return await self._join(reference, accesses, tenant, whose, tell)
         except TimeoutError:
             detail = f"{reference} was not here after {seconds:g} s"
@@ -229,6 +229,14 @@ class Puller:
     def _forget(self, key: tuple[str, str | None], current: _Pull) -> None:
         if self._pulls.get(key) is current:
             del self._pulls[key]
+
+
+def owner_of(accesses: Accesses, reference: Reference) -> str | None:
+    """The tenant with whose own credentials a registry is asked; None: with those that are everybody's, or none.
+
+    Asked of who uses them: a registry may be called with its usual port, or without.
+    """
+    return Transport(accesses).access(reference.registry).owner or None
 
 
 def check_registry(reference: Reference, settings: ImagesSettings) -> None:

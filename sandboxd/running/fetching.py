@@ -47,12 +47,13 @@ async def fetch(
     How long it took is in the outcome.
     """
     spec = job.spec
-    image = await puller.at_hand(spec.image, job.tenant, spec.pull)
+    tenant = job.tenant or None
+    image = await puller.at_hand(spec.image, tenant, spec.pull)
     if image is not None:
         return image
     began = time.monotonic()
     try:
-        return await stop.unless_stopped(_pull(puller, job, outcome, meanwhile))
+        return await stop.unless_stopped(_pull(puller, job, tenant, outcome, meanwhile))
     except SettingsError as error:
         logger.error("registries not usable", job_id=job.id, error=str(error))
         detail = "the service's own settings of this registry cannot be used"
@@ -61,14 +62,16 @@ async def fetch(
         outcome.away_seconds = time.monotonic() - began
 
 
-async def _pull(puller: Puller, job: Job, outcome: Outcome, meanwhile: Meanwhile) -> ResolvedImage:
+async def _pull(
+    puller: Puller, job: Job, tenant: str | None, outcome: Outcome, meanwhile: Meanwhile
+) -> ResolvedImage:
     spec = job.spec
     async with meanwhile.away():
         began = time.monotonic()
         await meanwhile.note(Reason.IMAGE_PULL_STARTED, spec.image)
         try:
             pulled = await puller.pull(
-                parse_reference(spec.image), job.tenant, meanwhile.tell, spec.pull_seconds
+                parse_reference(spec.image), tenant, meanwhile.tell, spec.pull_seconds
             )
         finally:
             outcome.pull_seconds = time.monotonic() - began
@@ -79,4 +82,4 @@ async def _pull(puller: Puller, job: Job, outcome: Outcome, meanwhile: Meanwhile
         )
         came = time.monotonic()
     outcome.queue_seconds += time.monotonic() - came
-    return await puller.images.resolve(spec.image, job.tenant)
+    return await puller.images.resolve(spec.image, tenant)
