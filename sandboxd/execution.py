@@ -25,7 +25,6 @@ from sandboxd.ids import new_id
 from sandboxd.images.accesses import open_accesses
 from sandboxd.images.catalogue import Images
 from sandboxd.images.puller import Puller
-from sandboxd.images.pulling import Tell
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Pool, Taken
@@ -44,8 +43,8 @@ from sandboxd.settings_runtimes import oci_runtimes
 _IMAGE_MEMORY_BYTES = 2**30
 """The page cache of what is unpacked counts, too: the kernel writes it out and goes on."""
 _IMAGE_PIDS = 8
-_TENANT = "default"
-"""Whose the jobs of the command line are."""
+_OPERATOR = ""
+"""Whose the jobs of the command line are: no tenant's."""
 _MOST_SAMPLED_PIDS = 512
 
 
@@ -196,13 +195,13 @@ class Embedded:
         stdin_fd: int | None,
         stdout_fd: int,
         stderr_fd: int,
-        tell: Tell = lambda _: None,
+        meanwhile: Meanwhile = Meanwhile(),  # noqa: B008 (a value)
     ) -> Job:
         """Run the job of a request (as for `POST /v1/jobs`) with these descriptors as its standard streams.
 
         Without `stdin_fd` the input is the request's own. `files`: path inside to a file here, beside the request's own.
 
-        `tell` hears of the layers of an image that has to come first.
+        `meanwhile` hears of an image that has to come first.
 
         Cancelling the calling task cancels the job; the job comes back all the same. Raises Invalid, NotFound.
         """
@@ -222,7 +221,7 @@ class Embedded:
         now = time.time()
         job = Job(
             id=job_id,
-            tenant=_TENANT,
+            tenant=_OPERATOR,
             spec=spec,
             state=State.STARTING,
             reason=Reason.CLAIMED,
@@ -233,7 +232,6 @@ class Embedded:
         targets = {Stream.STDOUT: stdout_fd, Stream.STDERR: stderr_fd}
         passed = _Passed(targets, spec.limits.output_bytes)
         stop = Stop()
-        meanwhile = Meanwhile(tell=tell)
         running = runner.run(job, stop, passed.write, stdin_fd=stdin_fd, meanwhile=meanwhile)
         attempt = asyncio.ensure_future(running)
         try:

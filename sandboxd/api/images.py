@@ -14,15 +14,8 @@ from sandboxd.api.auth import ADMIN
 from sandboxd.api.body import parse_json, read_body, require_json
 from sandboxd.api.conversion import read_struct
 from sandboxd.api.hanging_up import while_connected
-from sandboxd.api.image_schemas import (
-    ImageConfigView,
-    ImageDetailView,
-    LayerProgressView,
-    LayerView,
-    PrunedView,
-    PullLine,
-    PullRequest,
-)
+from sandboxd.api.image_schemas import LayerProgressView, PrunedView, PullLine, PullRequest
+from sandboxd.api.image_views import image_detail_view
 from sandboxd.api.key_watch import KeyedStream
 from sandboxd.api.log_reader import HEARTBEAT_SECONDS
 from sandboxd.api.parts import Call
@@ -33,16 +26,13 @@ from sandboxd.api.tenants import check_allowed
 from sandboxd.api.validate import invalid
 from sandboxd.api.views import image_view
 from sandboxd.errors import Fault, NotFound
-from sandboxd.images import host
-from sandboxd.images.details import Details, details_of, no_details
-from sandboxd.images.names import Record, RunAs
+from sandboxd.images.details import details_of
 from sandboxd.images.puller import Puller
 from sandboxd.images.pulling import Progress, Tell
 from sandboxd.images.references import BadReference, Reference, is_reference, parse_reference
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Image, PullPolicy
-from sandboxd.signal_names import signal_name
 
 logger = structlog.get_logger(__name__)
 
@@ -78,15 +68,8 @@ async def list_(call: Call) -> Response:
 
 async def show(call: Call) -> Response:
     """GET /v1/images/{name}"""
-    name, puller = call.parameters["name"], _puller(call)
-    if name == host.NAME:
-        (ours,) = [each for each in await puller.images.list() if each.name == name]
-        image = await puller.images.resolve(name)
-        run_as = RunAs(user=image.user, env=image.env, workdir=image.workdir)
-        return json_answer(_detail_view(call, ours, run_as, no_details()))
-    record = puller.images.record(name, _who(call))
-    details = await asyncio.to_thread(details_of, record, puller.images.blobs)
-    return json_answer(_detail_view(call, record, record.run_as, details))
+    details = await details_of(_puller(call).images, call.parameters["name"], _who(call))
+    return json_answer(image_detail_view(details, for_operator=not _who(call)))
 
 
 async def remove(call: Call) -> Response:
@@ -214,30 +197,3 @@ def _who(call: Call) -> str | None:
 
 def _layer_view(progress: Progress) -> LayerProgressView:
     return LayerProgressView(**progress._asdict())
-
-
-def _detail_view(
-    call: Call, image: Image | Record, run_as: RunAs | None, details: Details
-) -> ImageDetailView:
-    config = None
-    if run_as is not None:
-        config = ImageConfigView(
-            entrypoint=run_as.entrypoint,
-            cmd=run_as.cmd,
-            env=run_as.env,
-            user=f"{run_as.user[0]}:{run_as.user[1]}",
-            workdir=run_as.workdir,
-            stop_signal=signal_name(run_as.stop_signal),
-            labels=details.labels,
-        )
-    tenants = image.tenants if isinstance(image, Record) and _who(call) is None else msgspec.UNSET
-    return ImageDetailView(
-        **msgspec.structs.asdict(image_view(image)),
-        config_digest=details.config_digest,
-        config=config,
-        layers=[
-            LayerView(digest=each.digest, size_bytes=each.size, media_type=each.media_type)
-            for each in details.layers
-        ],
-        tenants=tenants,
-    )

@@ -9,7 +9,10 @@ from sandboxd.cli import output
 from sandboxd.quantities import format_bytes
 
 if TYPE_CHECKING:
-    from sandboxd.images.pulling import Progress
+    from sandboxd.client import LayerProgress
+    from sandboxd.images.pulling import Progress as OurProgress
+
+    Progress = OurProgress | LayerProgress
 
 _DIGITS = 12
 """Of a digest: as many as tell the layers of an image apart."""
@@ -28,7 +31,7 @@ def shown(*, silent: bool) -> Iterator[Callable[["Progress"], None]]:
 
 
 def _tell_in_lines(progress: "Progress") -> None:
-    if progress.done_bytes == progress.size_bytes:
+    if progress.done_bytes == progress.size_bytes and not progress.cached:
         size = format_bytes(progress.size_bytes)
         output.print_note(f"layer {_short(progress)}: {size}")
 

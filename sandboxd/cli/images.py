@@ -3,15 +3,16 @@
 import asyncio
 import os
 import pwd
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sandboxd.cli import image_archives, image_progress, output
-from sandboxd.cli.opened_images import opened_images
+from sandboxd.cli.opened_images import opened_images, opened_service
 from sandboxd.cli.options import (
     config_option,
     data_dir_option,
@@ -21,6 +22,9 @@ from sandboxd.cli.options import (
 )
 from sandboxd.quantities import format_bytes
 from sandboxd.settings import Settings
+
+if TYPE_CHECKING:
+    from sandboxd.client import Client
 
 EXAMPLES = """\b
 Examples:
@@ -34,7 +38,7 @@ Examples:
 
 @click.group(epilog=EXAMPLES)
 def images() -> None:
-    """List, pull, import and remove root file systems.
+    """List, show, pull, import and remove root file systems.
 
     "host" is always there: this machine's own /usr, read-only.
     """
@@ -50,8 +54,10 @@ def list_images(
 ) -> None:
     """List the images of the service of --url or the settings, else of the data directory."""
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
-    if settings.client.url and data_dir is None:
-        found = _of_service(settings)
+    found: Sequence[Any]
+    if _asks_service(settings, data_dir):
+        with _client(settings) as client:
+            found = client.images()
     else:
         found = asyncio.run(_of_data_dir(settings))
     if as_json:
@@ -68,24 +74,77 @@ def list_images(
 
 
 @images.command()
-@click.argument("reference")
+@click.argument("name")
 @data_dir_option
+@optional_url_option
 @config_option
 @json_option
-def pull(reference: str, data_dir: str | None, config_file: str | None, as_json: bool) -> None:
+def show(
+    name: str, data_dir: str | None, url: str | None, config_file: str | None, as_json: bool
+) -> None:
+    """Show image NAME: its digests, its layers, and how its author wants it run."""
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    if _asks_service(settings, data_dir):
+        with _client(settings) as client:
+            image: Any = client.image(name)
+    else:
+        image = asyncio.run(_show(settings, name))
+    if as_json:
+        output.print_json(image)
+        return
+    config = image.config
+    fields = [
+        ("name", image.name),
+        ("digest", image.digest),
+        ("size", format_bytes(image.size_bytes)),
+        ("created", _day(image)),
+        ("source", image.source),
+    ]
+    if config is not None:
+        fields += [
+            ("entrypoint", shlex.join(config.entrypoint)),
+            ("cmd", shlex.join(config.cmd)),
+            ("user", config.user),
+            ("workdir", config.workdir),
+        ]
+        fields += [("env", f"{key}={value}") for key, value in config.env.items()]
+        fields += [("label", f"{key}={value}") for key, value in config.labels.items()]
+    fields += [("layer", f"{each.digest} {format_bytes(each.size_bytes)}") for each in image.layers]
+    output.print_fields(fields)
+
+
+@click.command()
+@click.argument("reference")
+@data_dir_option
+@optional_url_option
+@config_option
+@json_option
+def pull(
+    reference: str, data_dir: str | None, url: str | None, config_file: str | None, as_json: bool
+) -> None:
     """Fetch image REFERENCE from its registry, verify and unpack it.
 
     REFERENCE is [REGISTRY[:PORT]/]PATH[:TAG][@DIGEST]; without a registry it is one of docker.io. Jobs name the image
-    by the whole reference, which is shown when it is there. Registries that need credentials, a certificate of their own or
-    plain HTTP, or are not at a public address, have a section in the settings.
+    by the whole reference, which is shown when it is there. The service of --url or the settings does it, else this process for the data
+    directory. Registries that need credentials, a certificate of their own or plain HTTP, or are not at a public address, have a
+    section in the settings of who does it.
     """
-    settings = load({"store.data_dir": data_dir}, config_file).settings
-    image = asyncio.run(_pull(settings, reference, silent=as_json))
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    if _asks_service(settings, data_dir):
+        where = f"on {settings.client.url}"
+        with _client(settings) as client:
+            image = _have_pulled(client, reference, silent=as_json)
+    else:
+        where = f"into {settings.store.data_dir}"
+        image = asyncio.run(_pull(settings, reference, silent=as_json))
     if as_json:
         output.print_json(image)
     else:
         size = format_bytes(image.size_bytes)
-        click.echo(f"pulled {image.name} into {settings.store.data_dir}: {size}, {image.digest}")
+        click.echo(f"pulled {image.name} {where}: {size}, {image.digest}")
+
+
+images.add_command(pull)
 
 
 @images.command("import")
@@ -116,23 +175,55 @@ def import_image(
 @images.command()
 @click.argument("name")
 @data_dir_option
+@optional_url_option
 @config_option
 @json_option
-def remove(name: str, data_dir: str | None, config_file: str | None, as_json: bool) -> None:
+def remove(
+    name: str, data_dir: str | None, url: str | None, config_file: str | None, as_json: bool
+) -> None:
     """Remove image NAME and its files."""
-    settings = load({"store.data_dir": data_dir}, config_file).settings
-    asyncio.run(_remove(settings, name))
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    if _asks_service(settings, data_dir):
+        with _client(settings) as client:
+            client.remove_image(name)
+    else:
+        asyncio.run(_remove(settings, name))
     if as_json:
         output.print_json({"removed": name})
     else:
         click.echo(f"removed {name}")
 
 
-def _of_service(settings: Settings) -> Sequence[Any]:
+def _asks_service(settings: Settings, data_dir: str | None) -> bool:
+    """Who names a data directory means that one."""
+    return bool(settings.client.url) and data_dir is None
+
+
+def _client(settings: Settings) -> "Client":
     from sandboxd.client import Client
 
-    with Client(settings.client.url, key=settings.client.key or None) as client:
-        return client.images()
+    return Client(settings.client.url, key=settings.client.key or None)
+
+
+def _have_pulled(client: "Client", reference: str, *, silent: bool) -> Any:
+    from sandboxd.client import LayerProgress
+
+    image: Any = None
+    with image_progress.shown(silent=silent) as tell:
+        for step in client.pull(reference):
+            if isinstance(step, LayerProgress):
+                tell(step)
+            else:
+                image = step
+    return image
+
+
+async def _show(settings: Settings, name: str) -> Any:
+    from sandboxd.api.image_views import image_detail_view
+    from sandboxd.images.details import details_of
+
+    async with opened_images(settings) as opened:
+        return image_detail_view(await details_of(opened, name), for_operator=True)
 
 
 async def _of_data_dir(settings: Settings) -> Sequence[Any]:
@@ -148,22 +239,15 @@ async def _import(settings: Settings, name: str, file: Path) -> Any:
 
 
 async def _pull(settings: Settings, text: str, *, silent: bool) -> Any:
-    from sandboxd.images.accesses import open_accesses
-    from sandboxd.images.pulling import pull as pull_image
     from sandboxd.images.references import BadReference, parse_reference
-    from sandboxd.images.transport import Transport
 
     try:
         reference = parse_reference(text)
     except BadReference as error:
         raise click.UsageError(f"the reference {error}") from None
-    async with opened_images(settings) as images:
-        transport = Transport(open_accesses(settings.registries, settings.images))
-        try:
-            with image_progress.shown(silent=silent) as tell:
-                return await pull_image(images, transport, reference, tell)
-        finally:
-            await transport.close()
+    async with opened_service(settings) as service:
+        with image_progress.shown(silent=silent) as tell:
+            return (await service.puller.pull(reference, None, tell)).image
 
 
 async def _remove(settings: Settings, name: str) -> None:
@@ -173,7 +257,9 @@ async def _remove(settings: Settings, name: str) -> None:
 
 def _day(image: Any) -> str:
     moment = image.created_at
-    if not isinstance(moment, datetime):
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    elif not isinstance(moment, datetime):
         moment = datetime.fromtimestamp(moment, UTC)
     return f"{moment:%Y-%m-%d %H:%M}Z"
 

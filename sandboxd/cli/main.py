@@ -38,7 +38,10 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "exec": Entry("sandboxes", "exec_", "Run a command in a sandbox that is there."),
         "sandboxes": Entry("sandboxes", "sandboxes", "Make, list, pause and end sandboxes."),
         "jobs": Entry("jobs", "jobs", "List, show, follow, cancel and delete jobs."),
-        "images": Entry("images", "images", "List, pull, import and remove root file systems."),
+        "pull": Entry("images", "pull", "Fetch an image from its registry."),
+        "images": Entry(
+            "images", "images", "List, show, pull, import and remove root file systems."
+        ),
     },
     "Run the service": {
         "serve": Entry("serve", "serve", "Start the service with its HTTP API."),

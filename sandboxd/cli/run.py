@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -76,6 +77,11 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
     "--output", "outputs", multiple=True, metavar="GLOB", help="Get these files back; repeatable."
 )
 @click.option("--output-dir", default=".", metavar="DIR", help="Where to put them. [.]")
+@click.option(
+    "--pull",
+    type=click.Choice(["always", "missing", "never"]),
+    help="Fetch the image from its registry first. [missing, unless the settings say otherwise]",
+)
 @click.option("--runtime", metavar="NAME", help="OCI runtime that starts it. [native]")
 @click.option("--network", type=click.Choice(["none", "egress"]), help="What it can reach.")
 @click.option(
@@ -128,6 +134,7 @@ def job_request(
     label: tuple[str, ...],
     workdir: str | None,
     user: str | None,
+    pull: str | None,
     runtime: str | None,
     stop_signal: str | None,
     cpuset: str | None,
@@ -157,6 +164,7 @@ def job_request(
     elif image == "host":
         raise click.UsageError("Missing argument 'COMMAND...': image host has none of its own")
     optional = {
+        "pull": pull,
         "workdir": workdir,
         "user": user,
         "runtime": runtime,
@@ -230,6 +238,7 @@ def _run_remote(
                     interrupts,
                     copy_output=not as_json,
                     output_dir=output_dir,
+                    shows_progress=_shows_progress(as_json),
                 )
             except asyncio.CancelledError:
                 output.print_note("not waiting any longer for the job's end")
@@ -258,6 +267,7 @@ def _run_embedded(
                 stdin_fd=stdin_fd,
                 stdout_fd=stdout_fd,
                 stderr_fd=stderr_fd,
+                shows_progress=_shows_progress(as_json),
             )
         return job, interrupts.first
 
@@ -272,6 +282,11 @@ def _run_embedded(
     if job.result is not None:
         _tell_passed_over(job.result.artifacts_passed_over)
     return _close(run_embedded.ending_of(job), interrupted_by)
+
+
+def _shows_progress(as_json: bool) -> bool:
+    """Of an image that comes: to people only, for the error output is the command's."""
+    return not as_json and output.is_terminal(sys.stderr)
 
 
 def _tell_passed_over(passed_over: Iterable[Any]) -> None:

@@ -6,10 +6,12 @@ import os
 import sys
 from typing import Any
 
+from sandboxd.cli import image_progress
 from sandboxd.cli.endings import Ending
 from sandboxd.cli.interrupts import Interrupts
 from sandboxd.cli.output_directory import new_file
-from sandboxd.client import AsyncClient, Job
+from sandboxd.client import AsyncClient, Job, LayerProgress
+from sandboxd.images.references import is_reference
 from sandboxd.jobs import Stream
 
 _DESCRIPTORS = {Stream.STDOUT: 1, Stream.STDERR: 2}
@@ -29,12 +31,16 @@ async def run(
     *,
     copy_output: bool,
     output_dir: str,
+    shows_progress: bool,
 ) -> Job:
     """The job at its end; its output went to our own, unless `copy_output` is off, and its files to `output_dir`.
 
+    `shows_progress`: of its image, which is had pulled before where somebody looks on; else it comes when the job starts.
     Cancelled by `interrupts` it cancels the job and still waits for its end; cancelled again it gives up.
     """
     async with AsyncClient(url, key=key) as client:
+        if shows_progress:
+            await _have_pulled(client, request["image"], request.get("pull", "missing"))
         job = await client.submit(**request)
         output = _Output(client, job.id)
         try:
@@ -52,6 +58,16 @@ async def run(
         if copy_output:
             await output.copy()
         return await _with_files(client, await client.wait(job.id), output_dir)
+
+
+async def _have_pulled(client: AsyncClient, image: str, pull: str) -> None:
+    if pull == "never" or not is_reference(image):
+        return
+    with image_progress.shown(silent=False) as tell:
+        async with contextlib.aclosing(client.pull(image, pull=pull)) as steps:
+            async for step in steps:
+                if isinstance(step, LayerProgress):
+                    tell(step)
 
 
 async def _with_files(client: AsyncClient, job: Job, output_dir: str) -> Job:

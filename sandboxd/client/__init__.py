@@ -25,12 +25,14 @@ from sandboxd.client.types import ConnectionFailed as ConnectionFailed
 from sandboxd.client.types import Event as Event
 from sandboxd.client.types import Fault as Fault
 from sandboxd.client.types import Image as Image
+from sandboxd.client.types import ImageDetail as ImageDetail
 from sandboxd.client.types import IncompleteFile as IncompleteFile
 from sandboxd.client.types import InvalidRequest as InvalidRequest
 from sandboxd.client.types import Job as Job
 from sandboxd.client.types import JobPage as JobPage
 from sandboxd.client.types import Key as Key
 from sandboxd.client.types import KeyRefused as KeyRefused
+from sandboxd.client.types import LayerProgress as LayerProgress
 from sandboxd.client.types import LogChunk as LogChunk
 from sandboxd.client.types import NewKey as NewKey
 from sandboxd.client.types import NotFound as NotFound

@@ -30,9 +30,11 @@ from sandboxd.client.types import (
     ConnectionFailed,
     Event,
     Image,
+    ImageDetail,
     Job,
     JobPage,
     Key,
+    LayerProgress,
     LogChunk,
     NewKey,
     Sample,
@@ -199,6 +201,37 @@ class Client:
     def images(self) -> Sequence[Image]:
         """The images that jobs can name."""
         return self._hold(protocol.images())
+
+    def image(self, name: str) -> ImageDetail:
+        """One of them, with what it is made of."""
+        return self._hold(protocol.image(name))
+
+    def pull(self, reference: str, *, pull: str = "always") -> Iterator[LayerProgress | Image]:
+        """Have the service fetch an image: how far each layer is, as it changes, and last the image.
+
+        With `pull="missing"` the registry is asked only if the image is not there. Who stops listening stops the pull, unless
+        others wait for the same image.
+        """
+        reader = protocol.PullReader(reference, pull)
+        try:
+            with self._http.stream(**_arguments(reader.request())) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refused(response)
+                for event in httpx2.EventSource(response):
+                    if (step := reader.read(event.event, event.data)) is not None:
+                        yield step
+        except httpx2.TransportError as error:
+            raise ConnectionFailed(_reason(self.url, error)) from error
+        reader.closed()
+
+    def remove_image(self, name: str) -> None:
+        """Remove an image (scope `admin`). Raises Conflict while it is in use."""
+        self._hold(protocol.remove_image(name))
+
+    def prune_images(self) -> int:
+        """Remove what is left over of images (scope `admin`). How much of it could not be removed."""
+        return self._hold(protocol.prune_images())
 
     def create_key(self, name: str, **options: Unpack[KeyOptions]) -> NewKey:
         """Make an API key (scope `admin`)."""
@@ -392,6 +425,39 @@ class AsyncClient:
     async def images(self) -> Sequence[Image]:
         """The images that jobs can name."""
         return await self._hold(protocol.images())
+
+    async def image(self, name: str) -> ImageDetail:
+        """One of them, with what it is made of."""
+        return await self._hold(protocol.image(name))
+
+    async def pull(
+        self, reference: str, *, pull: str = "always"
+    ) -> AsyncGenerator[LayerProgress | Image]:
+        """Have the service fetch an image: how far each layer is, as it changes, and last the image.
+
+        With `pull="missing"` the registry is asked only if the image is not there. Who stops listening stops the pull, unless
+        others wait for the same image.
+        """
+        reader = protocol.PullReader(reference, pull)
+        try:
+            async with self._http.stream(**_arguments(reader.request())) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise _refused(response)
+                async for event in httpx2.EventSource(response):
+                    if (step := reader.read(event.event, event.data)) is not None:
+                        yield step
+        except httpx2.TransportError as error:
+            raise ConnectionFailed(_reason(self.url, error)) from error
+        reader.closed()
+
+    async def remove_image(self, name: str) -> None:
+        """Remove an image (scope `admin`). Raises Conflict while it is in use."""
+        await self._hold(protocol.remove_image(name))
+
+    async def prune_images(self) -> int:
+        """Remove what is left over of images (scope `admin`). How much of it could not be removed."""
+        return await self._hold(protocol.prune_images())
 
     async def create_key(self, name: str, **options: Unpack[KeyOptions]) -> NewKey:
         """Make an API key (scope `admin`)."""

@@ -24,11 +24,13 @@ from sandboxd.client.types import (
     ConnectionFailed,
     Event,
     Image,
+    ImageDetail,
     InvalidRequest,
     Job,
     JobPage,
     Key,
     KeyRefused,
+    LayerProgress,
     LogChunk,
     NewKey,
     NotFound,
@@ -264,6 +266,53 @@ def images() -> Conversation[list[Image]]:
     return page.data
 
 
+def image(name: str) -> Conversation[ImageDetail]:
+    """One of them, with what it is made of."""
+    return (yield from ask(get_request(_image_path(name)), ImageDetail))
+
+
+def remove_image(name: str) -> Conversation[None]:
+    """Remove it."""
+    yield from exchange(Request("DELETE", _image_path(name)))
+
+
+def prune_images() -> Conversation[int]:
+    """Remove what is left over. How much of it could not be removed."""
+    pruned = yield from ask(Request("POST", "/v1/images/prune"), _Pruned)
+    return pruned.not_removed
+
+
+class PullReader:
+    """Hears how far a pull is, and what came of it."""
+
+    def __init__(self, reference: str, pull: str) -> None:
+        self._body = json.dumps({"image": reference, "pull": pull}).encode()
+        self._ended = False
+
+    def request(self) -> Request:
+        headers = {**_JSON, "accept": "text/event-stream"}
+        return Request("POST", "/v1/images/pull", headers=headers, body=self._body)
+
+    def read(self, event: str, data: str) -> LayerProgress | Image | None:
+        """What an event brings, if it is one that we know. Raises what the problem means."""
+        match event:
+            case "layer":
+                return _decode(data.encode(), LayerProgress)
+            case "image":
+                self._ended = True
+                return _decode(data.encode(), Image)
+            case "problem":
+                problem = _decode(data.encode(), Problem)
+                raise _refusal_type(problem.status)(problem)
+            case _:
+                return None
+
+    def closed(self) -> None:
+        """The stream is over. Raises ConnectionFailed if it was not at its end."""
+        if not self._ended:
+            raise ConnectionFailed("the progress of the pull broke off")
+
+
 def system() -> Conversation[dict[str, Any]]:
     """What the service and its host are and can do."""
     return (yield from ask(get_request("/v1/system"), dict[str, Any]))
@@ -472,6 +521,13 @@ def _job_path(job_id: str, rest: str = "") -> str:
     return f"/v1/jobs/{path_part(job_id)}{rest}"
 
 
+def _image_path(name: str) -> str:
+    """Raises ClientError: "../keys" must not lead elsewhere."""
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ClientError(f'"{name}" is not the name of an image')
+    return f"/v1/images/{quote(name, safe='/:@')}"
+
+
 def path_part(identifier: str) -> str:
     """The identifier as a part of a path. Raises ClientError: "../keys" must not lead elsewhere."""
     if not (identifier.isascii() and identifier.replace("_", "").isalnum()):
@@ -500,6 +556,10 @@ class _SampleList(msgspec.Struct):
 
 class _ImageList(msgspec.Struct):
     data: list[Image]
+
+
+class _Pruned(msgspec.Struct):
+    not_removed: int
 
 
 class _KeyList(msgspec.Struct):

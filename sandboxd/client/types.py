@@ -133,7 +133,9 @@ class Job(Ended, frozen=True, kw_only=True):
     reason: Reason
     attempt: int = 0
     image: str
+    pull: str = ""
     command: tuple[str, ...]
+    """What the image says itself is known when the job has ended."""
     steps: tuple[Step, ...] = ()
     env: dict[str, str] = {}
     labels: dict[str, str] = {}
@@ -229,6 +231,45 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     created_at: datetime
     source: str
+
+
+class LayerProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a layer of an image is that is pulled."""
+
+    digest: str
+    done_bytes: int
+    size_bytes: int
+    cached: bool = False
+    """The service had it before."""
+
+
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the author of an image wants it run."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    user: str = ""
+    workdir: str = ""
+    stop_signal: str = ""
+    labels: dict[str, str] = {}
+
+
+class ImageLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer as its registry has it."""
+
+    digest: str
+    size_bytes: int
+    media_type: str = ""
+
+
+class ImageDetail(Image, frozen=True, kw_only=True):
+    """An image with what it is made of."""
+
+    config_digest: str | None = None
+    config: ImageConfig | None = None
+    """None: it says nothing of how it is run."""
+    layers: tuple[ImageLayer, ...] = ()
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,26 +1,29 @@
-"""What an image is made of, from the documents that its registry sent: they were verified when they came."""
+"""All that is known of one image: its record, and what the documents say that came with it. They were verified when they came."""
 
 from typing import NamedTuple
 
 import msgspec
 
+from sandboxd.images import host
 from sandboxd.images.blobs import Blobs
+from sandboxd.images.catalogue import Images
 from sandboxd.images.manifests import Descriptor
-from sandboxd.images.names import Record
+from sandboxd.images.names import Record, RunAs
+from sandboxd.jobs import Image
 
 
 class Details(NamedTuple):
-    """What the documents of an image say; empty where there are none, or they are not here any more."""
+    """An image with what it is made of. Layers and labels are empty where its documents are not here (any more)."""
 
-    layers: tuple[Descriptor, ...]
+    image: Image
+    run_as: RunAs | None
+    """None: its author did not say."""
+    tenants: tuple[str, ...] = ()
+    """Whose own credentials its registry accepted for it; empty: everybody may use it."""
+    layers: tuple[Descriptor, ...] = ()
     """The lowest first."""
-    config_digest: str | None
-    labels: dict[str, str]
-
-
-def no_details() -> Details:
-    """Of an image that came without documents."""
-    return Details((), None, {})
+    config_digest: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -36,16 +39,28 @@ class _Config(msgspec.Struct, frozen=True):
     config: _Run | None = None
 
 
-def details_of(record: Record, blobs: Blobs) -> Details:
-    """What is known of an image besides its record."""
-    if record.run_as is None:
-        return no_details()
+async def details_of(images: Images, name: str, tenant: str | None = None) -> Details:
+    """What a tenant may know of an image; None: the operator. Raises NotFound."""
+    if name == host.NAME:
+        (ours,) = [each for each in await images.list() if each.name == name]
+        image = await images.resolve(name)
+        return Details(ours, RunAs(user=image.user, env=image.env, workdir=image.workdir))
+    record = images.record(name, tenant)
+    known = Details(record.image, record.run_as, record.tenants)
+    return known if record.run_as is None else _with_documents(known, record, images.blobs)
+
+
+def _with_documents(known: Details, record: Record, blobs: Blobs) -> Details:
     try:
         manifest = msgspec.json.decode(blobs.path(record.digest).read_bytes(), type=_Manifest)
         config = blobs.path(manifest.config.digest).read_bytes()
     except (FileNotFoundError, msgspec.DecodeError):
-        return no_details()
-    return Details(manifest.layers, manifest.config.digest, _labels(config))
+        return known
+    return known._replace(
+        layers=manifest.layers,
+        config_digest=manifest.config.digest,
+        labels=tuple(_labels(config).items()),
+    )
 
 
 def _labels(config: bytes) -> dict[str, str]:

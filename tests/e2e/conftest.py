@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 from neighbour import neighbour, nothing_is_left
+from pulling_service import pulling
 from running_service import RunningService
 from sandbox_client import Box
 
-__all__ = ["neighbour", "nothing_is_left"]
+__all__ = ["neighbour", "nothing_is_left", "pulling"]
 
 
 @pytest.fixture

@@ -1,81 +1,12 @@
 """Jobs whose images have to come first: from a real registry, one pull for all who wait, and nobody else is held up."""
 
-import gzip
-import itertools
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-from archives import directory, entry, link, packed
-from host_tests import host_required
-from registries import Proxy, Registry, a_proxy, a_registry, make_image
-from running_service import RunningService, running_service
+from pulling_service import SLOTS, Pulling, a_pulling_service, hold, name_of
+from registries import Proxy
 from waiting import TIME_FACTOR, wait_for
-
-from sandboxd.client import Client, Job
-
-SLOTS = 2
-RUN = {"Env": ["PATH=/bin"], "Entrypoint": ["cat"], "Cmd": ["/mark"]}
-_numbers = itertools.count()
-
-
-class Pulling(NamedTuple):
-    """A service, and the registry that it knows."""
-
-    service: RunningService
-    registry: Registry
-    proxy: Proxy
-    client: Client
-
-    def push(self, mark: str = "here", run: dict[str, Any] | None = RUN, tag: str = "1") -> str:
-        """A new image whose layers nobody has. Its reference."""
-        return self.push_as(f"team/image{next(_numbers)}", mark, run, tag)
-
-    def push_as(
-        self, name: str, mark: str, run: dict[str, Any] | None = RUN, tag: str = "1"
-    ) -> str:
-        busybox = Path(shutil.which("busybox") or host_required("busybox-static is not installed"))
-        base = packed(
-            directory("bin"),
-            entry("bin/busybox", busybox.resolve().read_bytes(), mode=0o755),
-            *(link(f"bin/{applet}", "busybox") for applet in ("sh", "cat", "sleep")),
-        )
-        above = packed(entry("mark", f"{mark} {name}\n".encode()))
-        layers = (gzip.compress(each, mtime=0) for each in (base, above))
-        image = make_image(*layers, run=run)
-        self.registry.push(image, name, tag)
-        return f"{self.proxy.authority}/{name}:{tag}"
-
-    def reasons(self, job: Job) -> list[str]:
-        return [str(event.reason) for event in self.client.events(job.id)]
-
-    def capacity(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.system()["capacity"]
-        return found
-
-
-@pytest.fixture(scope="module")
-def pulling(prepared_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pulling]:
-    directory_ = tmp_path_factory.mktemp("registry")
-    with a_registry(directory_) as registry, a_proxy(registry) as proxy:
-        config = directory_ / "config.toml"
-        config.write_text(f'[registries."{proxy.authority}"]\ninsecure = true\n')
-        flags = ("--no-auth", "--slots", str(SLOTS), "--config", str(config))
-        with running_service(flags=flags) as service, service.client() as client:
-            yield Pulling(service, registry, proxy, client)
-            service.assert_nothing_left(client)
-
-
-def name_of(reference: str) -> str:
-    return reference.partition("/")[2].rpartition(":")[0]
-
-
-def hold(pulling: Pulling, reference: str) -> Any:
-    """Its layers do not come until the gate is set."""
-    return pulling.proxy.hold(f"{name_of(reference)}/blobs")
 
 
 def test_a_job_whose_image_is_missing_pulls_it_and_runs(pulling: Pulling) -> None:
@@ -332,24 +263,19 @@ def test_a_sandbox_pulls_its_image(pulling: Pulling) -> None:
 
 
 def test_a_crash_during_a_pull_loses_no_job(prepared_host: None, tmp_path: Path) -> None:
-    with a_registry(tmp_path) as registry, a_proxy(registry) as proxy:
-        config = tmp_path / "config.toml"
-        config.write_text(f'[registries."{proxy.authority}"]\ninsecure = true\n')
-        flags = ("--no-auth", "--slots", "2", "--config", str(config))
-        with running_service(flags=flags) as service, service.client() as client:
-            pulling = Pulling(service, registry, proxy, client)
-            reference = pulling.push()
-            gate = hold(pulling, reference)
-            lost = client.submit(image=reference)
-            repeated = client.submit(image=reference, retry={"max_attempts": 2})
-            waiting = client.submit(image=reference)
-            wait_for(lambda: pulling.capacity()["pulling"] == 2, "two of them wait for it")
-            service.kill()
-            gate.set()
-            service.start()
+    with a_pulling_service(tmp_path) as pulling:
+        client, service = pulling.client, pulling.service
+        reference = pulling.push()
+        gate = hold(pulling, reference)
+        lost = client.submit(image=reference)
+        repeated = client.submit(image=reference, retry={"max_attempts": 2})
+        waiting = client.submit(image=reference)
+        wait_for(lambda: pulling.capacity()["pulling"] == 2, "two of them wait for it")
+        service.kill()
+        gate.set()
+        service.start()
 
-            ended = [client.wait(job.id) for job in (lost, repeated, waiting)]
-            service.assert_nothing_left(client)
+        ended = [client.wait(job.id) for job in (lost, repeated, waiting)]
 
     assert [(job.state, job.attempt) for job in ended] == [
         *(("error", 1), ("succeeded", 2), ("succeeded", 1))
