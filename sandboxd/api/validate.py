@@ -249,9 +249,11 @@ def _command(
         words = (*command, *request.args)
         check_sizes("", words, request.env, faults)
         return words
-    is_named = all(fault.pointer != "/image" for fault in faults)
-    is_known = is_named and not (pull is PullPolicy.ALWAYS and is_reference(request.image))
-    of_image = command_of(request.image, request.args) if is_known else None
+    of_image: tuple[str, ...] | None = None
+    if any(fault.pointer == "/image" for fault in faults):
+        of_image = ()
+    elif pull is not PullPolicy.ALWAYS or not is_reference(request.image):
+        of_image = command_of(request.image, request.args)
     if of_image == ():
         faults.append(Fault("/command", "is required: this image does not say what it runs"))
     else:

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from archives import directory, entry, link, packed
 from host_tests import host_required
-from registries import OCI, Proxy, Registry, a_proxy, a_registry, make_image
+from registries import OCI, Made, Proxy, Registry, a_proxy, a_registry, make_image
 from running_service import RunningService, running_service
 
 from sandboxd.client import Client, Job
@@ -29,6 +29,7 @@ class Pulling(NamedTuple):
     registry: Registry
     proxy: Proxy
     client: Client
+    config: Path
 
     def push(self, mark: str = "here", run: dict[str, Any] | None = RUN, tag: str = "1") -> str:
         """A new image whose layers nobody has. Its reference."""
@@ -37,17 +38,7 @@ class Pulling(NamedTuple):
     def push_as(
         self, name: str, mark: str, run: dict[str, Any] | None = RUN, tag: str = "1"
     ) -> str:
-        busybox = Path(shutil.which("busybox") or host_required("busybox-static is not installed"))
-        base = packed(
-            directory("bin"),
-            entry("bin/busybox", busybox.resolve().read_bytes(), mode=0o755),
-            *(link(f"bin/{applet}", "busybox") for applet in ("sh", "cat", "sleep")),
-            entry("name", name.encode()),  # A layer that no other image has.
-        )
-        above = packed(entry("mark", f"{mark} {name}\n".encode()))
-        layers = (gzip.compress(each, mtime=0) for each in (base, above))
-        image = make_image(*layers, run=run)
-        self.registry.push(image, name, tag)
+        self.registry.push(image_of(name, mark, run), name, tag)
         return f"{self.proxy.authority}/{name}:{tag}"
 
     def layers(self, reference: str) -> list[str]:
@@ -67,6 +58,19 @@ class Pulling(NamedTuple):
         return found
 
 
+def image_of(name: str, mark: str, run: dict[str, Any] | None) -> Made:
+    """With layers of its own. Its command prints the mark and the name."""
+    busybox = Path(shutil.which("busybox") or host_required("busybox-static is not installed"))
+    base = packed(
+        directory("bin"),
+        entry("bin/busybox", busybox.resolve().read_bytes(), mode=0o755),
+        *(link(f"bin/{applet}", "busybox") for applet in ("sh", "cat", "sleep")),
+        entry("name", name.encode()),  # A layer that no other image has.
+    )
+    above = packed(entry("mark", f"{mark} {name}\n".encode()))
+    return make_image(*(gzip.compress(each, mtime=0) for each in (base, above)), run=run)
+
+
 @contextmanager
 def a_pulling_service(where: Path, *more: str) -> Iterator[Pulling]:
     """`more`: lines of its settings file."""
@@ -76,7 +80,7 @@ def a_pulling_service(where: Path, *more: str) -> Iterator[Pulling]:
         config.write_text("\n".join([*more, section]))
         flags = ("--no-auth", "--slots", str(SLOTS), "--config", str(config))
         with running_service(flags=flags) as service, service.client() as client:
-            yield Pulling(service, registry, proxy, client)
+            yield Pulling(service, registry, proxy, client, config)
             service.assert_nothing_left(client)
 
 
