@@ -23,6 +23,7 @@ import httpx2
 from sandboxd import __version__
 from sandboxd.errors import Unavailable
 from sandboxd.images.connection_faults import lasting_fault, passing_fault
+from sandboxd.images.pacing import pace_connection, paced
 from sandboxd.images.proxies import proxy_for
 from sandboxd.isolation.destinations import CLOSED
 
@@ -291,10 +292,12 @@ class Transport:
                 headers={**headers, "Host": authority},
                 content=content() if callable(content) else content,
                 timeout=self._timeout(answer_seconds),
-                extensions={"sni_hostname": url.host},
+                extensions={"sni_hostname": url.host, "trace": pace_connection},
             )
             try:
-                return await client.send(request, stream=True)
+                response = await client.send(request, stream=True)
+                response.extensions["network_stream"].answer_begins()
+                return response
             except httpx2.ConnectError as error:
                 if lasting := lasting_fault(error, authority):
                     # Who of the two it is is not told where both speak TLS.
@@ -434,7 +437,7 @@ def _proxy_of(url: str | None, trusting: ssl.SSLContext) -> httpx2.Proxy | None:
 
 async def _pieces(response: httpx2.Response) -> AsyncIterator[bytes]:
     try:
-        async for piece in response.aiter_raw():
+        async for piece in paced(response.aiter_raw()):
             yield piece
     except httpx2.TransportError as error:
         authority = response.request.headers["Host"]
