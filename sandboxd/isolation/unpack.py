@@ -130,21 +130,27 @@ class Unpacker:
         clear_place(parent, name)
 
     def open_parent(self, parts: list[str]) -> int:
-        """The directory at `parts`, made where it is missing; links inside the tree are followed, but never out of it."""
-        try:
+        """The directory at `parts`, made where it is missing; links inside the tree are followed, but never out of it.
+
+        The way there is gone a few times and no more: by links it can be much longer than the name.
+        """
+        with contextlib.suppress(FileNotFoundError):
             return self.open_in_root("/".join(parts) or ".")
-        except FileNotFoundError:
-            pass
-        current = os.dup(self.root_fd)
-        for depth, part in enumerate(parts, 1):
-            path = "/".join(parts[:depth])
+        there, missing = 0, len(parts)
+        while missing - there > 1:
+            middle = (there + missing) // 2
             try:
-                below = self.open_in_root(path)
+                os.close(self.open_in_root("/".join(parts[:middle])))
+                there = middle
             except FileNotFoundError:
+                missing = middle
+        current = self.open_in_root("/".join(parts[:there]) or ".")
+        for part in parts[there:]:
+            try:
                 # It counts: the name of one entry can have two thousand of them.
                 self.count()
                 os.mkdir(part, 0o755, dir_fd=current)
-                below = self.open_in_root(path)
+                below = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
             finally:
                 os.close(current)
             current = below

@@ -2,6 +2,8 @@
 
     python tests/fuzz/search.py SECONDS [TARGET…]
 
+It begins with the seeds, and for archives with the whole corpus of hostile ones.
+
 Each target gets so many seconds and a process of its own, which ends at a finding and prints its bytes. What was learned on
 the way is not kept: a finding becomes a seed or a test.
 """
@@ -14,19 +16,23 @@ from pathlib import Path
 
 import atheris
 
+sys.path.append(str(Path(__file__).parents[1] / "images"))
+
 if sys.argv[1] == "--one":
     with atheris.instrument_imports(include=["sandboxd", "tarfile"], enable_loader_override=False):
         import fuzz_targets
 else:
     import fuzz_targets
 from fuzz_seeds import seeds_of
+from hostile_archives import archives
 
 
 def search(name: str, seconds: str, directory: Path) -> None:
     """Never returns: libFuzzer ends the process."""
     corpus = directory / "corpus"
     corpus.mkdir()
-    for number, seed in enumerate(seeds_of(name)):
+    hostile = list(archives().values()) if name in ("archive", "layer") else []
+    for number, seed in enumerate(seeds_of(name) + hostile):
         (corpus / f"seed-{number}").write_bytes(seed)
     options = [f"-max_total_time={seconds}", f"-max_len={fuzz_targets.MOST_BYTES}", "-timeout=20"]
     options += ["-rss_limit_mb=1500", f"-artifact_prefix={directory}/", "-print_final_stats=1"]

@@ -7,6 +7,8 @@ import gzip
 import io
 import os
 import random
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +32,8 @@ from hostile_archives import (
     SPARSE,
     Case,
 )
-from image_bench import ImageBench
+from image_bench import ImageBench, an_image_bench
+from sandbox_bench import Bench
 
 from sandboxd.errors import Invalid
 
@@ -43,7 +46,7 @@ KEPT: dict[str, Case] = {
         (LINKS, "a link up and out, and a file through it, which stays below the root"),
         (HARD_LINKS, "a hard link to a link, which is not followed"),
         (KINDS, "device nodes, left out"),
-        (KINDS, "extended attributes, dropped"),
+        (KINDS, "extended attributes, all but one dropped"),
         (SPARSE, "a sparse file of format 1.0"),
         (COMPRESSED, "zstd"),
     )
@@ -223,3 +226,22 @@ def test_a_plain_archive_cut_in_a_file_is_refused(images: ImageBench) -> None:
             images.load(content[:cut], "cut")
 
     assert images.left_over() == []
+
+
+@pytest.mark.attack(65)
+def test_directories_ten_thousand_deep_are_made_and_removed(bench: Bench) -> None:
+    """No name can say so many: each way goes on where the last one ended."""
+    step = "/".join(["d"] * 1000)
+    entries = [directory(step), link("l0", step)]
+    for number in range(1, 10):
+        entries += [directory(f"l{number - 1}/{step}"), link(f"l{number}", f"l{number - 1}/{step}")]
+    with (
+        tempfile.TemporaryDirectory(prefix="sandboxd-deep-", dir="/dev/shm") as place,
+        an_image_bench(bench, Path(place)) as images,
+    ):
+        made = images.load(packed(*entries, entry("l9/f", b"x")))
+
+        assert made.size_bytes == 1
+        images.bench.do(images.images.remove("made"))
+        assert images.left_over() == []
+        assert list((images.store / "trees").iterdir()) == []
