@@ -30,8 +30,6 @@ from service import (
 )
 
 WARM_UP = 20
-PARKED_OF_A_SHAPE = 4
-"""As many as are kept ready where nothing else is set."""
 COLD_DISK_BYTES = 64 * 2**20
 COLD_STEP_BYTES = 2**16
 """Each cold job has a scratch of a size of its own, so that no sandbox of its shape was ever asked for."""

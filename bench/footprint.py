@@ -5,53 +5,54 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from commands import PARKED_OF_A_SHAPE
 from rows import Block, Ground, NotHereError, each_alone, seconds_of
 from service import JOB, MeasuredService, byte_code, job_done, running_service, wait_for
 
 MIB = 2**20
+MANY_PARKED = 64
+PARK_SECONDS = 60.0
+REHEARSAL_SECONDS = 0.5
+"""A sandbox that was parked goes through the motions of a command, so that its pages are its own by then."""
 
 
 @contextlib.contextmanager
 def parked_sandbox(ground: Ground) -> Iterator[Block]:
-    """MiB that are its own, of each parked sandbox: what the kernel charged to its cgroup.
+    """MiB that the host has less for each sandbox that is parked: anonymous pages and files in memory.
 
-    Its init cannot be looked into through /proc (`smaps_rollup` is refused to the user whose it is: a wall), and what it shares with the
-    launcher is charged to neither. The tmpfs below its root is in it.
+    `smaps_rollup` of its init is refused to the user whose it is, and a cgroup is not charged with pages that the launcher was
+    before it joined, and left to it since. So many are parked, and the whole machine is looked at: nothing else may be going on.
     """
-    with running_service(ground.data_dir) as service:
 
-        def block(_: int) -> list[float]:
-            park(service)
-            found = [charged_bytes(path / "memory.stat") for path in service.job_cgroups()]
-            sizes = [size / MIB for size in found if size is not None]
-            if not sizes:
-                raise NotHereError("no cgroup counts the memory of sandboxes")
-            return sizes
+    def one() -> float:
+        settings = {"isolation_parked_sandboxes": MANY_PARKED}
+        with (
+            running_service(ground.data_dir, settings=settings) as service,
+            contextlib.closing(service.connection()) as connection,
+        ):
+            # Those of the usual shape, which are parked at the start.
+            wait_until_parked(service, MANY_PARKED)
+            before = taken_bytes()
+            for _ in range(2):
+                job_done(connection, json.dumps(JOB | {"limits": {"disk": "32Mi"}}))
+            wait_until_parked(service, 2 * MANY_PARKED)
+            return (taken_bytes() - before) / MANY_PARKED / MIB
 
-        yield block
-
-
-def park(service: MeasuredService) -> None:
-    """Use up what is parked, and wait until all of it is there again."""
-    with service.client() as client, contextlib.closing(service.connection()) as connection:
-        for _ in range(PARKED_OF_A_SHAPE):
-            job_done(connection, json.dumps(JOB))
-        wait_for(
-            lambda: client.system()["capacity"]["parked"] == PARKED_OF_A_SHAPE, "all are parked"
-        )
+    yield lambda runs: [one() for _ in range(runs)]
 
 
-def charged_bytes(path: Path) -> int | None:
-    """Of a cgroup, with its files in memory: v1 has `rss` and `shmem`, v2 `anon` and `shmem`."""
-    try:
-        counted = dict(line.split() for line in path.read_text().splitlines())
-    except FileNotFoundError:
-        return None
-    return int(counted.get("anon") or counted["rss"]) + int(counted["shmem"])
+def wait_until_parked(service: MeasuredService, count: int) -> None:
+    wait_for(lambda: len(service.inits()) == count, "they are parked", seconds=PARK_SECONDS)
+    time.sleep(REHEARSAL_SECONDS)
+
+
+def taken_bytes() -> int:
+    """Of the whole machine: proc(5), meminfo."""
+    lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
+    return sum(int(words[1]) * 1024 for words in lines if words[0] in ("AnonPages:", "Shmem:"))
 
 
 @contextlib.contextmanager
@@ -81,8 +82,12 @@ def service_after_jobs(ground: Ground) -> Iterator[Block]:
 @contextlib.contextmanager
 def launcher(ground: Ground) -> Iterator[Block]:
     """MiB of the launcher that are its own (`smaps_rollup`)."""
-    with running_service(ground.data_dir) as service:
-        park(service)
+    with (
+        running_service(ground.data_dir) as service,
+        contextlib.closing(service.connection()) as connection,
+    ):
+        for _ in range(2):
+            job_done(connection, json.dumps(JOB))
         path = Path("/proc", str(service.launcher().pid), "smaps_rollup")
         try:
             path.read_text()
