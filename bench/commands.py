@@ -109,7 +109,7 @@ def by_runtime(name: str) -> Callable[[Ground], contextlib.AbstractContextManage
 def by_command_line(_: Ground) -> Iterator[Block]:
     """`sandboxd run` without a service: everything is started for one command."""
     with tempfile.TemporaryDirectory(prefix="sandboxd-bench-", dir="/var/tmp") as data:
-        settings = {**os.environ, "PYTHONPYCACHEPREFIX": byte_code()}
+        settings = {**os.environ, **byte_code()}
         words = [sys.executable, "-m", "sandboxd", "run", "--data-dir", data, "--", TRUE]
         first = subprocess.run(words, env=settings, capture_output=True, text=True, check=False)
         if first.returncode != 0:
