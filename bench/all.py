@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import itertools
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -168,4 +169,9 @@ def written(report: Report, path: Path | None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    # However it ends: services, daemons and what they left are taken away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
