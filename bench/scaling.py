@@ -10,9 +10,11 @@ from commands import warm
 from load import post, rate
 from rates import ACCEPT_CONNECTIONS, BODY, accepted
 from rows import Block, Ground, Opened
-from service import JOB, ask, job_done, running_service
+from service import JOB, WentWrongError, ask, job_done, running_service
 
 SLOTS = 4
+LAST = json.dumps(JOB | {"priority": -100})
+"""Its turn comes after all the others'."""
 SMALL = {"memory": "16Mi"}
 """So that as many as are to run fit into the host's memory."""
 
@@ -23,7 +25,9 @@ def queued(depth: int) -> Callable[[Ground], Opened]:
     @contextlib.contextmanager
     def opened(ground: Ground) -> Iterator[Block]:
         with (
-            running_service(ground.data_dir, slots=SLOTS) as service,
+            running_service(
+                ground.data_dir, slots=SLOTS, settings={"scheduler_max_queued": 2 * depth + SLOTS}
+            ) as service,
             contextlib.closing(service.connection()) as connection,
         ):
             request = post("/v1/jobs", BODY)
@@ -36,8 +40,11 @@ def queued(depth: int) -> Callable[[Ground], Opened]:
                 began = time.perf_counter()
                 for job_id in held:
                     cancel(connection, job_id)
-                # Of the lowest priority: its turn comes after all the others'.
-                job_done(connection, json.dumps(JOB | {"priority": -100}))
+                last = ask(connection, "POST", "/v1/jobs", LAST, wait=False)
+                while last["finished_at"] is None:
+                    last = ask(connection, "GET", f"/v1/jobs/{last['id']}?wait=60", "", wait=False)
+                if last["state"] != "succeeded":
+                    raise WentWrongError(f"the last job did not succeed: {json.dumps(last)}")
                 return depth / (time.perf_counter() - began)
 
             yield lambda runs: [one() for _ in range(runs)]
