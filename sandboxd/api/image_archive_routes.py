@@ -14,6 +14,7 @@ from sandboxd.api.image_archive_schemas import (
     PushRequest,
     TagRequest,
 )
+from sandboxd.api.images import OFFERED
 from sandboxd.api.resources import Parameter, Reply, Route
 from sandboxd.api.schemas import ImageList, ImageView
 from sandboxd.images.saving import FORMATS
@@ -91,10 +92,20 @@ IMAGE_ARCHIVE_ROUTES = (
         handler=image_archives.push,
         group=_GROUP,
         summary="Send an image to a registry",
-        description="Answers when it is there. Credentials are those of the settings.",
+        description=(
+            "How far each layer is as lines or events, by `Accept`, as of a pull, and last what the registry has; with `Accept: "
+            "application/json` that alone, when it is there. Credentials are those of the settings. Who hangs up ends it."
+        ),
         scope=ADMIN,
         request=PushRequest,
-        replies=(Reply(status=HTTPStatus.OK, description="It is there.", body=PushedView),),
+        replies=(
+            Reply(
+                status=HTTPStatus.OK,
+                description="The progress; or what is there.",
+                body=PushedView,
+                media_types=OFFERED,
+            ),
+        ),
     ),
     Route(
         method="GET",

@@ -26,6 +26,7 @@ from sandboxd.api.body import (
     too_large,
 )
 from sandboxd.api.conversion import pointer_to, read_struct
+from sandboxd.api.hanging_up import while_connected
 from sandboxd.api.image_archive_schemas import (
     CommitRequest,
     ImageHistory,
@@ -34,6 +35,8 @@ from sandboxd.api.image_archive_schemas import (
     StepOfHistoryView,
     TagRequest,
 )
+from sandboxd.api.image_schemas import PullLine
+from sandboxd.api.images import JSON, in_lines
 from sandboxd.api.key_watch import KeyedStream
 from sandboxd.api.parts import Call
 from sandboxd.api.problems import BadParameters
@@ -50,6 +53,7 @@ from sandboxd.images.history import read_details
 from sandboxd.images.loading import load as load_images
 from sandboxd.images.naming import new_name
 from sandboxd.images.puller import Puller
+from sandboxd.images.pulling import Tell
 from sandboxd.images.pushing import destination_of
 from sandboxd.images.saving import FORMATS, save
 
@@ -118,8 +122,18 @@ async def push(call: Call) -> Response:
     request = await _request(call, PushRequest)
     name, puller = call.parameters["name"], _puller(call)
     destination = destination_of(name, request.destination)
-    pushed = await puller.push(name, destination, call.tenant, lambda _: None)
-    return json_answer(PushedView(**msgspec.structs.asdict(pushed)))
+    puller.images.record(name)  # Else it would be told of in an answer that has begun.
+
+    async def pushed(tell: Tell) -> PushedView:
+        done = await puller.push(name, destination, call.tenant, tell)
+        return PushedView(**msgspec.structs.asdict(done))
+
+    async def last_line(tell: Tell) -> PullLine:
+        return PullLine(pushed=await pushed(tell))
+
+    if call.media_type == JSON:
+        return json_answer(await while_connected(call, pushed(lambda _: None)))
+    return in_lines(call, last_line)
 
 
 async def history(call: Call) -> Response:

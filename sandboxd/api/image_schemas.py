@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from sandboxd.api.image_archive_schemas import PushedView
 from sandboxd.api.schemas import Answer, ImageView, Request
 from sandboxd.jobs import PullPolicy
 
@@ -35,10 +36,11 @@ class LayerProgressView(Answer, frozen=True, kw_only=True):
 
 
 class PullLine(Answer, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of a pull: how far a layer is; at the end the image, or the problem."""
+    """One line of a pull or a push: how far a layer is; at the end the image or what the registry has, or the problem."""
 
     layer: LayerProgressView | None = None
     image: ImageView | None = None
+    pushed: PushedView | None = None
     problem: Annotated[
         Any, Meta(description="As RFC 9457 has it: the pull failed after the answer had begun.")
     ] = None

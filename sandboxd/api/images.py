@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -35,6 +35,9 @@ from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Image, PullPolicy
 
 logger = structlog.get_logger(__name__)
+
+Work = Callable[[Tell], Coroutine[Any, Any, PullLine]]
+"""What is done while somebody hears how far the layers are; its last line."""
 
 JSON = "application/json"
 OFFERED = (NDJSON, SSE, JSON)
@@ -104,7 +107,12 @@ async def pull(call: Call) -> Response:
     if call.media_type == JSON:
         image = await while_connected(call, wanted.come(lambda _: None))
         return json_answer(image_view(image))
-    lines = _as_events(call, wanted) if call.media_type == SSE else _as_lines(call, wanted)
+    return in_lines(call, wanted.last_line)
+
+
+def in_lines(call: Call, work: Work) -> Response:
+    """The answer to who wants to hear how it goes, as lines or as events."""
+    lines = _as_events(call, work) if call.media_type == SSE else _as_lines(call, work)
     return KeyedStream(call, lines, headers=_UNBUFFERED, media_type=call.media_type)
 
 
@@ -123,15 +131,18 @@ class _Wanted(NamedTuple):
                 return self.puller.images.record(str(self.reference), self.tenant).image
         return (await self.puller.pull(self.reference, self.tenant, tell)).image
 
+    async def last_line(self, tell: Tell) -> PullLine:
+        return PullLine(image=image_view(await self.come(tell)))
 
-async def _as_lines(call: Call, wanted: _Wanted) -> AsyncIterator[bytes]:
-    async for lines in _lines(call, wanted):
+
+async def _as_lines(call: Call, work: Work) -> AsyncIterator[bytes]:
+    async for lines in _lines(call, work):
         yield b"".join(encode(line) + b"\n" for line in lines)
 
 
-async def _as_events(call: Call, wanted: _Wanted) -> AsyncIterator[bytes]:
+async def _as_events(call: Call, work: Work) -> AsyncIterator[bytes]:
     """Called by the one member that a line has. None of them has an id: who comes back asks for a pull of his own."""
-    async for lines in _lines(call, wanted):
+    async for lines in _lines(call, work):
         if not lines:
             yield comment("waiting")
         for line in lines:
@@ -139,8 +150,8 @@ async def _as_events(call: Call, wanted: _Wanted) -> AsyncIterator[bytes]:
             yield event(name, "", encode(getattr(line, name)))
 
 
-async def _lines(call: Call, wanted: _Wanted) -> AsyncIterator[list[PullLine]]:
-    """How far the layers are, each as it is now: a slow reader misses steps, and delays nobody. The image or a problem last.
+async def _lines(call: Call, work: Work) -> AsyncIterator[list[PullLine]]:
+    """How far the layers are, each as it is now: a slow reader misses steps, and delays nobody. What came of it, or a problem, last.
 
     Nothing, now and then, shows that the connection lives.
     """
@@ -151,7 +162,7 @@ async def _lines(call: Call, wanted: _Wanted) -> AsyncIterator[list[PullLine]]:
         latest[progress.digest] = progress
         news.set()
 
-    coming = asyncio.ensure_future(wanted.come(tell))
+    coming = asyncio.ensure_future(work(tell))
     coming.add_done_callback(lambda _: news.set())
     try:
         while not coming.done():
@@ -171,14 +182,14 @@ async def _lines(call: Call, wanted: _Wanted) -> AsyncIterator[list[PullLine]]:
         coming.cancel()
 
 
-def _last_line(call: Call, coming: "asyncio.Future[Image]") -> PullLine:
+def _last_line(call: Call, coming: "asyncio.Future[PullLine]") -> PullLine:
     error = coming.exception()
     if error is None:
-        return PullLine(image=image_view(coming.result()))
+        return coming.result()
     if not isinstance(error, Exception):
         raise error
     if is_internal(error):
-        logger.error("pull failed", request_id=call.request_id, exc_info=error)
+        logger.error("pull or push failed", request_id=call.request_id, exc_info=error)
     problem = problem_of(error, path=call.scope["path"], request_id=call.request_id)
     return PullLine(problem=msgspec.Raw(bytes(problem.body)))
 
