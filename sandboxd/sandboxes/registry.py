@@ -332,6 +332,9 @@ class Sandboxes:
         live = await self.live(tenant, sandbox_id)
         live.check_running()
         spec, record = live.taken.sandbox.spec, live.record
+        if spec.runtime is not None:
+            detail = f"its commands were started by {spec.runtime.name}, which keeps their files"
+            raise Conflict(detail, code="cannot_pack")
         most_bytes = spec.scratch_bytes + spec.scratch_inodes * _MOST_OVERHEAD_BYTES
         # A client that goes away leaves the image like any other; init, once asked, has to be heard to the end.
         return await asyncio.shield(

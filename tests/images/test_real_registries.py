@@ -30,6 +30,7 @@ from sandboxd.errors import Refused, Unavailable
 from sandboxd.images.accesses import open_accesses
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.pulling import pull
+from sandboxd.images.pushing import push
 from sandboxd.images.references import parse_reference
 from sandboxd.images.transport import Access, Transport
 from sandboxd.settings import RegistrySettings, TenantRegistrySettings
@@ -105,6 +106,49 @@ def test_an_image_is_pulled_with_a_token(
 
     assert "file5" in images.tree(reference)
     assert tokens.given() == 1
+
+
+@pytest.mark.parametrize(
+    "access", [Access(USERNAME, PASSWORD), Access(identity_token=IDENTITY_TOKEN)]
+)
+def test_an_image_is_pushed_with_a_token_and_mounted_from_where_it_was_pulled(
+    access: Access, registry: Registry, known: Known, tokens: TokenService, images: ImageBench
+) -> None:
+    reference = registry.push(IMAGE)
+    fetch(images, reference, known(access))
+    for layer in LAYERS:  # Nobody reads it: it need not be sent.
+        images.images.blobs.path(digest_of(layer)).chmod(0)
+    before = tokens.given()
+
+    send(images, reference, f"{registry.authority}/team/other:2", known(access))
+
+    assert tokens.given() == before + 1
+    for layer in LAYERS:
+        images.images.blobs.path(digest_of(layer)).chmod(0o600)
+    images.bench.do(images.images.remove(reference))
+    fetch(images, f"{registry.authority}/team/other@{IMAGE.digest}", known(access))
+
+
+def test_who_is_nobody_there_pushes_nothing(
+    registry: Registry, known: Known, images: ImageBench
+) -> None:
+    reference = registry.push(IMAGE)
+    fetch(images, reference, known(Access(USERNAME, PASSWORD)))
+    for access in (Access(), Access(USERNAME, "wrong"), Access(identity_token="wrong")):
+        with pytest.raises(Unavailable, match="does not let us write team/other"):
+            send(images, reference, f"{registry.authority}/team/other:1", known(access))
+
+
+def send(images: ImageBench, name: str, destination: str, accesses: dict[str, Access]) -> None:
+    async def sent() -> None:
+        transport = Transport(accesses, BRIEF)
+        try:
+            where = parse_reference(destination)
+            await push(images.images, transport, name, where, lambda _: None)
+        finally:
+            await transport.close()
+
+    images.bench.do(sent())
 
 
 def test_who_is_nobody_there_is_told_so(registry: Registry, known: Known) -> None:

@@ -41,6 +41,10 @@ class TokenService:
         }
 
     def sign(self, name: str, *actions: str) -> str:
+        return self._signed({name: list(actions)})
+
+    def _signed(self, granted: dict[str, list[str]]) -> str:
+        """Of each repository what may be done."""
         now = time.time()
         claims = {
             "iss": ISSUER,
@@ -50,7 +54,10 @@ class TokenService:
             "nbf": int(now - 1000),
             "iat": int(now - 1000),
             "jti": str(now),
-            "access": [{"type": "repository", "name": name, "actions": list(actions)}],
+            "access": [
+                {"type": "repository", "name": name, "actions": actions}
+                for name, actions in granted.items()
+            ],
         }
         certificate = ssl.PEM_cert_to_DER_cert(self._certificate.read_text())
         header = {"typ": "JWT", "alg": "RS256", "x5c": [base64.b64encode(certificate).decode()]}
@@ -73,12 +80,12 @@ class TokenService:
             known = query["refresh_token"] == [IDENTITY_TOKEN]
         else:
             known = asked.headers.get("authorization") == BASIC
-        _, name, actions = query["scope"][0].split(":")
+        scopes = [scope.split(":") for each in query["scope"] for scope in each.split(" ")]
         if query["service"] != [SERVICE] or not known:
             handler.answer(401, b"{}")
             return
         answer: dict[str, Any] = {
-            "access_token": self.sign(name, *actions.split(",")),
+            "access_token": self._signed({name: actions.split(",") for _, name, actions in scopes}),
             "expires_in": self.told_seconds or self.valid_seconds,
         }
         handler.answer(200, json.dumps(answer).encode())
