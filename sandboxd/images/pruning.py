@@ -92,9 +92,9 @@ class Pruner:
         await self.sweep(pruned)
         found = [record for record in self._names.all() if record.source == "registry"]
         oldest_first = sorted(found, key=self._last_used)
-        self._remove_blobs_of_layers(oldest_first, most_bytes, pruned)
+        spared = self._remove_blobs_of_layers(oldest_first, most_bytes, pruned)
         for record in oldest_first:
-            if self.used_bytes() <= most_bytes:
+            if self.used_bytes() - spared <= most_bytes:
                 return
             if record.name != keep:
                 with contextlib.suppress(Conflict, NotFound, FileNotFoundError):
@@ -108,7 +108,8 @@ class Pruner:
 
     def _remove_blobs_of_layers(
         self, oldest_first: list[Record], most_bytes: int, pruned: Pruned
-    ) -> None:
+    ) -> int:
+        """Returns the bytes of those that are to go, but for now stay: somebody fetches, and makes room in turn."""
         over = self.used_bytes() - most_bytes
         others = {
             digest
@@ -129,10 +130,13 @@ class Pruner:
                 break
             if digest in sizes:
                 removed[digest] = sizes[digest]
-        with contextlib.suppress(Conflict):
+        try:
             self._blobs.remove(removed)
-            pruned.blobs += len(removed)
-            pruned.freed_bytes += sum(removed.values())
+        except Conflict:
+            return sum(removed.values())
+        pruned.blobs += len(removed)
+        pruned.freed_bytes += sum(removed.values())
+        return 0
 
     def _last_used(self, record: Record) -> float:
         try:

@@ -107,15 +107,10 @@ class Trees:
 
     def size(self, key: str) -> Size | None:
         """What is in a tree. None: it is not there."""
-        try:
-            size_bytes = int((self._trees / key / "size").read_text(encoding="ascii"))
-        except FileNotFoundError:
-            return None
-        try:
-            entries = int((self._trees / key / "entries").read_text(encoding="ascii"))
-        except FileNotFoundError:
-            entries = 0  # Made by an earlier release, which kept no layers apart.
-        return Size(size_bytes, entries)
+        tree = self._trees / key
+        size_bytes = _number_in(tree / "size")
+        # An earlier release kept no layers apart, and counted no entries.
+        return None if size_bytes is None else Size(size_bytes, _number_in(tree / "entries") or 0)
 
     def keys(self) -> list[str]:
         """All that are there."""
@@ -355,6 +350,14 @@ class Trees:
             await remove_place(place)
         if not gone:
             raise SandboxFailed("unpack images", "a process is stuck in the kernel")
+
+
+def _number_in(path: Path) -> int | None:
+    """None: there is no such file. One that is empty, as an earlier release could leave it at a power cut, is 0."""
+    try:
+        return int(path.read_text(encoding="ascii") or 0)
+    except FileNotFoundError:
+        return None
 
 
 def _rename_unless_there(incoming: Path, tree: Path) -> None:

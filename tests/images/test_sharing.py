@@ -1,18 +1,25 @@
 """Layers are kept apart: images share those that they have in common, and a sandbox sees them as one."""
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from archives import directory, entry, hard_link, link, packed
+from host_tests import host_required
 from image_bench import ImageBench
 from pulls import fetch
 from registries import Stub, a_stub, digest_of, make_image
+from waiting import TIME_FACTOR
 
 from sandboxd.errors import Conflict
 from sandboxd.files.changes import _Image
 from sandboxd.images.resolved import ResolvedImage
+from sandboxd.isolation.spec import OciRuntime
 
 pytestmark = pytest.mark.host
 
@@ -173,11 +180,57 @@ def test_an_image_of_the_last_release_is_used_on_and_removed(images: ImageBench)
         f'{{"name":"made","digest":"{digest}","size_bytes":4,"created_at":0.0,"source":"registry","tree":"{key}"}}'
     )
     (images.store / "trees" / key / "entries").unlink()
+    (images.store / "trees" / key / "size").write_bytes(b"")  # As after a power cut.
 
     assert images.tree()["d/new"][4] == "n"
     images.images.close()
     images.bench.do(images.images.remove("made"))
     assert images.images.trees.keys() == []
+
+
+@pytest.mark.parametrize("name", [None, "runc", "crun"])
+def test_a_command_sees_the_layers_as_one_and_has_the_groups_of_its_user(
+    name: str | None, images: ImageBench
+) -> None:
+    """Also where an OCI runtime starts it."""
+    program = None if name is None else shutil.which(name, path="/usr/sbin:/usr/bin")
+    if name is not None and program is None:
+        host_required(f"{name} is not installed")
+    runtime = None if name is None else OciRuntime(name, program or "")
+    images.layer(BASE, packed(entry("shared", b"s", mode=0o040, gid=70)), UPPER)
+    image = resolved(images, "made")
+    script = "id -G; cat /shared; ls /d /opaque; ls /large"
+
+    ran = images.bench.run(
+        "/usr/bin/sh",
+        "-c",
+        script,
+        rootfs=image.rootfs,
+        below=image.below,
+        runtime=runtime,
+        binds=tuple((os.path.realpath(path), path) for path in ("/usr", "/lib", "/lib64")),
+        uid=123,
+        gid=456,
+        groups=(50, 70),
+    )
+
+    assert ran.out.decode().split() == ["456", "50", "70", "s/d:", "kept", "new", "/opaque:"]
+    assert b"large" in ran.err
+
+
+@pytest.mark.attack(11)
+def test_with_one_id_only_a_command_has_no_groups_of_the_image(
+    images_of_either: ImageBench,
+) -> None:
+    images_of_either.layer(BASE, UPPER)
+    image = resolved(images_of_either, "made")
+    spec = images_of_either.bench.spec(rootfs=image.rootfs, below=image.below, groups=(50,))
+    binds = tuple((os.path.realpath(path), path) for path in ("/usr", "/lib", "/lib64"))
+
+    ran = images_of_either.bench.run("/usr/bin/id", "-G", **spec._replace(binds=binds)._asdict())
+
+    has_range = images_of_either.bench.ids is not None
+    assert (b"50" in ran.out.split()) == has_range
 
 
 # Seen from outside
@@ -228,3 +281,44 @@ def test_every_layer_of_an_image_in_use_is_kept(stub: Stub, images: ImageBench) 
 
     assert len(images.images.trees.keys()) == 2
     assert images.tree(one)["d/new"][4] == "n"
+
+
+# Where layers cannot be kept apart
+
+ON_AN_OVERLAY = """\
+import asyncio, sys, tarfile, hashlib
+from pathlib import Path
+from image_bench import Nowhere
+from sandboxd.images.catalogue import Images
+from sandboxd.isolation.launcher_client import Launcher
+
+async def main(base):
+    launcher = Launcher(stage=base / "stage", ids=None)
+    images = Images(base / "data", base / "host", launcher, Nowhere)
+    print(await images.stacked(), images.trees.leftovers())
+    await launcher.close()
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("kind", ["overlay", "disk"])
+def test_whether_layers_can_be_kept_apart_is_tried(kind: str, tmp_path: Path) -> None:
+    """An overlay cannot write to a directory that is on an overlay, as one in a container without a volume is."""
+    for name in ("lower", "upper", "work", "data", "stage"):
+        (tmp_path / name).mkdir()
+    mount = 'mount -t overlay -o "userxattr,lowerdir=$0/lower,upperdir=$0/upper,workdir=$0/work" overlay "$0/data"'
+    script = f'{mount if kind == "overlay" else ":"} && exec {sys.executable} -c "$1" "$0"'
+    here = str(Path(__file__).parent)
+    unshare = ("unshare", "--user", "--map-root-user", "--mount")
+
+    ran = subprocess.run(
+        [*unshare, "sh", "-c", script, str(tmp_path), ON_AN_OVERLAY],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=60 * TIME_FACTOR,
+        check=False,
+    )
+
+    assert ran.stdout == f"{kind == 'disk'} []\n", ran.stderr
