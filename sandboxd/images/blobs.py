@@ -1,4 +1,4 @@
-"""Blobs: what registries sent, kept by its digest in an OCI image layout (`blobs/sha256/HEX`).
+"""Blobs: what registries sent, kept by its digest in an OCI image layout (`blobs/sha256/HEX`); what is one tenant's, beside it (`owned/`).
 
 A blob is under its name only when all of it is there, was hashed on its way to the disk, and would outlast a power cut. Until then
 it is a file in `partial/`, beside the lock of who fetches it: it comes once, however many want it.
@@ -22,6 +22,7 @@ from typing import BinaryIO
 from sandboxd.errors import Conflict, Invalid, Unavailable
 from sandboxd.images.locks import in_turn, locked, locked_alone
 from sandboxd.images.manifests import Descriptor
+from sandboxd.images.owners import owned
 from sandboxd.images.syncing import sync_directory
 
 _PAUSE_SECONDS = 0.02
@@ -31,18 +32,25 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 class Blobs:
     """The blobs of one directory. Several processes may use it at once."""
 
-    def __init__(self, directory: Path) -> None:
-        """Make the directories."""
+    def __init__(self, directory: Path, owner: str = "") -> None:
+        """Make the directories. With an `owner`, only theirs are seen (see `owners`)."""
         self.directory = directory
-        self._blobs = directory / "blobs" / "sha256"
+        self._owner = owner
+        self._shared = directory / "blobs" / "sha256"
+        self._owned = directory / "owned"
         self._partial = directory / "partial"
-        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._shared.mkdir(parents=True, exist_ok=True)
+        self._owned.mkdir(exist_ok=True)
         self._partial.mkdir(exist_ok=True)
         self._lock = directory / "lock"
         self._lock.touch()
         layout = directory / "oci-layout"
         if not layout.exists():
             layout.write_bytes(_LAYOUT)
+
+    def of(self, owner: str) -> "Blobs":
+        """Those of one tenant alone; empty: those that everybody may use."""
+        return Blobs(self.directory, owner)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -70,7 +78,12 @@ class Blobs:
 
     def path(self, digest: str) -> Path:
         """Where a blob is, once it is there."""
-        return self._blobs / digest.removeprefix("sha256:")
+        return self._place(owned(digest, self._owner))
+
+    def _place(self, key: str) -> Path:
+        """Of a digest, or of a digest and who has it."""
+        name = key.removeprefix("sha256:")
+        return (self._owned if "." in name else self._shared) / name
 
     async def add(
         self,
@@ -85,7 +98,7 @@ class Blobs:
 
         Raises Invalid if what comes is something else, Unavailable if it is not there after so many seconds.
         """
-        partial = self._partial / descriptor.digest.removeprefix("sha256:")
+        partial = self._partial / self.path(descriptor.digest).name
 
         def waiting() -> None:
             with contextlib.suppress(FileNotFoundError):
@@ -113,8 +126,9 @@ class Blobs:
                     await _fill(file, descriptor, content, progress, sender)
                 file.flush()
                 await asyncio.to_thread(os.fsync, file.fileno())
-            partial.rename(self.path(descriptor.digest))
-            sync_directory(self._blobs)
+            path = self.path(descriptor.digest)
+            partial.rename(path)
+            sync_directory(path.parent)
         except TimeoutError:
             detail = f"{descriptor.digest} was not there after {seconds:.0f} s"
             raise Unavailable(detail, code="registry_failed") from None
@@ -129,9 +143,9 @@ class Blobs:
         return digest
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each that is there, by digest."""
+        """Bytes of each that is there, whosever it is, by digest (see `owners.owned`)."""
         found = {}
-        for path in self._blobs.iterdir():
+        for path in [*self._shared.iterdir(), *self._owned.iterdir()]:
             with contextlib.suppress(FileNotFoundError):
                 found[f"sha256:{path.name}"] = path.stat().st_size
         return found
@@ -144,20 +158,20 @@ class Blobs:
         with locked_alone(self._lock):
             # Asked under the lock: a pull names its image while it shares it.
             kept = set(wanted())
-            removed = {digest: size for digest, size in self.sizes().items() if digest not in kept}
+            removed = {key: size for key, size in self.sizes().items() if key not in kept}
             self._unlink(removed)
             for path in self._partial.iterdir():
                 path.unlink()
         return removed
 
-    def remove(self, digests: Iterable[str]) -> None:
+    def remove(self, keys: Iterable[str]) -> None:
         """Raises Conflict while somebody fetches, who may count on them."""
         with locked_alone(self._lock):
-            self._unlink(digests)
+            self._unlink(keys)
 
-    def _unlink(self, digests: Iterable[str]) -> None:
-        for digest in digests:
-            self.path(digest).unlink(missing_ok=True)
+    def _unlink(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._place(key).unlink(missing_ok=True)
 
 
 def check_digest(content: bytes, digest: str) -> None:

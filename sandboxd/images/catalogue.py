@@ -181,7 +181,7 @@ class Images:
             return record
         # Of a release that noted the blobs only: an index if there was one, manifest, configuration, layers.
         _, configuration, *layers = record.blobs[record.blobs.index(record.digest) :]
-        content = self.blobs.path(configuration).read_bytes()
+        content = self.blobs.of(record.owner).path(configuration).read_bytes()
         diff_ids = parse_configuration(content, this_machine(), len(layers)).diff_ids
         return msgspec.structs.replace(
             record,

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from sandboxd.errors import Conflict, Fault, Invalid
+from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
 from sandboxd.images.configuration import parse_configuration
 from sandboxd.images.contents import OCI_MANIFEST, Contents, digest_of, in_rfc3339, read_contents
@@ -68,17 +69,18 @@ async def commit(
             raise Conflict(f"{base} has {MOST_LAYERS} layers already", code="too_many_layers")
         # Seen to be right before anything is packed.
         _configuration(below, plan, "sha256:" + "0" * 64)
-        packed = await pack(images.blobs, ask, most_bytes=most_bytes, seconds=seconds)
-        found = await _keep_documents(images, below, plan, packed)
-        tenants = below.record.tenants
-        image = await assemble(images, plan.name, found, source="commit", tenants=tenants)
+        owner, tenants = below.record.owner, below.record.tenants
+        blobs = images.blobs.of(owner)
+        packed = await pack(blobs, ask, most_bytes=most_bytes, seconds=seconds)
+        found = await _keep_documents(blobs, below, plan, packed)
+        image = await assemble(
+            images, plan.name, found, source="commit", owner=owner, tenants=tenants
+        )
     await images.make_room(image.name)
     return image
 
 
-async def _keep_documents(
-    images: Images, below: Contents, plan: CommitPlan, packed: Packed
-) -> Found:
+async def _keep_documents(blobs: Blobs, below: Contents, plan: CommitPlan, packed: Packed) -> Found:
     config = _configuration(below, plan, packed.diff_id)
     layer = packed.descriptor
     if below.media_type != OCI_MANIFEST:
@@ -89,7 +91,7 @@ async def _keep_documents(
     manifest = Manifest(config=described, layers=(*below.manifest.layers, layer))
     document = encode_manifest(manifest, below.media_type)
     for content in (config, document):
-        await images.blobs.put(content)
+        await blobs.put(content)
     configuration = parse_configuration(config, this_machine(), len(manifest.layers))
     digest = digest_of(document)
     return Found(digest, manifest, configuration, (digest, described.digest))

@@ -88,13 +88,17 @@ async def read_contents(images: Images, name: str) -> Contents:
     Raises NotFound, Conflict (`host`, or something of it is not there), SandboxFailed.
     """
     record = images.record(name)
-    return _read(images.blobs, record) if record.blobs else await _pack(images, record)
+    return (
+        _read(images.blobs.of(record.owner), record)
+        if record.blobs
+        else await _pack(images, record)
+    )
 
 
 def read_documents(images: Images, name: str, tenant: str | None = None) -> Contents | None:
     """Manifest and configuration of an image; None: it was imported, and its author said nothing. Raises NotFound, Conflict."""
     record = images.record(name, tenant)
-    return _read(images.blobs, record, with_layers=False) if record.blobs else None
+    return _read(images.blobs.of(record.owner), record, with_layers=False) if record.blobs else None
 
 
 def digest_of(content: bytes) -> str:

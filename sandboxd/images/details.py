@@ -47,7 +47,11 @@ async def details_of(images: Images, name: str, tenant: str | None = None) -> De
         return Details(ours, RunAs(user=image.user, env=image.env, workdir=image.workdir))
     record = images.record(name, tenant)
     known = Details(record.image, record.run_as, record.tenants)
-    return known if record.run_as is None else _with_documents(known, record, images.blobs)
+    return (
+        known
+        if record.run_as is None
+        else _with_documents(known, record, images.blobs.of(record.owner))
+    )
 
 
 def _with_documents(known: Details, record: Record, blobs: Blobs) -> Details:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from sandboxd.errors import Invalid
 from sandboxd.images.manifests import MOST_LAYERS
+from sandboxd.images.owners import owned
 from sandboxd.images.trees import Room, Size, Trees
 from sandboxd.isolation.protocol import Layer
 
@@ -59,16 +60,16 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
     )
 
 
-def steps_of(diff_ids: Sequence[str], *, stacked: bool) -> list[Step]:
-    """The trees of an image of these layers, the lowest first. Raises Invalid if it has none, or more than there can be."""
+def steps_of(diff_ids: Sequence[str], *, stacked: bool, owner: str = "") -> list[Step]:
+    """The trees of an image of these layers, the lowest first; with an `owner`, theirs alone. Raises Invalid if it has none, or more than there can be."""
     if not diff_ids:
         raise Invalid("an image without layers: there is nothing to run", code="bad_image")
     if len(diff_ids) > MOST_LAYERS:
         raise Invalid(f"{len(diff_ids)} layers; there can be {MOST_LAYERS}", code="bad_image")
     chain = [each.removeprefix("sha256:") for each in chain_ids(diff_ids)]
     if not stacked:
-        return [Step(f"{FLAT}{chain[-1]}", range(len(diff_ids)))]
-    return [Step(f"{STACKED}{each}", range(n, n + 1)) for n, each in enumerate(chain)]
+        return [Step(owned(f"{FLAT}{chain[-1]}", owner), range(len(diff_ids)))]
+    return [Step(owned(f"{STACKED}{each}", owner), range(n, n + 1)) for n, each in enumerate(chain)]
 
 
 def layers_needed(trees: Trees, steps: Sequence[Step], lease: contextlib.ExitStack) -> list[int]:

@@ -16,6 +16,7 @@ import msgspec
 from sandboxd.errors import Fault, Invalid, NotFound
 from sandboxd.ids import new_id
 from sandboxd.images.locks import make_locked, remove_unused
+from sandboxd.images.owners import owned
 from sandboxd.images.references import BadReference, is_reference, parse_reference
 from sandboxd.images.syncing import sync_directory
 from sandboxd.jobs import Image
@@ -61,6 +62,8 @@ class Record(Image, frozen=True, kw_only=True):
     """None: its author did not say."""
     blobs: tuple[str, ...] = ()
     """Digests of what it was made from."""
+    owner: str = ""
+    """Whose its blobs and trees are (see `owners`); empty: everybody's."""
     tenants: tuple[str, ...] = ()
     """Whose own credentials its registry accepted for it; empty: everybody may use it."""
 
@@ -83,9 +86,14 @@ class Record(Image, frozen=True, kw_only=True):
         return self.trees or (self.tree or self.digest.removeprefix("sha256:"),)
 
     @property
+    def kept_blobs(self) -> tuple[str, ...]:
+        """What the blobs are called that it was made from."""
+        return tuple(owned(digest, self.owner) for digest in self.blobs)
+
+    @property
     def blobs_of_layers(self) -> tuple[str, ...]:
-        """Digests of what its layers came as."""
-        return tuple(layer.digest for layer in self.layers)
+        """What the blobs of its layers are called."""
+        return tuple(owned(layer.digest, self.owner) for layer in self.layers)
 
     @property
     def image(self) -> Image:

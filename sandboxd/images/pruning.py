@@ -59,7 +59,7 @@ class Pruner:
         """Those that somebody may be fetching stay until another time. Raises OSError."""
         with contextlib.suppress(Conflict):
             removed = self._blobs.keep_only(
-                lambda: {each for record in self._names.all() for each in record.blobs}
+                lambda: {each for record in self._names.all() for each in record.kept_blobs}
             )
             pruned.blobs += len(removed)
             pruned.freed_bytes += sum(removed.values())
@@ -115,7 +115,7 @@ class Pruner:
             digest
             for record in self._names.all()
             if record.source != "registry"
-            for digest in record.blobs
+            for digest in record.kept_blobs
         }
         sizes = {
             digest: size for digest, size in self._blobs.sizes().items() if digest not in others

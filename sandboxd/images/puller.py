@@ -213,9 +213,10 @@ class Puller:
     ) -> Pulled:
         async with self._turns_of[tenant], self._turns:
             current.began = time.monotonic()
-            tenants = () if whose is None else (whose,)
             async with _connections(accesses) as transport:
-                image = await pull(self.images, transport, reference, current.tell, tenants=tenants)
+                image = await pull(
+                    self.images, transport, reference, current.tell, owner=whose or ""
+                )
             return Pulled(image, current.fetched_bytes, time.monotonic() - current.began)
 
     def _end(self, key: tuple[str, str | None], current: _Pull) -> None:

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from sandboxd.errors import Invalid
 from sandboxd.images import host
 from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
 from sandboxd.images.configuration import Configuration, parse_configuration
-from sandboxd.images.layers import LayerFile, Stack, layers_needed, steps_of, unpack
+from sandboxd.images.layers import LayerFile, Stack, Step, layers_needed, steps_of, unpack
 from sandboxd.images.manifests import (
     MOST_MANIFEST_BYTES,
     BadManifest,
@@ -73,23 +75,28 @@ async def pull(
     reference: Reference,
     tell: Tell,
     *,
-    tenants: tuple[str, ...] = (),
+    owner: str = "",
 ) -> Image:
     """Fetch an image, unpack it and name it by its canonical reference. `tell` hears of each layer as it comes.
 
-    `tenants`: for whom only, because it is their credentials that the registry accepts; empty: everybody.
+    `owner`: the tenant whose credentials the registry accepts, and for whom alone it is, with all that came for it; empty: everybody.
 
     Raises NotFound, Unavailable (the registry), Invalid (what it sent), Conflict, SandboxFailed.
     """
     registry = open_registry(transport, reference)
+    blobs = images.blobs.of(owner)
     with contextlib.ExitStack() as lease:
-        async with images.blobs.in_use_soon():
-            found = await _find_in_time(images.blobs, registry, transport, reference)
+        async with blobs.in_use_soon():
+            found = await _find_in_time(blobs, registry, transport, reference)
             check_layers(str(reference), found)
-            stack = await _fetch_and_unpack(images, registry, transport, found, lease, tell)
-            name = str(reference)
-            record = await _record(images, name, found, stack, source="registry", tenants=tenants)
-            image = await images.add(record)
+            steps = steps_of(
+                found.configuration.diff_ids, stacked=await images.stacked(), owner=owner
+            )
+            fetching = _Fetching(images, blobs, registry, transport, tell)
+            stack = await fetching.unpacked(found, steps, lease)
+            record = await _record(images, str(reference), found, stack, source="registry")
+            tenants = (owner,) if owner else ()
+            image = await images.add(msgspec.structs.replace(record, owner=owner, tenants=tenants))
     await images.make_room(image.name)
     return image
 
@@ -101,22 +108,29 @@ def check_layers(name: str, found: Found) -> None:
 
 
 async def assemble(
-    images: Images, name: str, found: Found, *, source: str, tenants: tuple[str, ...] = ()
+    images: Images,
+    name: str,
+    found: Found,
+    *,
+    source: str,
+    owner: str = "",
+    tenants: tuple[str, ...] = (),
 ) -> Image:
-    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use. `tenants`: see `pull`.
+    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use. `owner`, `tenants`: see `Record`.
 
     Raises Invalid (what a layer holds), Conflict, SandboxFailed.
     """
     layers, diff_ids = found.manifest.layers, found.configuration.diff_ids
+    blobs = images.blobs.of(owner)
 
     async def layer_file(number: int) -> LayerFile:
-        return LayerFile(images.blobs.path(layers[number].digest), diff_ids[number])
+        return LayerFile(blobs.path(layers[number].digest), diff_ids[number])
 
     with contextlib.ExitStack() as lease:
-        steps = steps_of(diff_ids, stacked=await images.stacked())
+        steps = steps_of(diff_ids, stacked=await images.stacked(), owner=owner)
         stack = await unpack(images.trees, steps, layer_file, lease)
-        record = await _record(images, name, found, stack, source=source, tenants=tenants)
-        return await images.add(record)
+        record = await _record(images, name, found, stack, source=source)
+        return await images.add(msgspec.structs.replace(record, owner=owner, tenants=tenants))
 
 
 async def _find_in_time(
@@ -188,51 +202,61 @@ def _named(what: str) -> Iterator[None]:
         raise Invalid(f"{what} {error}", code="bad_image") from error
 
 
-async def _fetch_and_unpack(
-    images: Images,
-    registry: Registry,
-    transport: Transport,
-    found: Found,
-    lease: contextlib.ExitStack,
-    tell: Tell,
-) -> Stack:
-    """What is not there: layers come some at a time, and each is unpacked as soon as those below it are."""
-    layers, diff_ids = found.manifest.layers, found.configuration.diff_ids
-    steps = steps_of(diff_ids, stacked=await images.stacked())
-    # Each once, though an image may have one twice.
-    wanted = {layers[n].digest: layers[n] for n in layers_needed(images.trees, steps, lease)}
-    # What is unpacked is wanted, too, by who pushes or saves the image, where there is room for it.
-    others = {layer.digest: layer for layer in layers if not images.blobs.has(layer)}
-    if images.has_room_for(sum(layer.size for layer in (wanted | others).values())):
-        wanted |= others
-    _check_room(images.blobs, wanted.values())
-    some = asyncio.Semaphore(_AT_ONCE)
+class _Fetching:
+    """What is not there of an image, on its way: layers come some at a time, and each is unpacked as soon as those below it are."""
 
-    async def fetch(layer: Descriptor) -> None:
-        seconds = transport.patience.download_seconds(layer.size)
-        async with some:
-            cached = images.blobs.has(layer)
-            await images.blobs.add(
+    def __init__(
+        self, images: Images, blobs: Blobs, registry: Registry, transport: Transport, tell: Tell
+    ) -> None:
+        self._images = images
+        self._blobs = blobs
+        self._registry = registry
+        self._patience = transport.patience
+        self._tell = tell
+        self._some = asyncio.Semaphore(_AT_ONCE)
+
+    async def unpacked(
+        self, found: Found, steps: Sequence[Step], lease: contextlib.ExitStack
+    ) -> Stack:
+        """All of its trees. Those that are there already are not made again."""
+        layers, diff_ids = found.manifest.layers, found.configuration.diff_ids
+        wanted = self._wanted(layers, layers_needed(self._images.trees, steps, lease))
+        for layer in wanted.values():
+            self._tell(Progress(layer.digest, 0, layer.size))
+        try:
+            async with asyncio.TaskGroup() as group:
+                fetched = {
+                    layer.digest: group.create_task(self._fetch(layer)) for layer in wanted.values()
+                }
+
+                async def layer_file(number: int) -> LayerFile:
+                    await fetched[layers[number].digest]
+                    return LayerFile(self._blobs.path(layers[number].digest), diff_ids[number])
+
+                unpacking = group.create_task(unpack(self._images.trees, steps, layer_file, lease))
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
+        return unpacking.result()
+
+    def _wanted(self, layers: Sequence[Descriptor], needed: Iterable[int]) -> dict[str, Descriptor]:
+        """Each once, though an image may have one twice. Raises Invalid if there is no room for them."""
+        wanted = {layers[number].digest: layers[number] for number in needed}
+        # What is unpacked is wanted, too, by who pushes or saves the image, where there is room for it.
+        others = {layer.digest: layer for layer in layers if not self._blobs.has(layer)}
+        if self._images.has_room_for(sum(layer.size for layer in (wanted | others).values())):
+            wanted |= others
+        _check_room(self._blobs, wanted.values())
+        return wanted
+
+    async def _fetch(self, layer: Descriptor) -> None:
+        async with self._some:
+            cached = self._blobs.has(layer)
+            await self._blobs.add(
                 layer,
-                registry.blob(layer),
-                lambda done: tell(Progress(layer.digest, done, layer.size, cached)),
-                seconds=seconds,
+                self._registry.blob(layer),
+                lambda done: self._tell(Progress(layer.digest, done, layer.size, cached)),
+                seconds=self._patience.download_seconds(layer.size),
             )
-
-    for layer in wanted.values():
-        tell(Progress(layer.digest, 0, layer.size))
-    try:
-        async with asyncio.TaskGroup() as group:
-            fetched = {layer.digest: group.create_task(fetch(layer)) for layer in wanted.values()}
-
-            async def layer_file(number: int) -> LayerFile:
-                await fetched[layers[number].digest]
-                return LayerFile(images.blobs.path(layers[number].digest), diff_ids[number])
-
-            unpacking = group.create_task(unpack(images.trees, steps, layer_file, lease))
-    except BaseExceptionGroup as failed:
-        raise _first(failed) from None
-    return unpacking.result()
 
 
 def _check_room(blobs: Blobs, layers: Iterable[Descriptor]) -> None:
@@ -255,7 +279,6 @@ async def _record(
     stack: Stack,
     *,
     source: str,
-    tenants: tuple[str, ...] = (),
 ) -> Record:
     layers = found.manifest.layers
     return Record(
@@ -272,7 +295,6 @@ async def _record(
             LayerOf(diff_id=diff_id, digest=layer.digest)
             for layer, diff_id in zip(layers, found.configuration.diff_ids, strict=True)
         ),
-        tenants=tenants,
     )
 
 

@@ -73,7 +73,7 @@ async def push(
         mount_from = _other_repository(contents.record, destination)
         registry = WritableRegistry(transport, destination, mount_from=mount_from)
         parts = _parts(contents)
-        await _send_parts(images.blobs, registry, parts, tell)
+        await _send_parts(images.blobs.of(contents.record.owner), registry, parts, tell)
         await registry.put_manifest(destination.tag or manifest.digest, contents.document, manifest)
     return Pushed(
         reference=str(destination),

@@ -37,13 +37,14 @@ async def save(
         if not docker:
             found = [as_oci(each) for each in found]
             for each in found:
-                await images.blobs.put(each.document)
+                await images.blobs.of(each.record.owner).put(each.document)
         for name, content in _documents(found, docker=docker):
             yield _file(name, content)
         for name in ("blobs", "blobs/sha256"):
             yield _header(name, tarfile.DIRTYPE, 0, 0o755)
-        for digest in sorted(_blobs(found)):
-            descriptor = os.open(images.blobs.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        for digest, owner in sorted(_blobs(found).items()):
+            path = images.blobs.of(owner).path(digest)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 size = os.fstat(descriptor).st_size
                 yield _header(_place_of(digest), tarfile.REGTYPE, size, 0o644)
@@ -97,9 +98,10 @@ def _saved(found: Sequence[Contents]) -> list[dict[str, Any]]:
     ]
 
 
-def _blobs(found: Sequence[Contents]) -> set[str]:
+def _blobs(found: Sequence[Contents]) -> dict[str, str]:
+    """Each once, and whose it is."""
     return {
-        digest
+        digest: each.record.owner
         for each in found
         for digest in (
             each.descriptor.digest,

@@ -19,6 +19,7 @@ def fetch(
     patience: Patience = BRIEF,
     told: list[Progress] | None = None,
     catalogue: Images | None = None,
+    owner: str = "",
 ) -> Any:
     parsed = parse_reference(reference)
 
@@ -26,7 +27,7 @@ def fetch(
         transport = Transport({parsed.registry: access}, patience)
         tell = (lambda _: None) if told is None else told.append
         try:
-            return await pull(catalogue or images.images, transport, parsed, tell)
+            return await pull(catalogue or images.images, transport, parsed, tell, owner=owner)
         finally:
             await transport.close()
 
