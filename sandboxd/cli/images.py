@@ -33,12 +33,14 @@ Examples:
   sandboxd images import debian rootfs.tar
   docker export $(docker create debian:12) > rootfs.tar    a file to import
   sandboxd run --image debian -- cat /etc/os-release
+  docker save debian:12 | sandboxd images load -
+  sandboxd images save docker.io/library/debian:12 -o debian.tar
 """
 
 
 @click.group(epilog=EXAMPLES)
 def images() -> None:
-    """List, show, pull, import and remove root file systems.
+    """List, show, pull, push, import, load, save and remove root file systems.
 
     "host" is always there: this machine's own /usr, read-only.
     """

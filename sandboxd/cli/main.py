@@ -40,7 +40,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "jobs": Entry("jobs", "jobs", "List, show, follow, cancel and delete jobs."),
         "pull": Entry("images", "pull", "Fetch an image from its registry."),
         "images": Entry(
-            "images", "images", "List, show, pull, import and remove root file systems."
+            "images", "images", "List, pull, push, load, save and remove root file systems."
         ),
     },
     "Run the service": {
