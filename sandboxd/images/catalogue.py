@@ -14,6 +14,7 @@ from sandboxd.images import host
 from sandboxd.images.archives import Archive, open_archive
 from sandboxd.images.blobs import Blobs
 from sandboxd.images.configuration import parse_configuration
+from sandboxd.images.indexing import write_index
 from sandboxd.images.manifests import this_machine
 from sandboxd.images.names import LayerOf, Names, Record, check_name, not_found
 from sandboxd.images.pruning import Pruned, Pruner
@@ -261,6 +262,7 @@ class Images:
                 self._names.write(record)
         except FileNotFoundError:
             raise Conflict("the same image was removed meanwhile; try it again") from None
+        write_index(self.blobs, self._names)
         for key in former.keys if former is not None else ():
             if key not in record.keys:
                 await self._pruner.remove_unnamed(key, Pruned())

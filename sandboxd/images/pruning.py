@@ -13,6 +13,7 @@ import msgspec
 
 from sandboxd.errors import Conflict, NotFound, SandboxFailed
 from sandboxd.images.blobs import Blobs
+from sandboxd.images.indexing import write_index
 from sandboxd.images.names import Names, Record
 from sandboxd.images.trees import Trees
 
@@ -48,6 +49,7 @@ class Pruner:
                 await self.remove_unnamed(key, pruned)
         with _told(pruned, self._blobs.directory):
             self.remove_unnamed_blobs(pruned)
+            write_index(self._blobs, self._names)
 
     async def remove_unnamed(self, key: str, pruned: Pruned) -> None:
         """Remove a tree that no image has any more. One that is in use stays until another time. Raises OSError, SandboxFailed."""
@@ -78,6 +80,7 @@ class Pruner:
                 if not self._is_anothers(record, uppermost):
                     await self._throw_away(uppermost, pruned)
         pruned.names.append(record.name)
+        write_index(self._blobs, self._names)
         for key in record.keys:
             await self.remove_unnamed(key, pruned)
 

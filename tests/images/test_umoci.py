@@ -204,3 +204,32 @@ def test_the_layers_show_what_umoci_unpacks(
         if stat.S_ISLNK(of[0]):
             of[1:3] = ours[path][1:3]
     assert ours == theirs
+
+
+def test_the_blobs_are_a_layout_that_skopeo_reads(
+    registry: Registry, images: ImageBench, tmp_path: Path
+) -> None:
+    if shutil.which("skopeo") is None:
+        host_required("skopeo is not installed")
+    kept, gone = (make_image(*map(gzip.compress, IMAGES[name])) for name in list(IMAGES)[:2])
+    references = [
+        registry.push(kept, tag="kept"),
+        registry.push(gone, tag="gone"),
+    ]
+    for reference in references:
+        fetch(images, reference)
+    images.load(packed(entry("imported")), "imported")
+
+    def copied(reference: str) -> bool:
+        copy = ["skopeo", "--insecure-policy", "copy", "--quiet"]
+        words = [*copy, f"oci:{images.store / 'oci'}:{reference}", f"dir:{tmp_path / 'copy'}"]
+        environment = {**os.environ, "HOME": str(tmp_path)}
+        ran = subprocess.run(words, check=False, capture_output=True, env=environment)
+        return ran.returncode == 0
+
+    assert all(map(copied, references))
+    images.bench.do(images.images.remove(references[1]))
+
+    assert copied(references[0])
+    assert (tmp_path / "copy" / "manifest.json").read_bytes() == kept.manifest
+    assert not copied(references[1])

@@ -1,0 +1,58 @@
+"""The index of the OCI layout that the blobs are: what skopeo and other tools find there, by the names that images have here."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from sandboxd.images.blobs import Blobs
+from sandboxd.images.locks import make_locked
+from sandboxd.images.names import Names, Record
+
+_INDEX = "application/vnd.oci.image.index.v1+json"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_REFERENCE = "org.opencontainers.image.ref.name"
+_PAUSE_SECONDS = 0.005
+_TRIES = 100
+
+
+class _Said(msgspec.Struct, frozen=True, rename="camel"):
+    """A manifest of Docker's says what it is, one of OCI's may."""
+
+    media_type: str = _MANIFEST
+
+
+def write_index(blobs: Blobs, names: Names) -> None:
+    """Write it anew. Who dies over it, or before it, leaves one that is out of date until the next. Raises OSError."""
+    temporary = blobs.directory / "index.json.tmp"
+    for _ in range(_TRIES):
+        descriptor = make_locked(temporary)
+        if descriptor is not None:
+            break
+        time.sleep(_PAUSE_SECONDS)  # Another writes it, who may not have seen the last name.
+    else:
+        return  # That one was stopped over it: nobody here depends on the index.
+    with open(descriptor, "wb") as file:
+        file.truncate()
+        # Asked under the lock: the last to write has seen all.
+        manifests = [each for record in names.all() for each in _described(blobs, record)]
+        index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": manifests}
+        file.write(msgspec.json.encode(index))
+        file.flush()
+        temporary.rename(blobs.directory / "index.json")
+
+
+def _described(blobs: Blobs, record: Record) -> Iterator[dict[str, Any]]:
+    """Nothing of what came as a tar and has no manifest, or of what was just removed."""
+    if not record.blobs:
+        return
+    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+        content = blobs.path(record.digest).read_bytes()
+        yield {
+            "mediaType": msgspec.json.decode(content, type=_Said).media_type,
+            "digest": record.digest,
+            "size": len(content),
+            "annotations": {_REFERENCE: record.name},
+        }
