@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from sandboxd.api import images
 from sandboxd.api.auth import ADMIN, JOBS_READ, JOBS_WRITE
-from sandboxd.api.image_schemas import ImageDetailView, PrunedView, PullRequest
+from sandboxd.api.image_schemas import ImageDetailView, PrunedView, PruneRequest, PullRequest
 from sandboxd.api.resources import Reply, Route
 from sandboxd.api.schemas import ImageList, ImageView
 
@@ -53,9 +53,14 @@ IMAGE_ROUTES = (
         path="/v1/images/prune",
         handler=images.prune,
         group=_GROUP,
-        summary="Tidy up images",
-        description="Removes what was cut short when it was made or removed, and files that no image needs any more.",
+        summary="Remove images that are not needed",
+        description=(
+            "What was cut short when it was made or removed, and files that no image needs any more; and images that nobody uses, "
+            "if the request says which."
+        ),
         scope=ADMIN,
+        request=PruneRequest,
+        request_optional=True,
         replies=(Reply(status=HTTPStatus.OK, description="Done.", body=PrunedView),),
     ),
     Route(

@@ -69,6 +69,9 @@ class LayerView(Answer, frozen=True, kw_only=True):
 class ImageDetailView(ImageView, frozen=True, kw_only=True):
     """An image with what it is made of."""
 
+    last_used_at: Annotated[
+        str | None, Meta(description="Null: not noted, as for the machine's own.")
+    ]
     config_digest: str | None
     config: Annotated[
         ImageConfigView | None,
@@ -83,7 +86,21 @@ class ImageDetailView(ImageView, frozen=True, kw_only=True):
     ] = msgspec.UNSET
 
 
-class PrunedView(Answer, frozen=True, kw_only=True):
-    """What was tidied up."""
+class PruneRequest(Request, frozen=True, kw_only=True):
+    """What is to go besides what no image needs any more."""
 
+    all: Annotated[bool, Meta(description="Every image that is not in use.")] = False
+    unused_seconds: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="Every image that nobody has used for so long."),
+    ] = None
+
+
+class PrunedView(Answer, frozen=True, kw_only=True):
+    """What went."""
+
+    images: Annotated[tuple[str, ...], Meta(description="Their names.")]
+    trees: int
+    blobs: int
+    freed_bytes: int
     not_removed: Annotated[int, Meta(description="Leftovers that could not be removed now.")]

@@ -1,10 +1,12 @@
-"""An image with what it is made of, as the API shows it."""
+"""An image with what it is made of, and what was removed, as the API shows it."""
 
 from msgspec import UNSET, structs
 
-from sandboxd.api.image_schemas import ImageConfigView, ImageDetailView, LayerView
+from sandboxd.api.image_schemas import ImageConfigView, ImageDetailView, LayerView, PrunedView
+from sandboxd.api.query import rfc3339
 from sandboxd.api.views import image_view
 from sandboxd.images.details import Details
+from sandboxd.images.pruning import Pruned
 from sandboxd.signal_names import signal_name
 
 
@@ -23,6 +25,7 @@ def image_detail_view(details: Details, *, for_operator: bool) -> ImageDetailVie
         )
     return ImageDetailView(
         **structs.asdict(image_view(details.image)),
+        last_used_at=None if details.last_used_at is None else rfc3339(details.last_used_at),
         config_digest=details.config_digest,
         config=config,
         layers=[
@@ -30,4 +33,14 @@ def image_detail_view(details: Details, *, for_operator: bool) -> ImageDetailVie
             for each in details.layers
         ],
         tenants=details.tenants if for_operator else UNSET,
+    )
+
+
+def pruned_view(pruned: Pruned) -> PrunedView:
+    return PrunedView(
+        images=tuple(pruned.names),
+        trees=pruned.trees,
+        blobs=pruned.blobs,
+        freed_bytes=pruned.freed_bytes,
+        not_removed=len(pruned.remaining),
     )

@@ -14,8 +14,8 @@ from sandboxd.api.auth import ADMIN
 from sandboxd.api.body import parse_json, read_body, require_json
 from sandboxd.api.conversion import read_struct
 from sandboxd.api.hanging_up import while_connected
-from sandboxd.api.image_schemas import LayerProgressView, PrunedView, PullLine, PullRequest
-from sandboxd.api.image_views import image_detail_view
+from sandboxd.api.image_schemas import LayerProgressView, PruneRequest, PullLine, PullRequest
+from sandboxd.api.image_views import image_detail_view, pruned_view
 from sandboxd.api.key_watch import KeyedStream
 from sandboxd.api.log_reader import HEARTBEAT_SECONDS
 from sandboxd.api.parts import Call
@@ -83,10 +83,18 @@ async def remove(call: Call) -> Response:
 
 async def prune(call: Call) -> Response:
     """POST /v1/images/prune"""
-    remaining = await _puller(call).images.sweep()
-    for path, reason in remaining.items():
-        logger.warning("leftover not removed", path=str(path), error=reason)
-    return json_answer(PrunedView(not_removed=len(remaining)))
+    body = await read_body(call.scope, call.receive, max_bytes=_MAX_BODY_BYTES)
+    if body:
+        require_json(call.scope)
+    request, faults = read_struct(parse_json(body) if body else {}, PruneRequest)
+    if faults:
+        raise invalid(faults)
+    pruned = await _puller(call).images.prune(
+        all=request.all, unused_seconds=request.unused_seconds
+    )
+    for path, reason in pruned.remaining.items():
+        logger.warning("leftover not removed", path=path, error=reason)
+    return json_answer(pruned_view(pruned))
 
 
 async def pull(call: Call) -> Response:

@@ -19,6 +19,7 @@ from sandboxd.cli.options import (
     json_option,
     load,
     optional_url_option,
+    parse_duration,
 )
 from sandboxd.quantities import format_bytes
 from sandboxd.settings import Settings
@@ -102,6 +103,8 @@ def show(
         ("created", _day(image)),
         ("source", image.source),
     ]
+    if image.last_used_at is not None:
+        fields.append(("last used", _minute(image.last_used_at)))
     if config is not None:
         fields += [
             ("entrypoint", shlex.join(config.entrypoint)),
@@ -196,6 +199,44 @@ def remove(
         click.echo(f"removed {name}")
 
 
+@images.command()
+@click.option("--all", "everything", is_flag=True, help="Every image that is not in use, too.")
+@click.option(
+    "--unused", metavar="TIME", help="Images that nobody used for so long, too: 12h, 90d."
+)
+@data_dir_option
+@optional_url_option
+@config_option
+@json_option
+def prune(
+    everything: bool,
+    unused: str | None,
+    data_dir: str | None,
+    url: str | None,
+    config_file: str | None,
+    as_json: bool,
+) -> None:
+    """Remove what no image needs any more, and images that nobody uses."""
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    unused_seconds = None if unused is None else parse_duration("--unused", unused)
+    if _asks_service(settings, data_dir):
+        with _client(settings) as client:
+            pruned: Any = client.prune_images(all=everything, unused_seconds=unused_seconds)
+    else:
+        pruned = asyncio.run(_prune(settings, everything, unused_seconds))
+    if as_json:
+        output.print_json(pruned)
+        return
+    for name in pruned.images:
+        output.print_note(f"removed {name}")
+    freed = format_bytes(pruned.freed_bytes)
+    click.echo(
+        f"removed {len(pruned.images)} images, {pruned.trees} trees, {pruned.blobs} blobs: {freed}"
+    )
+    if pruned.not_removed:
+        output.print_note(f"{pruned.not_removed} leftovers could not be removed now")
+
+
 def _asks_service(settings: Settings, data_dir: str | None) -> bool:
     """Who names a data directory means that one."""
     return bool(settings.client.url) and data_dir is None
@@ -218,6 +259,13 @@ def _have_pulled(client: "Client", reference: str, *, silent: bool) -> Any:
             else:
                 image = step
     return image
+
+
+async def _prune(settings: Settings, everything: bool, unused_seconds: float | None) -> Any:
+    from sandboxd.api.image_views import pruned_view
+
+    async with opened_images(settings) as opened:
+        return pruned_view(await opened.prune(all=everything, unused_seconds=unused_seconds))
 
 
 async def _show(settings: Settings, name: str) -> Any:
@@ -258,7 +306,11 @@ async def _remove(settings: Settings, name: str) -> None:
 
 
 def _day(image: Any) -> str:
-    moment = image.created_at
+    return _minute(image.created_at)
+
+
+def _minute(moment: Any) -> str:
+    """Of a time as the client, the catalogue or a view has it."""
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
     elif not isinstance(moment, datetime):

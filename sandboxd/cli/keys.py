@@ -6,7 +6,6 @@ cannot come over HTTP. With one they are requests like any other and need a key 
 
 import asyncio
 import math
-import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,7 +16,14 @@ import msgspec
 
 from sandboxd.cli import output
 from sandboxd.cli.database import opened
-from sandboxd.cli.options import config_option, data_dir_option, json_option, load, url_option
+from sandboxd.cli.options import (
+    config_option,
+    data_dir_option,
+    json_option,
+    load,
+    parse_duration,
+    url_option,
+)
 from sandboxd.errors import NotFound
 from sandboxd.quotas.tenants import Quotas
 from sandboxd.settings import Settings, StoreSettings
@@ -37,8 +43,6 @@ Examples:
 """
 SCOPES = ("jobs:read", "jobs:write", "admin")
 _LISTS = ("images", "network_modes", "runtimes")
-_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)", re.ASCII)
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @click.group(epilog=EXAMPLES)
@@ -85,7 +89,7 @@ def create(
     """Make a key called NAME and print it. It is shown only now: only its hash is kept."""
     settings = _settings(url, data_dir, config_file)
     scopes = scopes or SCOPES[:2]
-    ttl_seconds = None if expires is None else _duration(expires)
+    ttl_seconds = None if expires is None else parse_duration("--expires", expires)
     own = _quotas(quotas)
     if settings.client.url and data_dir is None:
         with _client(settings) as client:
@@ -265,13 +269,6 @@ def _quota_words(quotas: dict[str, Any] | None) -> str:
     return " ".join(
         f"{name}={','.join(value) if name in _LISTS else value}" for name, value in given
     )
-
-
-def _duration(word: str) -> float:
-    match = _DURATION.fullmatch(word)
-    if match is None or int(match[1]) == 0:
-        raise click.UsageError(f'--expires takes a time such as 12h or 90d, not "{word}"')
-    return float(int(match[1]) * _SECONDS[match[2]])
 
 
 def _time(unix_seconds: float) -> datetime:

@@ -1,6 +1,7 @@
 """Options that several commands share, and the settings that follow from them."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -60,3 +61,15 @@ def json_option(command: _Command) -> _Command:
 def load(flags: Mapping[str, Any], config_file: str | None) -> Loaded:
     """The settings in force for this command."""
     return load_settings(flags, os.environ, config_file=config_file)
+
+
+_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_duration(option: str, word: str) -> float:
+    """`12h` in seconds. Raises UsageError that names the option."""
+    match = _DURATION.fullmatch(word)
+    if match is None or int(match[1]) == 0:
+        raise click.UsageError(f'{option} takes a time such as 12h or 90d, not "{word}"')
+    return float(int(match[1]) * _SECONDS[match[2]])

@@ -38,6 +38,7 @@ from sandboxd.client.types import NewKey as NewKey
 from sandboxd.client.types import NotFound as NotFound
 from sandboxd.client.types import NotTheService as NotTheService
 from sandboxd.client.types import Problem as Problem
+from sandboxd.client.types import Pruned as Pruned
 from sandboxd.client.types import RequestRefused as RequestRefused
 from sandboxd.client.types import Run as Run
 from sandboxd.client.types import Sample as Sample

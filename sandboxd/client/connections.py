@@ -37,6 +37,7 @@ from sandboxd.client.types import (
     LayerProgress,
     LogChunk,
     NewKey,
+    Pruned,
     Sample,
 )
 from sandboxd.jobs import Stream
@@ -229,9 +230,14 @@ class Client:
         """Remove an image (scope `admin`). Raises Conflict while it is in use."""
         self._hold(protocol.remove_image(name))
 
-    def prune_images(self) -> int:
-        """Remove what is left over of images (scope `admin`). How much of it could not be removed."""
-        return self._hold(protocol.prune_images())
+    def prune_images(
+        self,
+        *,
+        all: bool = False,
+        unused_seconds: float | None = None,
+    ) -> Pruned:
+        """Remove what no image needs any more (scope `admin`); images, too: all that are not in use, or those unused for so long."""
+        return self._hold(protocol.prune_images(all, unused_seconds))
 
     def create_key(self, name: str, **options: Unpack[KeyOptions]) -> NewKey:
         """Make an API key (scope `admin`)."""
@@ -455,9 +461,14 @@ class AsyncClient:
         """Remove an image (scope `admin`). Raises Conflict while it is in use."""
         await self._hold(protocol.remove_image(name))
 
-    async def prune_images(self) -> int:
-        """Remove what is left over of images (scope `admin`). How much of it could not be removed."""
-        return await self._hold(protocol.prune_images())
+    async def prune_images(
+        self,
+        *,
+        all: bool = False,
+        unused_seconds: float | None = None,
+    ) -> Pruned:
+        """Remove what no image needs any more (scope `admin`); images, too: all that are not in use, or those unused for so long."""
+        return await self._hold(protocol.prune_images(all, unused_seconds))
 
     async def create_key(self, name: str, **options: Unpack[KeyOptions]) -> NewKey:
         """Make an API key (scope `admin`)."""

@@ -36,6 +36,7 @@ from sandboxd.client.types import (
     NotFound,
     NotTheService,
     Problem,
+    Pruned,
     RequestRefused,
     Sample,
     ServiceFault,
@@ -276,10 +277,19 @@ def remove_image(name: str) -> Conversation[None]:
     yield from exchange(Request("DELETE", _image_path(name)))
 
 
-def prune_images() -> Conversation[int]:
-    """Remove what is left over. How much of it could not be removed."""
-    pruned = yield from ask(Request("POST", "/v1/images/prune"), _Pruned)
-    return pruned.not_removed
+def prune_images(everything: bool, unused_seconds: float | None) -> Conversation[Pruned]:
+    """Remove what no image needs any more, and images that nobody uses."""
+    wished = {"all": everything} | (
+        {} if unused_seconds is None else {"unused_seconds": unused_seconds}
+    )
+    request = Request(
+        "POST",
+        "/v1/images/prune",
+        headers=_JSON,
+        body=json.dumps(wished).encode(),
+        patience_seconds=UPLOAD_PATIENCE_SECONDS,
+    )
+    return (yield from ask(request, Pruned))
 
 
 class PullReader:
@@ -556,10 +566,6 @@ class _SampleList(msgspec.Struct):
 
 class _ImageList(msgspec.Struct):
     data: list[Image]
-
-
-class _Pruned(msgspec.Struct):
-    not_removed: int
 
 
 class _KeyList(msgspec.Struct):

@@ -266,10 +266,23 @@ class ImageLayer(msgspec.Struct, frozen=True, kw_only=True):
 class ImageDetail(Image, frozen=True, kw_only=True):
     """An image with what it is made of."""
 
+    last_used_at: datetime | None = None
     config_digest: str | None = None
     config: ImageConfig | None = None
     """None: it says nothing of how it is run."""
     layers: tuple[ImageLayer, ...] = ()
+
+
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
+    """What was removed of images."""
+
+    images: tuple[str, ...] = ()
+    """Their names."""
+    trees: int = 0
+    blobs: int = 0
+    freed_bytes: int = 0
+    not_removed: int = 0
+    """Leftovers that could not be removed now."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

@@ -193,6 +193,10 @@ class Images:
             ),
         )
 
+    def last_used(self, name: str) -> float:
+        """When somebody used it last, to some minutes; else when it was named (Unix time)."""
+        return self._names.last_used(name)
+
     def tag(self, source: str, target: str, tenant: str | None = None) -> Awaitable[Image]:
         """Give an image another name, which has been checked. Raises NotFound, Conflict."""
         record = self.record(source, tenant)

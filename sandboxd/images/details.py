@@ -24,6 +24,8 @@ class Details(NamedTuple):
     """The lowest first."""
     config_digest: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
+    last_used_at: float | None = None
+    """Unix time, to some minutes."""
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -46,12 +48,12 @@ async def details_of(images: Images, name: str, tenant: str | None = None) -> De
         image = await images.resolve(name)
         return Details(ours, RunAs(user=image.user, env=image.env, workdir=image.workdir))
     record = images.record(name, tenant)
-    known = Details(record.image, record.run_as, record.tenants)
-    return (
-        known
-        if record.run_as is None
-        else _with_documents(known, record, images.blobs.of(record.owner))
+    known = Details(
+        record.image, record.run_as, record.tenants, last_used_at=images.last_used(record.name)
     )
+    if record.run_as is None:
+        return known
+    return _with_documents(known, record, images.blobs.of(record.owner))
 
 
 def _with_documents(known: Details, record: Record, blobs: Blobs) -> Details:

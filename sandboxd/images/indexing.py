@@ -45,8 +45,8 @@ def write_index(blobs: Blobs, names: Names) -> None:
 
 
 def _described(blobs: Blobs, record: Record) -> Iterator[dict[str, Any]]:
-    """Nothing of what came as a tar and has no manifest, or of what was just removed."""
-    if not record.blobs:
+    """Nothing of what came as a tar and has no manifest, is one tenant's, or was just removed."""
+    if not record.blobs or record.owner:
         return
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
         content = blobs.path(record.digest).read_bytes()

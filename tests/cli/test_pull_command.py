@@ -68,7 +68,7 @@ def test_what_the_registry_says_is_told(pulling: Pulling) -> None:
     refused = sandboxd("pull", reference, "--url", pulling.service.url)
 
     assert refused.code == 1
-    assert "has no team/nothing with 1" in refused.errors
+    assert "has no team/nothing:1" in refused.errors
 
 
 def test_an_image_of_a_service_is_listed_shown_and_removed(pulling: Pulling) -> None:
@@ -79,6 +79,7 @@ def test_an_image_of_a_service_is_listed_shown_and_removed(pulling: Pulling) -> 
     shown = sandboxd("images", "show", reference, "--url", url)
     told = json.loads(sandboxd("images", "show", reference, "--url", url, "--json").output)
     removed = sandboxd("images", "remove", reference, "--url", url)
+    pruned = sandboxd("images", "prune", "--url", url)
     gone = sandboxd("images", "show", reference, "--url", url)
 
     assert reference in listed.output
@@ -87,6 +88,7 @@ def test_an_image_of_a_service_is_listed_shown_and_removed(pulling: Pulling) -> 
     assert told["config"]["cmd"] == ["/mark"]
     assert removed.output == f"removed {reference}\n"
     assert gone.code == 1
+    assert pruned.output.startswith("removed 0 images, ")
 
 
 def test_an_image_of_a_data_directory_is_shown(pulling: Pulling, data: Data) -> None:
@@ -95,10 +97,12 @@ def test_an_image_of_a_data_directory_is_shown(pulling: Pulling, data: Data) -> 
 
     told = json.loads(sandboxd("images", "show", reference, "--json", **data.variables).output)
     host = sandboxd("images", "show", "host", **data.variables)
+    pruned = json.loads(sandboxd("images", "prune", "--all", "--json", **data.variables).output)
 
     assert told["config"]["entrypoint"] == ["cat"]
     assert [layer["digest"] for layer in told["layers"]] == pulling.layers(reference)
     assert "source\thost\n" in host.output
+    assert pruned["images"] == [reference]
 
 
 def test_a_run_pulls_its_image_first_and_shows_how_far_it_is(pulling: Pulling, data: Data) -> None:

@@ -164,10 +164,12 @@ def test_an_image_is_shown_with_what_it_is_made_of(pulling: Pulling, escaped: bo
         "env": {"PATH": "/bin", "HOME": "/"},
         "user": "12:34",
         "workdir": "/srv",
+        "stop_signal": "SIGTERM",
         "labels": {"a": "b", "é": "ü"},
     }
     assert [layer["digest"][:7] for layer in told["layers"]] == ["sha256:"] * 2
     assert told["tenants"] == []
+    assert told["last_used_at"] >= told["created_at"][:10]
     assert image.config is not None
     assert image.config.entrypoint == ("cat",)
     assert image.config_digest == told["config_digest"]
@@ -211,8 +213,27 @@ def test_leftovers_are_removed_when_asked_for(pulling: Pulling) -> None:
     blob = pulling.service.data_dir / "images" / "oci" / "blobs" / "sha256" / ("0" * 64)
     blob.write_bytes(b"left")
 
-    assert pulling.client.prune_images() == 0
+    pruned = pulling.client.prune_images()
+
+    assert (pruned.images, pruned.blobs, pruned.not_removed) == ((), 1, 0)
+    assert pruned.freed_bytes >= 4
     assert not blob.exists()
+
+
+def test_images_that_nobody_uses_are_removed_when_asked_for(pulling: Pulling) -> None:
+    reference = pulling.push()
+    list(pulling.client.pull(reference))
+    young = pulling.client.prune_images(unused_seconds=3600)
+    every = pulling.client.prune_images(all=True)
+    refused = httpx2.post(
+        f"{pulling.service.url}/v1/images/prune", json={"all": True, "unused_seconds": -1}
+    )
+
+    assert reference not in young.images
+    assert reference in every.images
+    assert every.trees >= 1
+    assert refused.status_code == 422
+    assert "host" in {image.name for image in pulling.client.images()}
 
 
 @pytest.mark.parametrize("path", ["..%2Fjobs", "a%2F..%2F..%2Fjobs", "a%2F%2Fb", "a%5Cb"])
@@ -240,7 +261,7 @@ def test_the_client_for_asyncio_does_the_same(pulling: Pulling) -> None:
             steps = [step async for step in client.pull(reference)]
             shown = await client.image(reference)
             await client.remove_image(reference)
-            assert await client.prune_images() == 0
+            assert (await client.prune_images()).not_removed == 0
             with pytest.raises(RequestRefused):
                 async for _ in client.pull("Team/Tools"):
                     pass

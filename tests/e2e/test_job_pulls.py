@@ -135,7 +135,7 @@ def test_what_the_registry_does_not_have_is_its_sentence(pulling: Pulling) -> No
     assert (job.state, job.reason) == ("error", "image_failed")
     assert job.error is not None
     assert (job.error.component, job.error.code) == ("image", "not_in_registry")
-    assert job.error.message == f"{pulling.proxy.authority} has no team/nothing with 1"
+    assert job.error.message.startswith(f"{pulling.proxy.authority} has no team/nothing:1")
     assert pulling.reasons(job)[-2:] == ["image_pull_started", "image_failed"]
 
 
@@ -260,6 +260,27 @@ def test_a_sandbox_pulls_its_image(pulling: Pulling) -> None:
 
     assert refused.status_code == 404
     assert done.text == f"here {name_of(reference)}\n"
+
+
+def test_a_service_that_is_stopped_during_pulls_ends_in_good_order(
+    prepared_host: None, tmp_path: Path
+) -> None:
+    with a_pulling_service(tmp_path) as pulling:
+        reference = pulling.push()
+        gate = hold(pulling, reference)
+        job = pulling.client.submit(image=reference)
+        steps = iter(pulling.client.pull(pulling.push_as(f"{name_of(reference)}-2", "x")))
+        next(steps)
+        wait_for(lambda: pulling.capacity()["pulling"] == 1, "it waits")
+        pulling.service.stop()
+        gate.set()
+        pulling.service.start()
+
+        ended = pulling.client.wait(job.id)
+        again = pulling.client.run(image=reference)
+
+    assert (ended.state, ended.reason) == ("error", "shutdown")
+    assert again.state == "succeeded"
 
 
 def test_a_crash_during_a_pull_loses_no_job(prepared_host: None, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sandboxd.images.credential_helpers import ask_helper
 from sandboxd.images.credentials import Credentials
 from sandboxd.images.docker_config import read_docker_config
 from sandboxd.images.manifests import Descriptor
+from sandboxd.images.puller import owner_of
 from sandboxd.images.references import parse_reference
 from sandboxd.images.registry import Registry
 from sandboxd.images.transport import ANY_OTHER, Access, Transport
@@ -561,3 +562,16 @@ def test_of_several_challenges_the_one_for_a_token_is_answered(stub: Stub) -> No
     access = Access("me", SECRET, insecure=True)
 
     assert manifest_of(f"{stub.authority}/team/tools:1", {stub.authority: access}).content
+
+
+@pytest.mark.parametrize("section", ["ghcr.io", "ghcr.io:443"])
+def test_whose_an_image_is_does_not_depend_on_how_the_registry_is_written(
+    tmp_path: Path, section: str
+) -> None:
+    (tmp_path / "password").write_text(SECRET)
+    own = TenantRegistrySettings(username="ada", password_file=str(tmp_path / "password"))
+    registries = {section: RegistrySettings(tenants={"ada": own})}
+    reference = parse_reference("ghcr.io/team/tools:1")
+
+    assert owner_of(open_accesses(registries, tenant="ada"), reference) == "ada"
+    assert owner_of(open_accesses(registries, tenant="eve"), reference) is None

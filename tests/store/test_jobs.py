@@ -453,3 +453,35 @@ def test_queued_jobs_survive_a_restart_and_active_ones_are_recovered(tmp_path: P
             assert (await store.conservation()).drift == 0
 
     asyncio.run(after(*asyncio.run(before())))
+
+
+@in_store
+async def test_what_happens_while_a_job_starts_is_an_event_each(store: SqliteStore) -> None:
+    job = (await store.submit(a_job(), claim_owner="me")).job
+    await store.note_start(job.id, 1, Reason.IMAGE_PULL_STARTED, "an image", 1001.0)
+    await store.note_start(job.id, 9, Reason.IMAGE_PULLED, "by a stale lease", 1002.0)
+    now = await store.get("ada", job.id)
+    await store.mark_running(job.id, 1, 1003.0)
+    await store.note_start(job.id, 1, Reason.IMAGE_PULLED, "too late", 1004.0)
+
+    events = await store.events("ada", job.id)
+    assert (now.state, now.reason) == (State.STARTING, Reason.IMAGE_PULL_STARTED)
+    assert [(event.seq, event.reason, event.message) for event in events[2:]] == [
+        (3, Reason.IMAGE_PULL_STARTED, "an image"),
+        (4, Reason.STARTED, None),
+    ]
+
+
+@in_store
+async def test_a_claim_passes_over_jobs_of_an_image_that_is_crowded(store: SqliteStore) -> None:
+    spec = msgspec.structs.replace(a_job().spec, image="docker.io/library/slow:1")
+    slow = [
+        (await store.submit(msgspec.structs.replace(a_job(), spec=spec))).job for _ in range(40)
+    ]
+    ready = (await store.submit(a_job())).job
+
+    claimed = await store.claim("me", in_turn(50), 2000.0, of_images=[spec.image])
+    rest = await store.claim("me", in_turn(50), 2000.0)
+
+    assert [job.id for job in claimed] == [ready.id]
+    assert {job.id for job in rest} < {job.id for job in slow}

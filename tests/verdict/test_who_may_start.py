@@ -214,3 +214,13 @@ def test_jobs_of_a_key_that_has_enough_hold_nobody_up() -> None:
     assert choice.job_ids == ("job_001", "job_003", "job_004")
     assert choice.blocked is None
     assert choice.held_back
+
+
+def test_who_waits_for_an_image_counts_as_one_of_its_tenant_s_though_it_has_no_room() -> None:
+    away = Occupant("ada", NOTHING, NOW + 60.0)
+    waiting = [a_job(1), a_job(2), a_job(3, tenant="eve")]
+
+    choice = choose(waiting, [away], WHOLE, WHOLE, NOW, most_at_once=lambda _: 2)
+
+    assert sorted(choice.job_ids) == ["job_001", "job_003"]
+    assert choice.held_back
