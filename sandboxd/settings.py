@@ -243,7 +243,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
-    images: ImagesSettings = ImagesSettings()
     files: FilesSettings = FilesSettings()
     isolation: IsolationSettings = IsolationSettings()
     network: NetworkSettings = NetworkSettings()
@@ -255,6 +254,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a job gets where it asks for nothing."""
     ceilings: Limits = CEILINGS
     """The most that a job may ask for."""
+    images: ImagesSettings = ImagesSettings()
     runtimes: dict[str, RuntimeSettings] = {}
     """OCI runtimes that a job may name, besides `native`. Read by `settings_runtimes`."""
     registries: dict[str, RegistrySettings] = {}
