@@ -161,7 +161,8 @@ class Packer:
         for key, number in ((b"uid", status.st_uid), (b"gid", status.st_gid)):
             if number > _LARGEST_ID:
                 records += _record(key, b"%d" % number)
-        seconds = int(status.st_mtime) if self._keep_times else 0
+        # A directory has the time at which it was unpacked.
+        seconds = int(status.st_mtime) if self._keep_times or kind != b"5" else 0
         if records:
             self._write(_block(b"pax", 0o644, 0, 0, len(records), 0, b"x", b""))
             self._write(records + bytes(-len(records) % _BLOCK))

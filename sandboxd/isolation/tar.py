@@ -11,6 +11,7 @@ https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html and https://
 """
 
 import os
+import re
 from collections.abc import Iterator
 from enum import Enum
 from itertools import pairwise
@@ -25,6 +26,8 @@ _MOST_BYTES = 2**63 - 1
 _OF_ONE = frozenset({b"path", b"linkpath", b"size"})
 """What can be true of one entry only."""
 _ATTRIBUTE = b"SCHILY.xattr."
+_TIME = re.compile(rb"(-?[0-9]{1,20})(?:\.[0-9]*)?")
+_LATEST = 2**33
 _EMPTY_BLOCK = bytes(BLOCK_BYTES)
 
 
@@ -68,6 +71,8 @@ class Entry(NamedTuple):
     mode: int
     uid: int
     gid: int
+    modified_at: int
+    """Unix time in seconds, not before 1970 and not later than any file system has."""
     size: int
     """Of the file that it is to be."""
     position: int
@@ -204,6 +209,7 @@ class TarReader:
             mode=_number(block[100:108]),
             uid=_decimal(records, b"uid", _number(block[108:116])),
             gid=_decimal(records, b"gid", _number(block[116:124])),
+            modified_at=_time(records.get(b"mtime"), _number(block[136:148])),
             size=size,
             position=self._position,
             stored_bytes=self._unread,
@@ -338,6 +344,12 @@ def _digits(word: bytes) -> int:
 def _decimal(records: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
     """A number of PAX."""
     return _digits(records[key]) if records.get(key) else otherwise
+
+
+def _time(word: bytes | None, otherwise: int) -> int:
+    """What is no time in PAX says nothing: nobody depends on it."""
+    match = _TIME.fullmatch(word or b"")
+    return min(max(0, int(match[1]) if match else otherwise), _LATEST)
 
 
 def _size(number: int) -> int:

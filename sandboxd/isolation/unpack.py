@@ -1,7 +1,8 @@
 """Unpacking an image's tar archive, and removing what was unpacked. Runs in init, inside the walls.
 
 The tree that is written to is the root of this process: a name or a link in the archive cannot lead out of it. What is
-kept is what a root file system needs: directories, files, links, owners and permission bits. Device nodes and FIFOs are
+kept is what a root file system needs: directories, files, links, owners, permission bits and when files were changed (Python compares
+that of a module with what is in its compiled file). Device nodes and FIFOs are
 left out, set-id bits are cleared, extended attributes are dropped (a layer may have some, see
 `layers`): nothing in an archive can become a mark of overlay's.
 """
@@ -183,6 +184,7 @@ class Unpacker:
             if member.pieces is not None:
                 os.truncate(file, member.size)
             self.set_owner_and_mode(file, member)
+            os.utime(file, (member.modified_at, member.modified_at))
         finally:
             os.close(file)
 

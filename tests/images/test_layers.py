@@ -50,6 +50,25 @@ def test_what_follows_the_end_of_an_archive_belongs_to_the_layer(images: ImageBe
     assert "top" in files(images)
 
 
+@pytest.mark.parametrize("make", ["layer", "load"])
+def test_files_have_the_time_at_which_they_were_changed(make: str, images: ImageBench) -> None:
+    """Python takes a compiled file for stale otherwise, and compiles each module anew in each job."""
+    archive = packed(
+        entry("module", mtime=1_500_000_000.75),
+        entry("old", mtime=-5.0, pax_headers={}),
+        entry("far", mtime=10**15, pax_headers={}),
+    )
+    getattr(images, make)(archive)
+    times = (
+        "import os; print([int(os.stat('/' + name).st_mtime) for name in ('module', 'old', 'far')])"
+    )
+
+    module, old, far = images.run("/usr/bin/python3", "-c", times).json()
+
+    assert (module, old) == (1_500_000_000, 0)
+    assert far > 2**32
+
+
 def test_a_layer_may_be_empty(images: ImageBench) -> None:
     images.layer(BASE, packed())
 
