@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from sandboxd.errors import Conflict, Invalid, Unavailable
 from sandboxd.images.locks import in_turn, locked, locked_alone
-from sandboxd.images.manifests import Descriptor
+from sandboxd.images.manifests import Descriptor, digest_of
 from sandboxd.images.owners import owned
 from sandboxd.images.syncing import sync_directory
 
@@ -137,7 +137,7 @@ class Blobs:
 
     async def put(self, content: bytes) -> str:
         """Keep a document. Returns its digest."""
-        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        digest = digest_of(content)
         descriptor = Descriptor(media_type="", digest=digest, size=len(content))
         await self.add(descriptor, _once(content), lambda _: None)
         return digest
@@ -176,7 +176,7 @@ class Blobs:
 
 def check_digest(content: bytes, digest: str) -> None:
     """Raises Invalid if the content has another one."""
-    found = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    found = digest_of(content)
     if found != digest:
         raise Invalid(f"the registry sent {found} for {digest}", code="bad_image")
 

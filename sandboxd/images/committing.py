@@ -15,9 +15,17 @@ from sandboxd.errors import Conflict, Fault, Invalid
 from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
 from sandboxd.images.configuration import parse_configuration
-from sandboxd.images.contents import OCI_MANIFEST, Contents, digest_of, in_rfc3339, read_contents
-from sandboxd.images.loading import DOCKER_LAYER, encode_manifest
-from sandboxd.images.manifests import MOST_LAYERS, BadManifest, Descriptor, Manifest, this_machine
+from sandboxd.images.contents import Contents, in_rfc3339, read_contents
+from sandboxd.images.manifests import (
+    MOST_LAYERS,
+    BadManifest,
+    Descriptor,
+    Manifest,
+    digest_of,
+    encode_manifest,
+    this_machine,
+)
+from sandboxd.images.media_types import DOCKER_LAYER, OCI_MANIFEST
 from sandboxd.images.packing import Packed, pack
 from sandboxd.images.pulling import Found, assemble
 from sandboxd.jobs import Image

@@ -4,7 +4,6 @@ What came from a registry or an archive has all of that in the store. An importe
 whenever somebody wants it, to the same bytes each time.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,25 +15,32 @@ from sandboxd.errors import Conflict, NotFound
 from sandboxd.images import host
 from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
-from sandboxd.images.loading import DOCKER_LAYER, encode_manifest
 from sandboxd.images.manifests import (
     BadManifest,
     Descriptor,
     Manifest,
+    digest_of,
+    encode_manifest,
     parse_manifest,
+    stated_type,
     this_machine,
+)
+from sandboxd.images.media_types import (
+    DOCKER_FOREIGN_LAYER,
+    DOCKER_LAYER,
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_MANIFEST,
 )
 from sandboxd.images.names import Record
 from sandboxd.images.packing import pack
 from sandboxd.isolation.protocol import Pack
 
-OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 _OCI_LAYERS = {
-    DOCKER_LAYER: "application/vnd.oci.image.layer.v1.tar",
-    f"{DOCKER_LAYER}.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
-    f"{DOCKER_LAYER}.zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
+    DOCKER_LAYER: OCI_LAYER,
+    f"{DOCKER_LAYER}.gzip": f"{OCI_LAYER}+gzip",
+    f"{DOCKER_LAYER}.zstd": f"{OCI_LAYER}+zstd",
+    f"{DOCKER_FOREIGN_LAYER}.gzip": f"{OCI_LAYER}+gzip",
 }
 _MOST_PACKED_BYTES = 64 * 2**30
 _PACK_SECONDS = 1800.0
@@ -76,12 +82,6 @@ def _retyped(descriptor: Descriptor, media_type: str) -> Descriptor:
     return Descriptor(media_type=media_type, digest=descriptor.digest, size=descriptor.size)
 
 
-class _Said(msgspec.Struct, frozen=True, rename="camel"):
-    """One of Docker's says what it is, one of OCI's may."""
-
-    media_type: str = OCI_MANIFEST
-
-
 async def read_contents(images: Images, name: str) -> Contents:
     """All of an image, in the store, which the caller keeps in use.
 
@@ -101,10 +101,6 @@ def read_documents(images: Images, name: str, tenant: str | None = None) -> Cont
     return _read(images.blobs.of(record.owner), record, with_layers=False) if record.blobs else None
 
 
-def digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
 def in_rfc3339(seconds: float) -> str:
     """As configurations have times."""
     return datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
@@ -113,7 +109,7 @@ def in_rfc3339(seconds: float) -> str:
 def _read(blobs: Blobs, record: Record, *, with_layers: bool = True) -> Contents:
     with _complete(record):
         document = blobs.path(record.digest).read_bytes()
-        media_type = msgspec.json.decode(document, type=_Said).media_type
+        media_type = stated_type(document)
         manifest = parse_manifest(document, media_type)
         if not isinstance(manifest, Manifest):
             raise BadManifest("is an index")

@@ -9,19 +9,12 @@ import msgspec
 
 from sandboxd.images.blobs import Blobs
 from sandboxd.images.locks import make_locked
+from sandboxd.images.manifests import stated_type
+from sandboxd.images.media_types import NAME_BY_OCI, OCI_INDEX
 from sandboxd.images.names import Names, Record
 
-_INDEX = "application/vnd.oci.image.index.v1+json"
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_REFERENCE = "org.opencontainers.image.ref.name"
 _PAUSE_SECONDS = 0.005
 _TRIES = 100
-
-
-class _Said(msgspec.Struct, frozen=True, rename="camel"):
-    """A manifest of Docker's says what it is, one of OCI's may."""
-
-    media_type: str = _MANIFEST
 
 
 def write_index(blobs: Blobs, names: Names) -> None:
@@ -38,7 +31,7 @@ def write_index(blobs: Blobs, names: Names) -> None:
         file.truncate()
         # Asked under the lock: the last to write has seen all.
         manifests = [each for record in names.all() for each in _described(blobs, record)]
-        index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": manifests}
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
         file.write(msgspec.json.encode(index))
         file.flush()
         temporary.rename(blobs.directory / "index.json")
@@ -51,8 +44,8 @@ def _described(blobs: Blobs, record: Record) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
         content = blobs.path(record.digest).read_bytes()
         yield {
-            "mediaType": msgspec.json.decode(content, type=_Said).media_type,
+            "mediaType": stated_type(content),
             "digest": record.digest,
             "size": len(content),
-            "annotations": {_REFERENCE: record.name},
+            "annotations": {NAME_BY_OCI: record.name},
         }

@@ -7,7 +7,6 @@ digest, and are applied by the same code, which checks them against the configur
 """
 
 import asyncio
-import contextlib
 import hashlib
 import re
 import shutil
@@ -30,19 +29,24 @@ from sandboxd.images.manifests import (
     Machine,
     Manifest,
     choose,
+    digest_of,
+    encode_manifest,
+    named,
     parse_manifest,
     this_machine,
+)
+from sandboxd.images.media_types import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER,
+    DOCKER_MANIFEST,
+    NAME_BY_CONTAINERD,
+    NAME_BY_OCI,
+    OCI_INDEX,
 )
 from sandboxd.images.naming import new_name, new_reference
 from sandboxd.images.pulling import Found, Progress, Tell, assemble, check_layers
 from sandboxd.jobs import Image
 
-OCI_INDEX = "application/vnd.oci.image.index.v1+json"
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
-DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
-NAME_BY_CONTAINERD = "io.containerd.image.name"
-NAME_BY_OCI = "org.opencontainers.image.ref.name"
 _MOST_IMAGES = 64
 _MOST_NAMES = 1024
 _MOST_DOCUMENT_BYTES = 64 * 2**20
@@ -129,7 +133,7 @@ async def _in_thread(pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
 
 def _list_images(source: Source, name: str | None) -> list[_Listed]:
     """Raises Invalid."""
-    with _named("this machine"):
+    with named("this machine"):
         machine = this_machine()
     if source.size_bytes("oci-layout") is not None:
         listed = _bounded(_of_layout(source, machine, name))
@@ -162,7 +166,7 @@ def _bounded(listed: Iterator[_Listed]) -> list[_Listed]:
 
 def _of_layout(source: Source, machine: Machine, name: str | None) -> Iterator[_Listed]:
     content = _document(source, "index.json")
-    with _named("the archive's index.json"):
+    with named("the archive's index.json"):
         index = parse_manifest(content, OCI_INDEX)
     if not isinstance(index, Index):
         raise _bad("has an index.json that is none")
@@ -199,7 +203,7 @@ def _of_descriptors(
 ) -> _Listed:
     descriptor = descriptors[0]
     documents: list[bytes] = []
-    with _named(name):
+    with named(name):
         if len(descriptors) > 1:
             descriptor = choose(Index(manifests=tuple(descriptors)), machine)
         content = _blob(source, descriptor)
@@ -216,7 +220,7 @@ def _of_descriptors(
         documents.append(config)
         configuration = parse_configuration(config, machine, len(parsed.layers))
     found = Found(
-        descriptor.digest, parsed, configuration, tuple(_digest_of(each) for each in documents)
+        descriptor.digest, parsed, configuration, tuple(digest_of(each) for each in documents)
     )
     check_layers(name, found)
     for layer in parsed.layers:
@@ -256,39 +260,19 @@ def _of_saved(
     """An image of Docker's: its configuration and layers, and a manifest that we write of them."""
     config = _document(source, saved.config)
     stated = _HEX_OF_CONFIG.fullmatch(saved.config)
-    if stated is not None and _digest_of(config) != f"sha256:{stated[1]}":
-        raise _bad(f"has a configuration that is {_digest_of(config)} for {stated[1]}")
-    with _named(names[0]):
+    if stated is not None and digest_of(config) != f"sha256:{stated[1]}":
+        raise _bad(f"has a configuration that is {digest_of(config)} for {stated[1]}")
+    with named(names[0]):
         configuration = parse_configuration(config, machine, len(layers))
-    described = Descriptor(media_type=DOCKER_CONFIG, digest=_digest_of(config), size=len(config))
+    described = Descriptor(media_type=DOCKER_CONFIG, digest=digest_of(config), size=len(config))
     manifest = Manifest(config=described, layers=tuple(layers))
     document = encode_manifest(manifest, DOCKER_MANIFEST)
     documents = (document, config)
     found = Found(
-        _digest_of(document), manifest, configuration, tuple(_digest_of(each) for each in documents)
+        digest_of(document), manifest, configuration, tuple(digest_of(each) for each in documents)
     )
     check_layers(names[0], found)
     return _Listed(names, found, documents, saved.layers)
-
-
-def encode_manifest(manifest: Manifest, media_type: str) -> bytes:
-    """A manifest as a document, of the same bytes every time."""
-
-    def described(descriptor: Descriptor) -> dict[str, str | int]:
-        return {
-            "mediaType": descriptor.media_type,
-            "digest": descriptor.digest,
-            "size": descriptor.size,
-        }
-
-    return msgspec.json.encode(
-        {
-            "schemaVersion": 2,
-            "mediaType": media_type,
-            "config": described(manifest.config),
-            "layers": [described(layer) for layer in manifest.layers],
-        }
-    )
 
 
 def _described(source: Source, member: str) -> Descriptor:
@@ -312,8 +296,8 @@ def _described(source: Source, member: str) -> Descriptor:
 def _blob(source: Source, descriptor: Descriptor) -> bytes:
     _check_size(source, descriptor)
     content = _document(source, _place_of(descriptor))
-    if _digest_of(content) != descriptor.digest:
-        raise _bad(f"has {_digest_of(content)} for {descriptor.digest}")
+    if digest_of(content) != descriptor.digest:
+        raise _bad(f"has {digest_of(content)} for {descriptor.digest}")
     return content
 
 
@@ -336,19 +320,6 @@ def _document(source: Source, member: str) -> bytes:
     if size > MOST_MANIFEST_BYTES:
         raise _bad(f"has a {member[:100]!r} of more than {MOST_MANIFEST_BYTES} bytes")
     return b"".join(source.pieces(member))
-
-
-def _digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Within, a bad manifest is what the caller of this module is told of."""
-    try:
-        yield
-    except BadManifest as error:
-        raise Invalid(f"{what} {error}", code="bad_image") from error
 
 
 def _nameless(what: str) -> Invalid:

@@ -1,4 +1,4 @@
-"""Manifests: what an image of a registry is made of, read strictly.
+"""Manifests: what an image is made of, read strictly, and written.
 
 An index lists one manifest for each platform; a manifest lists the configuration and the layers. Both are JSON in the formats
 of OCI (https://github.com/opencontainers/image-spec) or Docker (image manifest version 2, schema 2), which differ in names only.
@@ -6,39 +6,36 @@ What the registry says a document is, and what the document says of itself, must
 a manifest to others (CVE-2021-41190) is neither here.
 """
 
+import contextlib
 import functools
+import hashlib
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from sandboxd.errors import Invalid
+from sandboxd.images.media_types import (
+    DOCKER_CONFIG,
+    DOCKER_INDEX,
+    DOCKER_MANIFEST,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+)
 from sandboxd.images.references import DIGEST
 
 MOST_MANIFEST_BYTES = 4 * 2**20
 MOST_LAYERS = 128
 _MOST_MANIFESTS = 1024
 
-INDEX_TYPES = frozenset(
-    {
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-    }
-)
-MANIFEST_TYPES = frozenset(
-    {
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    }
-)
-_CONFIG_TYPES = frozenset(
-    {
-        "application/vnd.oci.image.config.v1+json",
-        "application/vnd.docker.container.image.v1+json",
-    }
-)
+INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
+MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+_CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 _LAYER_TYPE = re.compile(
     r"application/vnd\.oci\.image\.layer\.(?:nondistributable\.)?v1\.tar(?:\+gzip|\+zstd)?"
     r"|application/vnd\.docker\.image\.rootfs\.(?:foreign\.)?diff\.tar(?:\.gzip|\.zstd)?"
@@ -186,6 +183,51 @@ def choose(index: Index, machine: Machine) -> Descriptor:
         return found
     known = ", ".join(_told(name) for name in sorted(offered)[:20]) or "none"
     raise BadManifest(f"has no image for {machine}; it has: {known}")
+
+
+def encode_manifest(manifest: Manifest, media_type: str) -> bytes:
+    """A manifest as a document, of the same bytes every time."""
+
+    def described(descriptor: Descriptor) -> dict[str, str | int]:
+        return {
+            "mediaType": descriptor.media_type,
+            "digest": descriptor.digest,
+            "size": descriptor.size,
+        }
+
+    return msgspec.json.encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": media_type,
+            "config": described(manifest.config),
+            "layers": [described(layer) for layer in manifest.layers],
+        }
+    )
+
+
+class _Said(msgspec.Struct, frozen=True, rename="camel"):
+    """One of Docker's says what it is, one of OCI's may."""
+
+    media_type: str = OCI_MANIFEST
+
+
+def stated_type(document: bytes) -> str:
+    """The media type of a manifest that was checked when it came. Raises msgspec.DecodeError."""
+    return msgspec.json.decode(document, type=_Said).media_type
+
+
+def digest_of(content: bytes) -> str:
+    """What a document is called."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Within, BadManifest becomes Invalid, with the name of the document."""
+    try:
+        yield
+    except BadManifest as error:
+        raise Invalid(f"{what} {error}", code="bad_image") from error
 
 
 def _told(name: str) -> str:

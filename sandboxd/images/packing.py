@@ -19,8 +19,8 @@ from typing import IO, NamedTuple
 from sandboxd.errors import Conflict, Invalid, SandboxFailed
 from sandboxd.images.blobs import Blobs
 from sandboxd.images.manifests import Descriptor
+from sandboxd.images.media_types import OCI_LAYER
 
-OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 _CHUNK_BYTES = 2**20
 _LEVEL = 6
 _GZIP_BITS = 31
@@ -104,7 +104,7 @@ def _compress(
     finally:
         os.close(reading)
     digest = f"sha256:{compressed.hexdigest()}"
-    descriptor = Descriptor(media_type=OCI_LAYER, digest=digest, size=size)
+    descriptor = Descriptor(media_type=f"{OCI_LAYER}+gzip", digest=digest, size=size)
     return f"sha256:{plain.hexdigest()}", descriptor
 
 

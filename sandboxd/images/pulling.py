@@ -8,10 +8,9 @@ goes on with, or the next start of the service removes.
 
 import asyncio
 import contextlib
-import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -24,12 +23,13 @@ from sandboxd.images.configuration import Configuration, parse_configuration
 from sandboxd.images.layers import LayerFile, Stack, Step, layers_needed, steps_of, unpack
 from sandboxd.images.manifests import (
     MOST_MANIFEST_BYTES,
-    BadManifest,
     Descriptor,
     Index,
     Machine,
     Manifest,
     choose,
+    digest_of,
+    named,
     parse_manifest,
     this_machine,
 )
@@ -137,7 +137,7 @@ async def _find_in_time(
     blobs: Blobs, registry: Registry, transport: Transport, reference: Reference
 ) -> Found:
     seconds = transport.patience.documents_seconds
-    with _named(str(reference)):
+    with named(str(reference)):
         machine = this_machine()
     try:
         async with asyncio.timeout(seconds):
@@ -154,7 +154,7 @@ async def _find(blobs: Blobs, registry: Registry, reference: Reference, machine:
     documents = [await blobs.put(document.content)]
     parsed = _parse(document, f"the manifest of {reference}")
     if isinstance(parsed, Index):
-        with _named(f"the index of {reference}"):
+        with named(f"the index of {reference}"):
             descriptor = choose(parsed, machine)
         document = await _chosen(registry, descriptor)
         documents.append(await blobs.put(document.content))
@@ -169,10 +169,9 @@ async def _find(blobs: Blobs, registry: Registry, reference: Reference, machine:
         )
     await blobs.add(config, registry.blob(config), lambda _: None)
     content = blobs.path(config.digest).read_bytes()
-    with _named(f"the configuration of {reference}"):
+    with named(f"the configuration of {reference}"):
         configuration = parse_configuration(content, machine, len(parsed.layers))
-    digest = f"sha256:{hashlib.sha256(document.content).hexdigest()}"
-    return Found(digest, parsed, configuration, (*documents, config.digest))
+    return Found(digest_of(document.content), parsed, configuration, (*documents, config.digest))
 
 
 async def _chosen(registry: Registry, descriptor: Descriptor) -> Document:
@@ -189,17 +188,8 @@ async def _chosen(registry: Registry, descriptor: Descriptor) -> Document:
 
 
 def _parse(document: Document, what: str) -> Manifest | Index:
-    with _named(what):
+    with named(what):
         return parse_manifest(document.content, document.content_type)
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Within, a bad manifest is what the caller of this module is told of."""
-    try:
-        yield
-    except BadManifest as error:
-        raise Invalid(f"{what} {error}", code="bad_image") from error
 
 
 class _Fetching:

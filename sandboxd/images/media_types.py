@@ -1,0 +1,16 @@
+"""What the documents and layers of images are called, by OCI (https://github.com/opencontainers/image-spec, media-types.md) and by Docker,
+and the annotations in which an index says what an image is called."""
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+"""`+gzip` or `+zstd` follows if it is compressed."""
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+"""`.gzip` or `.zstd` follows if it is compressed."""
+DOCKER_FOREIGN_LAYER = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+NAME_BY_CONTAINERD = "io.containerd.image.name"
+NAME_BY_OCI = "org.opencontainers.image.ref.name"
