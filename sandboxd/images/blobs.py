@@ -6,6 +6,7 @@ it is a file in `partial/`, beside the lock of who fetches it: it comes once, ho
 
 import asyncio
 import contextlib
+import copy
 import hashlib
 import os
 from collections.abc import (
@@ -32,10 +33,10 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 class Blobs:
     """The blobs of one directory. Several processes may use it at once."""
 
-    def __init__(self, directory: Path, owner: str = "") -> None:
-        """Make the directories. With an `owner`, only theirs are seen (see `owners`)."""
+    def __init__(self, directory: Path) -> None:
+        """Make the directories."""
         self.directory = directory
-        self._owner = owner
+        self._owner = ""
         self._shared = directory / "blobs" / "sha256"
         self._owned = directory / "owned"
         self._partial = directory / "partial"
@@ -49,8 +50,10 @@ class Blobs:
             layout.write_bytes(_LAYOUT)
 
     def of(self, owner: str) -> "Blobs":
-        """Those of one tenant alone; empty: those that everybody may use."""
-        return Blobs(self.directory, owner)
+        """Those of one tenant alone (see `owners`); empty: those that everybody may use."""
+        theirs = copy.copy(self)
+        theirs._owner = owner
+        return theirs
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

@@ -266,7 +266,7 @@ class Images:
                 self._names.write(record)
         except FileNotFoundError:
             raise Conflict("the same image was removed meanwhile; try it again") from None
-        write_index(self.blobs, self._names)
+        await write_index(self.blobs, self._names)
         for key in former.keys if former is not None else ():
             if key not in record.keys:
                 await self._pruner.remove_unnamed(key, Pruned())

@@ -1,5 +1,6 @@
 """The index of the OCI layout that the blobs are: what skopeo and other tools find there, by the names that images have here."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
@@ -17,8 +18,14 @@ _PAUSE_SECONDS = 0.005
 _TRIES = 100
 
 
-def write_index(blobs: Blobs, names: Names) -> None:
+async def write_index(blobs: Blobs, names: Names) -> None:
     """Write it anew. Who dies over it, or before it, leaves one that is out of date until the next. Raises OSError."""
+    await asyncio.to_thread(
+        _write, blobs, names
+    )  # It reads the manifests of all images, and may have to wait.
+
+
+def _write(blobs: Blobs, names: Names) -> None:
     temporary = blobs.directory / "index.json.tmp"
     for _ in range(_TRIES):
         descriptor = make_locked(temporary)

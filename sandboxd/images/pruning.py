@@ -49,7 +49,7 @@ class Pruner:
                 await self.remove_unnamed(key, pruned)
         with _told(pruned, self._blobs.directory):
             self.remove_unnamed_blobs(pruned)
-            write_index(self._blobs, self._names)
+            await write_index(self._blobs, self._names)
 
     async def remove_unnamed(self, key: str, pruned: Pruned) -> None:
         """Remove a tree that no image has any more. One that is in use stays until another time. Raises OSError, SandboxFailed."""
@@ -80,7 +80,7 @@ class Pruner:
                 if not self._is_anothers(record, uppermost):
                     await self._throw_away(uppermost, pruned)
         pruned.names.append(record.name)
-        write_index(self._blobs, self._names)
+        await write_index(self._blobs, self._names)
         for key in record.keys:
             await self.remove_unnamed(key, pruned)
 

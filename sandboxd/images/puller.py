@@ -165,8 +165,10 @@ class Puller:
         check_registry(destination, self.settings)
         most = self.settings.pull_seconds
         try:
-            async with asyncio.timeout(most), _connections(self._accesses_for(tenant)) as transport:
-                return await push(self.images, transport, name, destination, tell)
+            async with asyncio.timeout(most):
+                accesses = await asyncio.to_thread(self._accesses_for, tenant)  # It reads files.
+                async with _connections(accesses) as transport:
+                    return await push(self.images, transport, name, destination, tell)
         except TimeoutError:
             detail = f"{destination} was not there after {most:g} s"
             raise Unavailable(detail, code="image_push_timeout") from None
