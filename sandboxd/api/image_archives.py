@@ -16,7 +16,6 @@ import msgspec
 from starlette.responses import Response
 
 from sandboxd.api.answers import json_answer, list_answer
-from sandboxd.api.auth import ADMIN
 from sandboxd.api.body import (
     declared_size,
     parse_json,
@@ -36,7 +35,7 @@ from sandboxd.api.image_archive_schemas import (
     TagRequest,
 )
 from sandboxd.api.image_schemas import PullLine
-from sandboxd.api.images import JSON, in_lines
+from sandboxd.api.images import JSON, in_lines, puller_of, viewer_of
 from sandboxd.api.key_watch import KeyedStream
 from sandboxd.api.parts import Call
 from sandboxd.api.problems import BadParameters
@@ -44,15 +43,14 @@ from sandboxd.api.sandboxes import sandboxes_of
 from sandboxd.api.uploads import spool
 from sandboxd.api.validate import invalid
 from sandboxd.api.views import image_view
-from sandboxd.errors import Fault, NotFound, Unavailable
+from sandboxd.errors import Fault, Unavailable
 from sandboxd.files.content import check_free
 from sandboxd.images.archive_opening import MOST_ARCHIVE_BYTES, opened_file
 from sandboxd.images.catalogue import Images
 from sandboxd.images.committing import CommitPlan, RunChanges
-from sandboxd.images.history import read_details
+from sandboxd.images.history import read_history
 from sandboxd.images.loading import load as load_images
 from sandboxd.images.naming import new_name
-from sandboxd.images.puller import Puller
 from sandboxd.images.pulling import Tell
 from sandboxd.images.pushing import destination_of
 from sandboxd.images.saving import FORMATS, save
@@ -69,7 +67,7 @@ async def load(call: Call) -> Response:
     query = call.query.reader()
     name = query.text("name")
     query.done()
-    images = _puller(call).images
+    images = puller_of(call).images
     async with _received(call, images) as archive:
         with contextlib.ExitStack() as stack:
             opening = opened_file(archive.fileno(), images.blobs.directory)
@@ -85,7 +83,7 @@ async def import_(call: Call) -> Response:
     query.done()
     if name is None:
         raise BadParameters((("name", "is missing: what the image is to be called"),))
-    images = _puller(call).images
+    images = puller_of(call).images
     async with _received(call, images) as archive:
         image = await images.import_tar(name, Path(f"/proc/self/fd/{archive.fileno()}"))
     return json_answer(image_view(image), HTTPStatus.CREATED)
@@ -98,7 +96,7 @@ async def archive(call: Call) -> Response:
     query.done()
     if form not in FORMATS:
         raise BadParameters((("format", f"must be one of {', '.join(FORMATS)}"),))
-    pieces = save(_puller(call).images, [call.parameters["name"]], docker=form == "docker")
+    pieces = save(puller_of(call).images, [call.parameters["name"]], docker=form == "docker")
     try:
         first = await anext(pieces)  # Before the answer begins: it may be refused.
         if call.scope["method"] == "HEAD":
@@ -113,14 +111,14 @@ async def archive(call: Call) -> Response:
 async def tag(call: Call) -> Response:
     """POST /v1/images/{name}/tag"""
     request = await _request(call, TagRequest)
-    image = await _puller(call).images.tag(call.parameters["name"], new_name(request.name))
+    image = await puller_of(call).images.tag(call.parameters["name"], new_name(request.name))
     return json_answer(image_view(image), HTTPStatus.CREATED)
 
 
 async def push(call: Call) -> Response:
     """POST /v1/images/{name}/push"""
     request = await _request(call, PushRequest)
-    name, puller = call.parameters["name"], _puller(call)
+    name, puller = call.parameters["name"], puller_of(call)
     destination = destination_of(name, request.destination)
     puller.images.record(name)  # Else it would be told of in an answer that has begun.
 
@@ -138,10 +136,9 @@ async def push(call: Call) -> Response:
 
 async def history(call: Call) -> Response:
     """GET /v1/images/{name}/history"""
-    tenant = None if ADMIN in call.principal.scopes else call.tenant
-    images, name = _puller(call).images, call.parameters["name"]
-    details = await asyncio.to_thread(read_details, images, name, tenant)
-    steps = [StepOfHistoryView(**msgspec.structs.asdict(step)) for step in details.history]
+    images, name = puller_of(call).images, call.parameters["name"]
+    told = await asyncio.to_thread(read_history, images, name, viewer_of(call))
+    steps = [StepOfHistoryView(**msgspec.structs.asdict(step)) for step in told]
     return json_answer(ImageHistory(data=steps))
 
 
@@ -205,10 +202,3 @@ async def _joined(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIte
         yield first
         async for piece in pieces:
             yield piece
-
-
-def _puller(call: Call) -> Puller:
-    """Raises NotFound where there are no images but the machine's own."""
-    if call.parts.puller is None:
-        raise NotFound("There are no images here.")
-    return call.parts.puller

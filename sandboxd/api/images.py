@@ -66,18 +66,18 @@ async def image_at_hand(call: Call, name: str, pull: PullPolicy) -> ResolvedImag
 
 async def list_(call: Call) -> Response:
     """GET /v1/images"""
-    return list_answer([image_view(each) for each in await call.parts.images.list(_who(call))])
+    return list_answer([image_view(each) for each in await call.parts.images.list(viewer_of(call))])
 
 
 async def show(call: Call) -> Response:
     """GET /v1/images/{name}"""
-    details = await details_of(_puller(call).images, call.parameters["name"], _who(call))
-    return json_answer(image_detail_view(details, for_operator=not _who(call)))
+    details = await details_of(puller_of(call).images, call.parameters["name"], viewer_of(call))
+    return json_answer(image_detail_view(details, for_operator=not viewer_of(call)))
 
 
 async def remove(call: Call) -> Response:
     """DELETE /v1/images/{name}"""
-    await _puller(call).images.remove(call.parameters["name"])
+    await puller_of(call).images.remove(call.parameters["name"])
     return no_content()
 
 
@@ -89,7 +89,7 @@ async def prune(call: Call) -> Response:
     request, faults = read_struct(parse_json(body) if body else {}, PruneRequest)
     if faults:
         raise invalid(faults)
-    pruned = await _puller(call).images.prune(
+    pruned = await puller_of(call).images.prune(
         all=request.all, unused_seconds=request.unused_seconds
     )
     for path, reason in pruned.remaining.items():
@@ -111,7 +111,7 @@ async def pull(call: Call) -> Response:
     if faults:
         raise invalid(faults)
     check_allowed(call, image=str(reference), network_mode=NetworkMode.NONE, runtime=NATIVE)
-    wanted = _Wanted(_puller(call), reference, request.pull, call.tenant)
+    wanted = _Wanted(puller_of(call), reference, request.pull, call.tenant)
     if call.media_type == JSON:
         image = await while_connected(call, wanted.come(lambda _: None))
         return json_answer(image_view(image))
@@ -202,14 +202,14 @@ def _last_line(call: Call, coming: "asyncio.Future[PullLine]") -> PullLine:
     return PullLine(problem=msgspec.Raw(bytes(problem.body)))
 
 
-def _puller(call: Call) -> Puller:
-    """Raises NotFound where no images come from registries."""
+def puller_of(call: Call) -> Puller:
+    """What images are pulled and kept by. Raises NotFound where there are none but the machine's own."""
     if call.parts.puller is None:
-        raise NotFound("There are no registries here.")
+        raise NotFound("There are no images here.")
     return call.parts.puller
 
 
-def _who(call: Call) -> str | None:
+def viewer_of(call: Call) -> str | None:
     """For whom images are looked at. None: the operator, who sees those of all tenants."""
     return None if ADMIN in call.principal.scopes else call.tenant
 

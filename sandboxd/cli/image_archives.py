@@ -147,15 +147,15 @@ def history(name: str, data_dir: str | None, config_file: str | None, as_json: b
     Sizes are those of layers as they are kept and passed on.
     """
     settings = load({"store.data_dir": data_dir}, config_file).settings
-    details = asyncio.run(_details(settings, name))
+    steps = asyncio.run(_history(settings, name))
     if as_json:
-        output.print_json(details.history)
+        output.print_json(steps)
         return
     output.print_table(
         ("created", "created by", "size", "comment"),
         (
             (step.created or "", step.created_by, format_bytes(step.size_bytes), step.comment)
-            for step in reversed(details.history)
+            for step in reversed(steps)
         ),
         empty="nothing is told of it",
         cut=(1,),
@@ -222,11 +222,11 @@ async def _tag(settings: "Settings", source: str, target: str) -> Any:
         return await images.tag(source, name)
 
 
-async def _details(settings: "Settings", name: str) -> Any:
-    from sandboxd.images.history import read_details
+async def _history(settings: "Settings", name: str) -> Any:
+    from sandboxd.images.history import read_history
 
     async with opened_images(settings) as images:
-        return read_details(images, name)
+        return read_history(images, name)
 
 
 COMMANDS = (load_images, save_images, push, tag, history)

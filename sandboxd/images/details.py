@@ -1,14 +1,15 @@
 """All that is known of one image: its record, and what the documents say that came with it. They were verified when they came."""
 
+import contextlib
 from typing import NamedTuple
 
-import msgspec
-
+from sandboxd.errors import Conflict, Invalid
 from sandboxd.images import host
-from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
+from sandboxd.images.contents import Contents, read_documents
+from sandboxd.images.history import labels_of
 from sandboxd.images.manifests import Descriptor
-from sandboxd.images.names import Record, RunAs
+from sandboxd.images.names import RunAs
 from sandboxd.jobs import Image
 
 
@@ -28,19 +29,6 @@ class Details(NamedTuple):
     """Unix time, to some minutes."""
 
 
-class _Manifest(msgspec.Struct, frozen=True):
-    config: Descriptor
-    layers: tuple[Descriptor, ...]
-
-
-class _Run(msgspec.Struct, frozen=True, rename="pascal"):
-    labels: dict[str, str] | None = None
-
-
-class _Config(msgspec.Struct, frozen=True):
-    config: _Run | None = None
-
-
 async def details_of(images: Images, name: str, tenant: str | None = None) -> Details:
     """What a tenant may know of an image; None: the operator. Raises NotFound."""
     if name == host.NAME:
@@ -53,26 +41,19 @@ async def details_of(images: Images, name: str, tenant: str | None = None) -> De
     )
     if record.run_as is None:
         return known
-    return _with_documents(known, record, images.blobs.of(record.owner))
+    with contextlib.suppress(Conflict):
+        return _with_documents(known, read_documents(images, name, tenant))
+    return known
 
 
-def _with_documents(known: Details, record: Record, blobs: Blobs) -> Details:
-    try:
-        manifest = msgspec.json.decode(blobs.path(record.digest).read_bytes(), type=_Manifest)
-        config = blobs.path(manifest.config.digest).read_bytes()
-    except (FileNotFoundError, msgspec.DecodeError):
+def _with_documents(known: Details, contents: Contents | None) -> Details:
+    if contents is None:
         return known
+    labels: dict[str, str] = {}
+    with contextlib.suppress(Invalid):  # They mean nothing to us, so nobody looked at them before.
+        labels = labels_of(contents)
     return known._replace(
-        layers=manifest.layers,
-        config_digest=manifest.config.digest,
-        labels=tuple(_labels(config).items()),
+        layers=contents.manifest.layers,
+        config_digest=contents.manifest.config.digest,
+        labels=tuple(labels.items()),
     )
-
-
-def _labels(config: bytes) -> dict[str, str]:
-    """They mean nothing to us, so they were not looked at before: what is no text is left out."""
-    try:
-        run = msgspec.json.decode(config, type=_Config).config
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
-    return (run and run.labels) or {}

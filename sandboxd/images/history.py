@@ -1,7 +1,7 @@
-"""What the author of an image says of it besides how it is run: labels, and how it was made. Untrusted text, for people."""
+"""What the author of an image says of it besides how it is run: how it was made, and labels. Untrusted text, for people."""
 
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -30,16 +30,6 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Of that layer as it is kept, compressed or not."""
 
 
-class Details(NamedTuple):
-    """What an author says of an image."""
-
-    created: str | None
-    author: str
-    labels: dict[str, str]
-    history: tuple[Step, ...]
-    """The first step first."""
-
-
 class _Entry(msgspec.Struct, frozen=True, kw_only=True):
     created: _Text | None = None
     created_by: _Text | None = None
@@ -52,14 +42,15 @@ class _Labelled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Told(msgspec.Struct, frozen=True, kw_only=True):
-    created: _Text | None = None
-    author: _Text | None = None
     config: _Labelled | None = None
     history: Annotated[tuple[_Entry, ...], Meta(max_length=_MOST_ENTRIES)] | None = None
 
 
-def read_details(images: Images, name: str, tenant: str | None = None) -> Details:
-    """As a tenant may know of it; None: the operator. Raises NotFound, Conflict (`host`, or something of the image is not there), Invalid (what it says makes no sense)."""
+def read_history(images: Images, name: str, tenant: str | None = None) -> tuple[Step, ...]:
+    """The first step first; as a tenant may know of it; None: the operator.
+
+    Raises NotFound, Conflict (`host`, or something of the image is not there), Invalid (what it says makes no sense).
+    """
     contents = read_documents(images, name, tenant)
     if contents is None:
         record = images.record(name, tenant)
@@ -67,24 +58,23 @@ def read_details(images: Images, name: str, tenant: str | None = None) -> Detail
         step = Step(
             created=created, created_by="sandboxd images import", size_bytes=record.size_bytes
         )
-        return Details(created, "", {}, (step,))
-    return details_of(contents)
+        return (step,)
+    return tuple(_steps(_read(contents).history or (), contents.manifest.layers))
 
 
-def details_of(contents: Contents) -> Details:
+def labels_of(contents: Contents) -> dict[str, str]:
     """Raises Invalid."""
+    config = _read(contents).config
+    labels = (config.labels if config else None) or {}
+    return {key: value or "" for key, value in labels.items()}
+
+
+def _read(contents: Contents) -> _Told:
     try:
-        told = msgspec.json.decode(contents.config, type=_Told)
+        return msgspec.json.decode(contents.config, type=_Told)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         fact = f"the configuration of {contents.record.name} is not valid: {error}"
         raise Invalid(fact, code="bad_image") from error
-    labels = (told.config.labels if told.config else None) or {}
-    return Details(
-        created=told.created,
-        author=told.author or "",
-        labels={key: value or "" for key, value in labels.items()},
-        history=tuple(_steps(told.history or (), contents.manifest.layers)),
-    )
 
 
 def _steps(entries: Sequence[_Entry], layers: Sequence[Descriptor]) -> list[Step]:
