@@ -215,7 +215,7 @@ def _written(file: Path | None) -> Iterator[BinaryIO]:
 
 
 async def _tag(settings: "Settings", source: str, target: str) -> Any:
-    from sandboxd.images.naming import new_name
+    from sandboxd.images.new_names import new_name
 
     name = new_name(target)
     async with opened_images(settings) as images:

@@ -11,9 +11,9 @@ import msgspec
 
 from sandboxd.errors import Conflict, NotFound
 from sandboxd.images import host
-from sandboxd.images.archives import Archive, open_archive
 from sandboxd.images.blobs import Blobs
 from sandboxd.images.configuration import parse_configuration
+from sandboxd.images.imported_archives import Archive, open_archive
 from sandboxd.images.indexing import write_index
 from sandboxd.images.manifests import this_machine
 from sandboxd.images.names import LayerOf, Names, Record, check_name, not_found

@@ -46,7 +46,7 @@ class CommitPlan(msgspec.Struct, frozen=True, kw_only=True):
     """An image to be made of a sandbox."""
 
     name: str
-    """Checked: see `naming.new_name`."""
+    """Checked: see `new_names.new_name`."""
     changes: RunChanges
     comment: str = ""
     author: str = ""

@@ -43,7 +43,7 @@ from sandboxd.images.media_types import (
     NAME_BY_OCI,
     OCI_INDEX,
 )
-from sandboxd.images.naming import new_name, new_reference
+from sandboxd.images.new_names import new_name, new_reference
 from sandboxd.images.pulling import Found, Progress, Tell, assemble, check_layers
 from sandboxd.jobs import Image
 
