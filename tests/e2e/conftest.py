@@ -6,10 +6,11 @@ import httpx2
 import pytest
 from neighbour import neighbour, nothing_is_left
 from pulling_service import pulling
+from registries import registry
 from running_service import RunningService
 from sandbox_client import Box
 
-__all__ = ["neighbour", "nothing_is_left", "pulling"]
+__all__ = ["neighbour", "nothing_is_left", "pulling", "registry"]
 
 
 @pytest.fixture

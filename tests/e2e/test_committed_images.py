@@ -12,19 +12,13 @@ from typing import Any
 import pytest
 from archives import directory, entry, link, packed
 from host_tests import host_required
-from registries import Registry, a_registry, make_image
+from registries import Registry, make_image
 from running_service import RunningService
 
 from sandboxd.client import Client, ClientError, Conflict, Sandbox
 
 RUN = {"Env": ["PATH=/bin", "A=image"], "User": "12:34", "Cmd": ["sh"], "WorkingDir": "/srv"}
 NAME = "registry.example/made/here:1"
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with a_registry(tmp_path) as made:
-        yield made
 
 
 def busybox() -> bytes:

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from archive_tools import archive_of, config_in, docker_files, layers_in, oci_files
 from archives import directory, entry, packed
-from registries import Made, Registry, a_registry, make_image
+from registries import Made, Registry, make_image
 from running_service import RunningService, data_directory, running_service
 
 AS_JSON = {"Accept": "application/json"}
@@ -23,12 +23,6 @@ HISTORY = [{"created_by": "ADD \x1b[31mbase", "comment": "c"}]
 @pytest.fixture
 def made() -> Made:
     return make_image(gzip.compress(TREE), history=HISTORY, run={"Labels": {"a": "b"}})
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with a_registry(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import gzip
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,7 +9,7 @@ import httpx2
 import pytest
 from archives import directory, entry, link, packed
 from host_tests import host_required
-from registries import Registry, a_registry, make_image
+from registries import Registry, make_image
 from running_service import RunningService
 
 from sandboxd.client import Client
@@ -38,12 +37,6 @@ RUN = {
     "StopSignal": "USR1",
     "Labels": LABELS,
 }
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with a_registry(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

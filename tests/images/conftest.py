@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from benches import bench, either
 from image_bench import ImageBench, an_image_bench
+from registries import registry, stub
 from sandbox_bench import Bench
 
-__all__ = ["bench", "either"]
+__all__ = ["bench", "either", "registry", "stub"]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from host_tests import host_required
 from image_bench import uncompressed
 from waiting import wait_for
@@ -203,6 +204,12 @@ def a_stub() -> Iterator[Stub]:
         stub.close()
 
 
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with a_stub() as made:
+        yield made
+
+
 # Debian's registry
 
 USERNAME, PASSWORD = "puller", "correct horse"
@@ -321,6 +328,13 @@ def a_registry(
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """For anybody, over plain HTTP."""
+    with a_registry(tmp_path) as made:
+        yield made
 
 
 def _free_port() -> int:

@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from archives import directory, entry, hard_link, packed
 from image_bench import ImageBench
 from pulls import blobs_of, fetch, nothing_was_kept
-from registries import Stub, a_stub, digest_of, make_image
+from registries import Stub, digest_of, make_image
 from waiting import TIME_FACTOR, wait_for
 
 from sandboxd.images.pruning import Pruned
@@ -63,12 +62,6 @@ async def main():
 asyncio.run(main())
 print(steps)
 """
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
 
 
 def pull_until(images: ImageBench, reference: str, step: int) -> "subprocess.CompletedProcess[str]":

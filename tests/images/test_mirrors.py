@@ -24,12 +24,6 @@ BLOBS = f"/v2/team/tools/blobs/{BLOB.digest}"
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
-
-
-@pytest.fixture
 def first() -> Iterator[Stub]:
     with a_stub() as made:
         yield made

@@ -1,13 +1,12 @@
 """What a registry shows to one tenant's credentials is nobody else's, also for who knows its digests."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from archives import entry, packed
 from image_bench import ImageBench
 from pulls import fetch
-from registries import Stub, a_stub, make_image
+from registries import Stub, make_image
 
 from sandboxd.errors import NotFound
 from sandboxd.images.contents import read_contents
@@ -17,12 +16,6 @@ pytestmark = pytest.mark.host
 BASE = packed(entry("base", b"b"))
 SECRET = packed(entry("secret", b"s"))
 PRIVATE = make_image(BASE, SECRET)
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
 
 
 def offer_without_layers(stub: Stub, name: str) -> str:

@@ -19,12 +19,6 @@ VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "ALL_PROXY", "REQUEST_METH
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
-
-
-@pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[Proxy]:
     with a_proxy(tmp_path) as made:
         yield made

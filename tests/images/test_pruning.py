@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from archives import entry, packed
 from image_bench import ImageBench
 from pulls import blobs_of, fetch, nothing_was_kept
-from registries import BRIEF, Handler, Stub, a_stub, digest_of, make_image
+from registries import BRIEF, Handler, Stub, digest_of, make_image
 from sandbox_bench import run_in
 from waiting import wait_for
 
@@ -34,12 +34,6 @@ BASE = packed(entry("base", b"b" * SIZE))
 
 def layer(name: str) -> bytes:
     return packed(entry(name, name.encode() * (SIZE // len(name))))
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
 
 
 def names(images: ImageBench) -> list[str]:

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +94,6 @@ asyncio.run(main(Path(sys.argv[1]), parse_reference(sys.argv[2])))
 """
 AMD = {"os": "linux", "architecture": "amd64"}
 ARM = {"os": "linux", "architecture": "arm64", "variant": "v8"}
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with a_registry(tmp_path) as made:
-        yield made
 
 
 def resolved(images: ImageBench, name: str) -> ResolvedImage:

@@ -5,7 +5,6 @@ import http.client
 import json
 import socket
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +44,6 @@ NAME = "registry.example/team/tools:1"
 BASE = packed(directory("app"), entry("app/one", b"1", mode=0o755), entry("app/two", b"2", uid=7))
 SECOND = packed(entry("app/.wh.one"), entry("app/new", b"n" * 100_000))
 PLAIN = Access(insecure=True)
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with a_registry(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
 
 
 def have(images: ImageBench, made: Made, name: str = NAME) -> None:

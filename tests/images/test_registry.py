@@ -30,12 +30,6 @@ KNOWN = Access(username="me", password=SECRET, insecure=True)
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
-
-
-@pytest.fixture
 def other() -> Iterator[Stub]:
     with a_stub() as made:
         yield made

@@ -33,12 +33,6 @@ IMAGE = make_image(b"layer", run={})
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
-
-
-@pytest.fixture
 def other() -> Iterator[Stub]:
     with a_stub() as made:
         yield made

@@ -64,12 +64,6 @@ AMD = {"os": "linux", "architecture": "amd64"}
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
-
-
-@pytest.fixture
 def other() -> Iterator[Stub]:
     with a_stub() as made:
         yield made

@@ -20,7 +20,7 @@ from sandboxd.errors import Conflict, Invalid, NotFound
 from sandboxd.images.archive_opening import opened
 from sandboxd.images.history import read_history
 from sandboxd.images.loading import load
-from sandboxd.images.naming import new_name
+from sandboxd.images.new_names import new_name
 from sandboxd.images.saving import save
 
 pytestmark = pytest.mark.host

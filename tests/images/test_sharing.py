@@ -5,7 +5,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from archives import directory, entry, hard_link, link, packed
 from host_tests import host_required
 from image_bench import ImageBench
 from pulls import fetch
-from registries import Stub, a_stub, digest_of, make_image
+from registries import Stub, digest_of, make_image
 from waiting import TIME_FACTOR
 
 from sandboxd.errors import Conflict
@@ -40,12 +39,6 @@ UPPER = packed(
     entry(".wh.large"),
 )
 OTHER = packed(entry("other", b"o"))
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
 
 
 def resolved(images: ImageBench, name: str) -> ResolvedImage:

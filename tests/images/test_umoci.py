@@ -7,7 +7,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from archives import directory, entry, hard_link, link, packed
 from host_tests import host_required
 from image_bench import ImageBench
 from pulls import fetch
-from registries import Registry, a_registry, make_image
+from registries import Registry, make_image
 
 pytestmark = pytest.mark.host
 
@@ -123,12 +122,6 @@ IMAGES = {
         packed(entry(".wh.two"), directory("d", mode=0o711), entry("d/.wh.three")),
     ),
 }
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with a_registry(tmp_path) as made:
-        yield made
 
 
 def looked(root: Path | str) -> dict[str, list[Any]]:
