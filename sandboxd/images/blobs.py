@@ -1,7 +1,7 @@
 """Blobs: what registries sent, kept by its digest in an OCI image layout (`blobs/sha256/HEX`); what is one tenant's, beside it (`owned/`).
 
 A blob is under its name only when all of it is there, was hashed on its way to the disk, and would outlast a power cut. Until then
-it is a file in `partial/`, beside the lock of who fetches it: it comes once, however many want it.
+it is a file in `partial/`, beside the lock of who fetches it: it comes once from each source, however many want it.
 """
 
 import asyncio
@@ -96,12 +96,14 @@ class Blobs:
         *,
         seconds: float | None = None,
         sender: str = "the registry",
+        source: str = "",
     ) -> None:
         """Fetch a blob, unless it is there. `progress` is told how many bytes of it are; `sender` is named where it lies.
 
+        Who wants the same from the same `source` meanwhile waits for it: one that sends it slowly keeps nobody from another.
         Raises Invalid if what comes is something else, Unavailable if it is not there after so many seconds.
         """
-        partial = self._partial / self.path(descriptor.digest).name
+        partial = self._partial / owned(self.path(descriptor.digest).name, source)
 
         def waiting() -> None:
             with contextlib.suppress(FileNotFoundError):

@@ -96,7 +96,9 @@ async def unpack(
         if size is None:
             files = [await layer_file(number) for number in step.layers]
             filling = _Filling(trees, files, tuple(keys))
-            size = await trees.make(step.key, filling.fill, lease, keys)
+            # Their names are their digests; what they hold may be something else than the configuration says.
+            source = " ".join(file.path.name for file in files)
+            size = await trees.make(step.key, filling.fill, lease, keys, source)
         keys.insert(0, step.key)
         size_bytes += size.bytes
     return Stack(tuple(keys), size_bytes)

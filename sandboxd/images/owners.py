@@ -11,5 +11,5 @@ _HEX_DIGITS = 16
 
 
 def owned(key: str, owner: str) -> str:
-    """What a blob or a tree is called that is `owner`'s; empty: everybody's."""
+    """What a blob or a tree is called that is `owner`'s, or is on its way from that source; empty: everybody's."""
     return f"{key}.{hashlib.sha256(owner.encode()).hexdigest()[:_HEX_DIGITS]}" if owner else key

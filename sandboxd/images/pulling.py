@@ -167,7 +167,7 @@ async def _find(blobs: Blobs, registry: Registry, reference: Reference, machine:
             f"the configuration of {reference} is larger than {MOST_MANIFEST_BYTES} bytes",
             code="bad_image",
         )
-    await blobs.add(config, registry.blob(config), lambda _: None)
+    await blobs.add(config, registry.blob(config), lambda _: None, source=registry.name)
     content = blobs.path(config.digest).read_bytes()
     with named(f"the configuration of {reference}"):
         configuration = parse_configuration(content, machine, len(parsed.layers))
@@ -246,6 +246,7 @@ class _Fetching:
                 self._registry.blob(layer),
                 lambda done: self._tell(Progress(layer.digest, done, layer.size, cached)),
                 seconds=self._patience.download_seconds(layer.size),
+                source=self._registry.name,
             )
 
 

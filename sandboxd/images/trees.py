@@ -2,8 +2,8 @@
 
 Below one directory, `trees/KEY/rootfs` is a tree: all of an image, or one of its layers, which is seen above those that it was made
 on. It is made in `incoming/` and renamed into place when it is complete and would outlast a power cut; a crash leaves nothing
-half-done under a key, and what it leaves elsewhere is removed at the next start. `making/KEY` is locked by who makes it: it is
-made once, however many want it.
+half-done under a key, and what it leaves elsewhere is removed at the next start. `making/KEY` is locked by who makes it, with
+a mark of what it is made of: it is made once, however many want it, and nobody waits for what only claims to be the same.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 from sandboxd.errors import Conflict, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images.locks import hold, in_turn, locked, locked_alone, remove_unused
+from sandboxd.images.owners import owned
 from sandboxd.images.syncing import sync_directory, sync_file_system
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Place, remove_place, see_dead
@@ -167,15 +168,21 @@ class Trees:
     # Made and removed
 
     async def make(
-        self, key: str, fill: Fill, lease: contextlib.ExitStack, below: Sequence[str] = ()
+        self,
+        key: str,
+        fill: Fill,
+        lease: contextlib.ExitStack,
+        below: Sequence[str] = (),
+        source: str = "",
     ) -> Size:
         """The tree of that key, made unless it is there, and not removed before the lease ends.
 
+        Who makes it of the same `source` meanwhile is waited for: of another it may be a claim that takes long to turn out wrong.
         `below`: the keys of the layers under it, the uppermost first, which the lease has. Raises Invalid for what a bad archive
         is the cause of, SandboxFailed.
         """
         while (size := self.lease(key, lease)) is None:
-            async with in_turn(self._making / key):
+            async with in_turn(self._making / owned(key, source)):
                 if self.size(key) is None:
                     await self._make(key, fill, below)
                     continue

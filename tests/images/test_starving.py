@@ -1,0 +1,123 @@
+"""A tenant whose registry never comes to an end with anything keeps nobody else from an image."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from archives import entry, packed
+from image_bench import ImageBench
+from registries import Handler, Stub, a_stub, digest_of, make_image
+
+from sandboxd.images.puller import Puller
+from sandboxd.images.references import parse_reference
+from sandboxd.images.transport import Access
+from sandboxd.images.trees import Room, Size
+from sandboxd.settings import ImagesSettings
+
+pytestmark = pytest.mark.host
+
+SECONDS = 30
+LAYER = packed(entry("layer", b"l" * 2**20))
+IMAGE = make_image(LAYER)
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with a_stub() as made:
+        yield made
+
+
+@pytest.fixture
+def evil() -> Iterator[Stub]:
+    with a_stub() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def never(stub: Stub, path: str) -> Iterator[Callable[[], bool]]:
+    """It says that it answers, and does not. Yields whether it was asked."""
+    over = threading.Event()
+
+    def begin(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        handler.wfile.flush()
+        over.wait(SECONDS)
+
+    stub.routes[path] = begin
+    try:
+        yield lambda: path in stub.paths()
+    finally:
+        over.set()
+
+
+def a_puller(images: ImageBench, *stubs: Stub, pulls_at_once: int = 4) -> Puller:
+    known = {stub.authority: Access(insecure=True) for stub in stubs}
+    return Puller(images.images, ImagesSettings(pulls_at_once=pulls_at_once), lambda _: known)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def pulling(puller: Puller, reference: str, tenant: str) -> "asyncio.Future[object]":
+    return asyncio.ensure_future(puller.pull(parse_reference(reference), tenant, lambda _: None))
+
+
+@pytest.mark.attack(73)
+def test_a_registry_that_claims_to_have_a_blob_delays_no_other(
+    stub: Stub, evil: Stub, images: ImageBench
+) -> None:
+    """Its manifest is the very same, and so are the digests."""
+    reference, claim = stub.offer(IMAGE), evil.offer(IMAGE)
+    puller = a_puller(images, stub, evil)
+
+    async def attack() -> None:
+        with never(evil, f"/v2/team/tools/blobs/{digest_of(LAYER)}") as asked:
+            stuck = pulling(puller, claim, "eve")
+            await until(asked)
+            async with asyncio.timeout(1.5):
+                await pulling(puller, reference, "ada")
+            assert not stuck.done()
+            await puller.close()
+            await asyncio.wait([stuck])
+
+    images.bench.do(attack())
+
+    assert set(images.tree(reference)) == {"layer"}
+    assert not [path for path in (images.store / "oci/partial").iterdir()]
+
+
+@pytest.mark.attack(73)
+def test_a_layer_that_claims_to_be_another_delays_no_other(images: ImageBench) -> None:
+    """What it is turns out only when all of it is unpacked."""
+    trees = images.images.trees
+    has_begun = asyncio.Event()
+
+    async def endless(_: Path, __: Room) -> Size:
+        has_begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def fill(_: Path, __: Room) -> Size:
+        return Size(0, 0)
+
+    async def attack() -> None:
+        with contextlib.ExitStack() as lease:
+            stuck = asyncio.ensure_future(trees.make("layer-a", endless, lease, source="claim"))
+            await has_begun.wait()
+            async with asyncio.timeout(SECONDS):
+                await trees.make("layer-a", fill, lease, source="layer")
+            stuck.cancel()
+            await asyncio.wait([stuck])
+
+    images.bench.do(attack())
+
+    assert trees.keys() == ["layer-a"]
+    assert images.left_over() == []
