@@ -61,6 +61,9 @@ class _Pull:
         self.listeners: list[Tell] = []
         self.progress: dict[str, Progress] = {}
         """By layer: how far it is."""
+        self.lines: dict[str | None, asyncio.Task[None]] = {}
+        """By tenant: who stands in line for it."""
+        self.has_turn = asyncio.Event()
         self.began = time.monotonic()
 
     def tell(self, progress: Progress) -> None:
@@ -185,11 +188,12 @@ class Puller:
         current = self._pulls.get(key)
         if current is None:
             current = self._pulls[key] = _Pull()
-            work = self._work(current, reference, accesses, tenant, whose)
+            work = self._work(current, reference, accesses, whose)
             current.task = asyncio.get_running_loop().create_task(work)
             current.task.add_done_callback(lambda _: self._end(key, current))
         for progress in tuple(current.progress.values()):
             tell(progress)
+        self._stand_in_line(current, tenant)
         current.listeners.append(tell)
         try:
             return await asyncio.shield(current.task)
@@ -210,16 +214,32 @@ class Puller:
         current: _Pull,
         reference: Reference,
         accesses: Accesses,
-        tenant: str | None,
         whose: str | None,
     ) -> Pulled:
-        async with self._turns_of[tenant], self._turns:
-            current.began = time.monotonic()
-            async with _connections(accesses) as transport:
-                image = await pull(
-                    self.images, transport, reference, current.tell, owner=whose or ""
-                )
-            return Pulled(image, current.fetched_bytes, time.monotonic() - current.began)
+        try:
+            await current.has_turn.wait()
+            async with self._turns:
+                current.began = time.monotonic()
+                async with _connections(accesses) as transport:
+                    image = await pull(
+                        self.images, transport, reference, current.tell, owner=whose or ""
+                    )
+                return Pulled(image, current.fetched_bytes, time.monotonic() - current.began)
+        finally:
+            for line in current.lines.values():
+                line.cancel()
+
+    def _stand_in_line(self, current: _Pull, tenant: str | None) -> None:
+        """A pull begins when the first of those who wait for it has a turn: nobody waits for what else another tenant pulls."""
+        if tenant not in current.lines and not current.has_turn.is_set():
+            line = self._take_turn(current, tenant)
+            current.lines[tenant] = asyncio.get_running_loop().create_task(line)
+
+    async def _take_turn(self, current: _Pull, tenant: str | None) -> None:
+        async with self._turns_of[tenant]:
+            if not current.has_turn.is_set():
+                current.has_turn.set()
+                await asyncio.Event().wait()  # Until the pull is over, which cancels this.
 
     def _end(self, key: tuple[str, str | None], current: _Pull) -> None:
         self._forget(key, current)

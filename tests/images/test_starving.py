@@ -71,6 +71,49 @@ def pulling(puller: Puller, reference: str, tenant: str) -> "asyncio.Future[obje
 
 
 @pytest.mark.attack(73)
+def test_who_joins_a_pull_does_not_wait_for_what_else_its_first_tenant_pulls(
+    stub: Stub, evil: Stub, images: ImageBench
+) -> None:
+    reference = stub.offer(IMAGE)
+    puller = a_puller(images, stub, evil, pulls_at_once=2)
+
+    async def attack() -> None:
+        with never(evil, "/v2/never/manifests/1") as asked:
+            stuck = pulling(puller, f"{evil.authority}/never:1", "eve")
+            await until(asked)
+            waits = pulling(puller, reference, "eve")
+            await asyncio.sleep(0)
+            async with asyncio.timeout(1.5):
+                await pulling(puller, reference, "ada")
+            await waits
+            assert not stuck.done()
+            await puller.close()
+            await asyncio.wait([stuck])
+
+    images.bench.do(attack())
+
+    assert set(images.tree(reference)) == {"layer"}
+
+
+def test_a_pull_takes_the_turn_of_one_tenant_and_gives_it_back(
+    stub: Stub, images: ImageBench
+) -> None:
+    puller = a_puller(images, stub, pulls_at_once=2)
+    references = [stub.offer(make_image(LAYER, packed(entry(tag))), tag=tag) for tag in "abcd"]
+
+    async def pulled() -> None:
+        async with asyncio.timeout(SECONDS):
+            wanted = [(each, who) for each in references for who in ("ada", "eve", "zoe")]
+            await asyncio.gather(*(pulling(puller, *each) for each in wanted))
+            for who in ("ada", "eve", "zoe"):
+                await pulling(puller, references[0], who)
+
+    images.bench.do(pulled())
+
+    assert sum("/manifests/" in path for path in stub.paths()) == len(references) + 3
+
+
+@pytest.mark.attack(73)
 def test_a_registry_that_claims_to_have_a_blob_delays_no_other(
     stub: Stub, evil: Stub, images: ImageBench
 ) -> None:
