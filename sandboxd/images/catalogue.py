@@ -16,7 +16,7 @@ from sandboxd.images.configuration import parse_configuration
 from sandboxd.images.imported_archives import Archive, open_archive
 from sandboxd.images.indexing import write_index
 from sandboxd.images.manifests import this_machine
-from sandboxd.images.names import LayerOf, Names, Record, check_name, not_found
+from sandboxd.images.names import LayerOf, Names, Record, check_name
 from sandboxd.images.pruning import Pruned, Pruner
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.images.stacking import can_stack
@@ -59,7 +59,7 @@ class Images:
         self._pruner = Pruner(self.trees, self.blobs, self._names)
         self._budget_bytes = budget_bytes
         self._stacked: bool | None = None
-        self._noted: dict[str, float] = {}
+        self._noted: dict[tuple[str, str], float] = {}
         self._host = host.build(host_tree)
         self._host_created_at = time.time()
 
@@ -83,7 +83,7 @@ class Images:
             before = time.time() - (unused_seconds or 0.0)
             for record in self._names.all():
                 with contextlib.suppress(Conflict, NotFound, FileNotFoundError):
-                    if self._names.last_used(record.name) <= before:
+                    if self._names.last_used(record) <= before:
                         await self._pruner.forget(record, pruned)
         await self._pruner.sweep(pruned)
         return pruned
@@ -118,10 +118,7 @@ class Images:
 
     def _read(self, name: str, tenant: str | None) -> Record:
         """Raises NotFound, also for what a tenant may not know of."""
-        record = self._names.read(name)
-        if not record.is_for(tenant):
-            raise not_found(name)
-        return record
+        return self._names.read(name, tenant)
 
     def _resolved(self, name: str, record: Record) -> ResolvedImage:
         rootfs, *below = self.trees.paths(record.keys)
@@ -157,9 +154,9 @@ class Images:
             self.trees.hold(again.keys)
             record = again
         now = time.time()
-        if now - self._noted.get(record.name, 0.0) >= _NOTED_SECONDS:
-            self._noted[record.name] = now
-            self._names.used(record.name, now)
+        if now - self._noted.get((record.name, record.holder), 0.0) >= _NOTED_SECONDS:
+            self._noted[record.name, record.holder] = now
+            self._names.used(record, now)
         return record
 
     def command_of(
@@ -193,9 +190,9 @@ class Images:
             ),
         )
 
-    def last_used(self, name: str) -> float:
+    def last_used(self, record: Record) -> float:
         """When somebody used it last, to some minutes; else when it was named (Unix time)."""
-        return self._names.last_used(name)
+        return self._names.last_used(record)
 
     def tag(self, source: str, target: str, tenant: str | None = None) -> Awaitable[Image]:
         """Give an image another name, which has been checked. Raises NotFound, Conflict."""
@@ -213,7 +210,13 @@ class Images:
             created_at=self._host_created_at,
             source="host",
         )
-        return [ours, *(each.image for each in self._names.all() if each.is_for(tenant))]
+        shown: dict[tuple[str, str], Record] = {}
+        for record in self._names.all():
+            # One tenant's own comes before what is for all. The operator sees both.
+            key = (record.name, record.digest if tenant is None else "")
+            if record.is_for(tenant) and (key not in shown or record.holder):
+                shown[key] = record
+        return [ours, *(each.image for each in shown.values())]
 
     async def import_tar(
         self, name: str, archive: Path, progress: Callable[[int, int], None] | None = None
@@ -255,10 +258,11 @@ class Images:
         return Size(done.size_bytes, done.entries)
 
     async def add(self, record: Record) -> Image:
-        """Name trees that are there. What the name meant before goes, as far as nothing else means it. Raises Conflict."""
-        former: Record | None = None
-        with contextlib.suppress(NotFound):
-            former = self._names.read(record.name)
+        """Name trees that are there. What the name meant before goes, as far as nothing else means it. Raises Conflict.
+
+        What a registry showed to one tenant's credentials is called so for them alone, and takes nothing from others.
+        """
+        former = self._names.same_place(record)
         if former is not None:
             record = record.also_for(former)
         try:
@@ -273,12 +277,13 @@ class Images:
         return record.image
 
     async def remove(self, name: str) -> None:
-        """Forget a name, and remove the trees that no other name means.
+        """Forget a name, whatever it means to whom, and remove the trees that no other name means.
 
         Raises NotFound, Conflict (the image is `host`, or a service uses it).
         """
         if name == host.NAME:
             raise Conflict("the machine's own image cannot be removed")
         pruned = Pruned()
-        await self._pruner.forget(self._names.read(name), pruned)
+        for record in self._names.named(name):
+            await self._pruner.forget(record, pruned)
         self._pruner.remove_unnamed_blobs(pruned)

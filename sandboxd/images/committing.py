@@ -61,15 +61,16 @@ async def commit(
     ask: Callable[[int], Awaitable[object]],
     plan: CommitPlan,
     *,
+    tenant: str | None = None,
     most_bytes: int,
     seconds: float,
 ) -> Image:
-    """An image of what `ask` has the sandbox's init pack, above the image that the sandbox was made of.
+    """An image of what `ask` has the sandbox's init pack, above the image that the sandbox of that tenant (None: the operator) was made of.
 
     Raises NotFound, Conflict (the base is another one now, or `host`; something cannot be packed), Invalid, SandboxFailed.
     """
     async with images.blobs.in_use_soon():
-        below = await read_contents(images, base)
+        below = await read_contents(images, base, tenant)
         if below.record.digest != base_digest:
             detail = f"{base} is not the image any more that the sandbox was made of"
             raise Conflict(detail, code="image_changed")

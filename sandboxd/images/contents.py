@@ -82,12 +82,12 @@ def _retyped(descriptor: Descriptor, media_type: str) -> Descriptor:
     return Descriptor(media_type=media_type, digest=descriptor.digest, size=descriptor.size)
 
 
-async def read_contents(images: Images, name: str) -> Contents:
-    """All of an image, in the store, which the caller keeps in use.
+async def read_contents(images: Images, name: str, tenant: str | None = None) -> Contents:
+    """All of an image, as the name means it to a tenant (None: the operator), in the store, which the caller keeps in use.
 
     Raises NotFound, Conflict (`host`, or something of it is not there), SandboxFailed.
     """
-    record = images.record(name)
+    record = images.record(name, tenant)
     return (
         _read(images.blobs.of(record.owner), record)
         if record.blobs

@@ -37,7 +37,7 @@ async def details_of(images: Images, name: str, tenant: str | None = None) -> De
         return Details(ours, RunAs(user=image.user, env=image.env, workdir=image.workdir))
     record = images.record(name, tenant)
     known = Details(
-        record.image, record.run_as, record.tenants, last_used_at=images.last_used(record.name)
+        record.image, record.run_as, record.tenants, last_used_at=images.last_used(record)
     )
     if record.run_as is None:
         return known

@@ -1,7 +1,8 @@
 """The names of images on the disk: what each means, as a file that is replaced whole.
 
 `names/NAME.json` is an imported image, `references/HEX.json` one of a registry, HEX being the digest of its canonical reference,
-which can be longer than a file's name.
+which can be longer than a file's name. What a registry showed to one tenant's credentials is beside it (`HEX.WHOSE.json`): the same
+reference may mean something else to each, and nobody's pull changes what it means to another.
 """
 
 import contextlib
@@ -71,8 +72,13 @@ class Record(Image, frozen=True, kw_only=True):
         """Whether a tenant may use it, or know of it; None: the operator."""
         return tenant is None or not self.tenants or tenant in self.tenants
 
+    @property
+    def holder(self) -> str:
+        """The tenant for whom alone its name means this, whatever it means to others; empty: it is one for all."""
+        return self.owner if self.source == "registry" else ""
+
     def also_for(self, former: "Record") -> "Record":
-        """The same for those, too, who could use the very same image by this name before."""
+        """The same for those, too, who can use the very same image by this name, or could before."""
         if former.digest != self.digest or not self.tenants:
             return self
         if not former.tenants:
@@ -116,24 +122,51 @@ class Names:
         """Every image by name, those of registries last."""
         return [*_read_all(self._names), *_read_all(self._references)]
 
-    def read(self, name: str) -> Record:
-        """What a name means: an imported image's own name, or a reference. Raises NotFound."""
-        try:
-            return _decode(self._file(name).read_bytes())
-        except FileNotFoundError:
-            raise not_found(name) from None
+    def read(self, name: str, tenant: str | None = None) -> Record:
+        """What a name means to a tenant: an imported image's own name, or a reference. Raises NotFound, also for what is not for them.
 
-    def used(self, name: str, now: float) -> None:
+        To the operator (None): what it means to all, or else what the last tenant got who asked a registry.
+        """
+        if tenant is None:
+            first, *others = self.named(name)
+            for other in others:
+                first = first.also_for(other)
+            return first
+        for holder in (tenant, ""):
+            with contextlib.suppress(FileNotFoundError):
+                record = _decode(self._file(name, holder).read_bytes())
+                if record.is_for(tenant):
+                    return record
+        raise not_found(name)
+
+    def named(self, name: str) -> list[Record]:
+        """All that it means, to all and to each tenant alone, what is for all first, then the newest. Raises NotFound if that is nothing."""
+        file = self._file(name)
+        # An import's name may have dots in it, and is for all.
+        pattern = file.name if is_name(name) else f"{file.stem}.*json"
+        found = _read_all(file.parent, pattern)
+        if not found:
+            raise not_found(name)
+        return sorted(found, key=lambda record: (record.holder != "", -record.created_at))
+
+    def same_place(self, record: Record) -> Record | None:
+        """What has the place of a record now."""
+        try:
+            return _decode(self._file(record.name, record.holder).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def used(self, record: Record, now: float) -> None:
         """Note that it is used (Unix time). Of no consequence if it is lost."""
         with contextlib.suppress(OSError):
-            os.utime(self._file(name), (now, now))
+            os.utime(self._file(record.name, record.holder), (now, now))
 
-    def last_used(self, name: str) -> float:
+    def last_used(self, record: Record) -> float:
         """Unix time when that was noted, or the name was given. Raises NotFound."""
         try:
-            return self._file(name).stat().st_mtime
+            return self._file(record.name, record.holder).stat().st_mtime
         except FileNotFoundError:
-            raise not_found(name) from None
+            raise not_found(record.name) from None
 
     def remove_halves(self) -> None:
         """Remove what somebody left who died while a name was written."""
@@ -143,16 +176,16 @@ class Names:
 
     def write(self, record: Record) -> None:
         """Let its name mean this from now on."""
-        _replace(self._file(record.name), msgspec.json.encode(record))
+        _replace(self._file(record.name, record.holder), msgspec.json.encode(record))
 
-    def forget(self, name: str) -> None:
+    def forget(self, record: Record) -> None:
         """Raises NotFound."""
         try:
-            self._file(name).unlink()
+            self._file(record.name, record.holder).unlink()
         except FileNotFoundError:
-            raise not_found(name) from None
+            raise not_found(record.name) from None
 
-    def _file(self, name: str) -> Path:
+    def _file(self, name: str, holder: str = "") -> Path:
         """Raises NotFound for what can be no name. A name that an import can have is never looked for elsewhere."""
         if is_name(name):
             return self._names / f"{name}.json"
@@ -162,7 +195,8 @@ class Names:
             canonical = str(parse_reference(name))
         except BadReference:
             raise not_found(name) from None
-        return self._references / f"{hashlib.sha256(canonical.encode()).hexdigest()}.json"
+        key = hashlib.sha256(canonical.encode()).hexdigest()
+        return self._references / f"{owned(key, holder)}.json"
 
 
 def check_name(name: str) -> str:
@@ -183,9 +217,9 @@ def not_found(name: str) -> NotFound:
     return NotFound(f'no image "{name[:256]}"', code="image_not_found")
 
 
-def _read_all(directory: Path) -> list[Record]:
+def _read_all(directory: Path, pattern: str = "*.json") -> list[Record]:
     records = []
-    for path in directory.glob("*.json"):
+    for path in directory.glob(pattern):
         with contextlib.suppress(FileNotFoundError):  # It was forgotten meanwhile.
             records.append(_decode(path.read_bytes()))
     return sorted(records, key=lambda record: record.name)

@@ -70,12 +70,12 @@ class Pruner:
         """Take an image's name away, and the trees that no other image has. Raises NotFound, Conflict: it is in use."""
         uppermost = record.keys[0]
         if self._is_anothers(record, uppermost):
-            self._names.forget(record.name)
+            self._names.forget(record)
         else:
             if self._trees.is_held(uppermost):
                 raise Conflict("the image is in use by this service")
             with self._trees.locked_alone(uppermost):
-                self._names.forget(record.name)
+                self._names.forget(record)
                 # Under the lock, which who names an image shares: nobody can name this tree any more.
                 if not self._is_anothers(record, uppermost):
                     await self._throw_away(uppermost, pruned)
@@ -143,12 +143,15 @@ class Pruner:
 
     def _last_used(self, record: Record) -> float:
         try:
-            return self._names.last_used(record.name)
+            return self._names.last_used(record)
         except NotFound:
             return 0.0
 
     def _is_anothers(self, record: Record, key: str) -> bool:
-        return any(key in other.keys and other.name != record.name for other in self._names.all())
+        place = (record.name, record.holder)
+        return any(
+            key in other.keys and (other.name, other.holder) != place for other in self._names.all()
+        )
 
     async def _throw_away(self, key: str, pruned: Pruned) -> None:
         size = self._trees.size(key)

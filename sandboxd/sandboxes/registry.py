@@ -345,6 +345,7 @@ class Sandboxes:
                     record.image_digest,
                     lambda output: live.pack(output, most_bytes=most_bytes, stop=plan.stop),
                     plan,
+                    tenant=tenant or None,
                     most_bytes=most_bytes,
                     seconds=PACK_SECONDS,
                 )

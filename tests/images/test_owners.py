@@ -82,3 +82,60 @@ def test_an_image_that_is_shown_to_two_tenants_is_for_both(stub: Stub, images: I
         assert images.bench.do(images.images.resolve(private, tenant)).digest == PRIVATE.digest
     with pytest.raises(NotFound):
         images.bench.do(images.images.resolve(private, "third"))
+
+
+@pytest.mark.attack(71)
+def test_what_a_name_means_to_one_tenant_no_other_s_pull_changes(
+    stub: Stub, images: ImageBench
+) -> None:
+    """The registry answers each of them something else, as one does whose tags move, or that looks at who asks."""
+    reference = stub.offer(PRIVATE)
+    fetch(images, reference, owner="acme")
+    others = {
+        owner: make_image(BASE, packed(entry(owner or "all"))) for owner in ("evil", "", "other")
+    }
+    for owner, image in others.items():
+        stub.offer(image)
+        fetch(images, reference, owner=owner)
+    digests = {"acme": PRIVATE.digest, "third": others[""].digest}
+    digests |= {owner: others[owner].digest for owner in ("evil", "other")}
+
+    for tenant, digest in digests.items():
+        assert images.bench.do(images.images.resolve(reference, tenant)).digest == digest
+        listed = images.bench.do(images.images.list(tenant))
+        assert [(each.name, each.digest) for each in listed[1:]] == [(reference, digest)]
+    assert images.images.record(reference).digest == others[""].digest
+    assert len(images.bench.do(images.images.list())) == 5
+    images.images.close()
+    images.bench.do(images.images.remove(reference))
+    for tenant in digests:
+        with pytest.raises(NotFound):
+            images.bench.do(images.images.resolve(reference, tenant))
+    assert images.images.trees.keys() == []
+
+
+def test_the_operator_sees_whose_an_image_is_that_several_were_shown(
+    stub: Stub, images: ImageBench
+) -> None:
+    reference = stub.offer(PRIVATE)
+    for owner in ("acme", "other"):
+        fetch(images, reference, owner=owner)
+
+    listed = images.bench.do(images.images.list())
+
+    assert [each.name for each in listed[1:]] == [reference]
+    assert images.images.record(reference).tenants == ("acme", "other")
+    assert images.images.record(reference, "acme").tenants == ("acme",)
+    assert images.bench.do(images.images.prune(all=True)).names == [reference, reference]
+    assert images.images.trees.keys() == []
+
+
+def test_an_import_is_not_taken_for_another_whose_name_goes_on_after_a_dot(
+    images: ImageBench,
+) -> None:
+    for name in ("tools", "tools.old"):
+        images.load(packed(entry(name)), name)
+
+    images.bench.do(images.images.remove("tools"))
+
+    assert set(images.tree("tools.old")) == {"tools.old"}
