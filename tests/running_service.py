@@ -151,8 +151,9 @@ class RunningService:
         # What was replaced while a service used it goes at the next start.
         self.start()
         self.stop()
-        for record in sorted((self.data_dir / "images").glob("*s/*.json")):
-            removed = self.command("images", "remove", json.loads(record.read_text())["name"])
+        records = (self.data_dir / "images").glob("*s/*.json")
+        for name in sorted({json.loads(record.read_text())["name"] for record in records}):
+            removed = self.command("images", "remove", name)
             assert removed.returncode == 0, removed.stderr
         assert list(trees.iterdir()) == []
 
