@@ -62,7 +62,7 @@ def a_puller(images: ImageBench, *stubs: Stub, pulls_at_once: int = 4) -> Puller
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (it is of another process's making)
             await asyncio.sleep(0.01)
 
 
