@@ -246,7 +246,7 @@ NO_NEW_PRIVILEGES_OFF = (
     # The kernel takes a filter only from who has no_new_privs or a capability.
     "init.Init.filter_system_calls = lambda self: None"
 )
-NOSUID_OFF = "init.mounts._NOSUID = 0"
+NOSUID_OFF = "init.mounts._NOSUID = init.mounts.syscalls.MS_NOSUID = 0"
 
 
 def effective_ids_by_a_set_id_program(statements: str, directory: Path) -> list[list[int]]:

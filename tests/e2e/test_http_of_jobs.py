@@ -408,9 +408,9 @@ def test_the_service_tells_of_its_host(real_service: RunningService, client: Cli
 
     assert system["isolation"]["id_map"] in ("range", "single")
     assert set(system["enforcement"]) >= {"cpus", "memory", "pids", "disk", "wall_seconds"}
-    # Rates of disks are limited where an operator wants it.
+    # Rates of disks are limited, and CPUs chosen, where an operator wants it.
     unlimited = {name for name, word in system["enforcement"].items() if word == "none"}
-    assert unlimited <= {"io_bytes_per_second"}
+    assert unlimited <= {"io_bytes_per_second", "cpuset"}
     assert system["capacity"]["slots"] == 8
 
 

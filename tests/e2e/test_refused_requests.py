@@ -192,7 +192,7 @@ def test_an_endless_body_is_cut_off_at_the_limit(http: httpx2.Client) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere", "team/tools:1.2", "host2", f"host@sha256:{'0' * 64}"])
 def test_an_image_that_is_not_there_is_404(http: httpx2.Client, name: str) -> None:
-    answer = http.post("/v1/jobs", json=GOOD | {"image": name})
+    answer = http.post("/v1/jobs", json=GOOD | {"image": name, "pull": "never"})
 
     assert answer.status_code == 404
     assert problem_of(answer)["code"] == "image_not_found"
