@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from sandboxd.cli import image_progress, output
-from sandboxd.cli.opened_images import opened_images
+from sandboxd.cli.opened_images import opened_images, opened_service
 from sandboxd.cli.options import config_option, data_dir_option, json_option, load
 from sandboxd.quantities import format_bytes
 
@@ -179,19 +179,12 @@ async def _save(
 
 
 async def _push(settings: "Settings", name: str, destination: str | None, *, silent: bool) -> Any:
-    from sandboxd.images.accesses import open_accesses
     from sandboxd.images.pushing import destination_of
-    from sandboxd.images.pushing import push as push_image
-    from sandboxd.images.transport import Transport
 
     where = destination_of(name, destination)
-    async with opened_images(settings) as images:
-        transport = Transport(open_accesses(settings.registries, settings.images))
-        try:
-            with image_progress.shown(silent=silent) as tell:
-                return await push_image(images, transport, name, where, tell)
-        finally:
-            await transport.close()
+    async with opened_service(settings) as service:
+        with image_progress.shown(silent=silent) as tell:
+            return await service.puller.push(name, where, None, tell)
 
 
 @contextlib.contextmanager
