@@ -13,7 +13,7 @@ from sandboxd.errors import SettingsError
 from sandboxd.images.credentials import Credentials
 from sandboxd.images.docker_config import DockerConfig, read_docker_config
 from sandboxd.images.references import registry_of
-from sandboxd.images.transport import ANY_OTHER, Access
+from sandboxd.images.terms import ANY_OTHER, Access
 from sandboxd.settings import ImagesSettings, RegistrySettings, TenantRegistrySettings
 
 _MOST_PASSWORD_BYTES = 64 * 2**10

@@ -18,7 +18,8 @@ from sandboxd.images.pulling import Progress, Tell, pull
 from sandboxd.images.pushing import Pushed, push
 from sandboxd.images.references import Reference, is_reference, parse_reference
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.images.transport import Access, Transport
+from sandboxd.images.terms import Access
+from sandboxd.images.transport import Transport
 from sandboxd.jobs import Image, PullPolicy
 from sandboxd.quotas.image_patterns import matches_any
 from sandboxd.settings import ImagesSettings

@@ -25,6 +25,7 @@ from sandboxd.errors import Unavailable
 from sandboxd.images.connection_faults import lasting_fault, passing_fault
 from sandboxd.images.pacing import pace_connection, paced
 from sandboxd.images.proxies import proxy_for
+from sandboxd.images.terms import ANY_OTHER, UNKNOWN, USUAL_PATIENCE, Access, Patience
 from sandboxd.isolation.destinations import CLOSED
 
 _MOST_REDIRECTS = 5
@@ -34,72 +35,11 @@ _REMEDIES = {429: ": it limits how often it is asked; credentials for it help, o
 _MOST_URL_LENGTH = 8192
 _PORTS = {"https": 443, "http": 80}
 
-ANY_OTHER = "*"
-"""Among registries: those that are not named. It is no host's name."""
-
 Content = bytes | Callable[[], AsyncIterator[bytes]] | None
 """What a request says; a function, of which each attempt begins anew."""
 
 _Origin = tuple[str, str, int | None]
 """Scheme, host and port."""
-
-
-class Access(NamedTuple):
-    """What the operator says of one registry."""
-
-    username: str = ""
-    password: str = ""
-    insecure: bool = False
-    """Speak plain HTTP."""
-    tls: ssl.SSLContext | None = None
-    """None: the certificates that this machine trusts."""
-    identity_token: str = ""
-    """For its token service, instead of a name and a password."""
-    helper: str = ""
-    """Name of the credential helper that knows more than this; empty: none does."""
-    owner: str = ""
-    """The tenant whose own credentials these are; empty: nobody's but the operator's."""
-    is_named: bool = True
-    """Whether the operator named it: then it may have an address that is not public."""
-    proxy: str = ""
-    """Through whom it is spoken to, in the words of the settings; empty: nobody."""
-    mirrors: tuple[str, ...] = ()
-    """URLs of who is asked before it."""
-    mirrors_only: bool = False
-
-    def __repr__(self) -> str:
-        return f"Access(username={self.username!r}, insecure={self.insecure})"
-
-
-_UNKNOWN = Access(is_named=False)
-
-
-class Patience(NamedTuple):
-    """How long and how often something is tried."""
-
-    connect_seconds: float = 10.0
-    read_seconds: float = 30.0
-    """Between two pieces of an answer."""
-    tries: int = 5
-    first_wait_seconds: float = 0.5
-    """After a failure; twice as long each time."""
-    most_wait_seconds: float = 30.0
-    """Whatever the registry asks for (`Retry-After`)."""
-    documents_seconds: float = 300.0
-    """For all that is asked of an image but its layers, with every wait."""
-    mirror_tries: int = 2
-    mirror_seconds: float = 30.0
-    """For a document of a mirror: then another is asked."""
-    least_bytes_per_second: int = 16 * 2**10
-    """A download that is slower, after its first minute, is given up."""
-    grace_seconds: float = 60.0
-
-    def download_seconds(self, size_bytes: int) -> float:
-        """The longest that a download of so many bytes may take."""
-        return self.grace_seconds + size_bytes / self.least_bytes_per_second
-
-
-_USUAL_PATIENCE = Patience()
 
 
 class Answer(NamedTuple):
@@ -137,7 +77,7 @@ class Transport:
     def __init__(
         self,
         registries: Mapping[str, Access] = MappingProxyType({}),
-        patience: Patience = _USUAL_PATIENCE,
+        patience: Patience = USUAL_PATIENCE,
     ) -> None:
         """`registries`: HOST[:PORT], as references have it, to what the operator says of it."""
         shorter = {_without_usual_port(name, access): access for name, access in registries.items()}
@@ -155,7 +95,7 @@ class Transport:
 
     def access(self, authority: str) -> Access:
         """What the operator says of a host and port."""
-        return self._registries.get(authority) or self._registries.get(ANY_OTHER) or _UNKNOWN
+        return self._registries.get(authority) or self._registries.get(ANY_OTHER) or UNKNOWN
 
     def base_of(self, authority: str) -> str:
         """The beginning of a registry's URLs."""

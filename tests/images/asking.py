@@ -10,7 +10,8 @@ from sandboxd.images.manifests import Descriptor
 from sandboxd.images.mirrors import open_registry
 from sandboxd.images.references import parse_reference
 from sandboxd.images.registry import Document, Registry
-from sandboxd.images.transport import Access, Patience, Transport
+from sandboxd.images.terms import Access, Patience
+from sandboxd.images.transport import Transport
 
 SECONDS = 30
 """What any of it may take."""

@@ -8,7 +8,8 @@ from registries import BRIEF
 from sandboxd.images.catalogue import Images
 from sandboxd.images.pulling import Progress, pull
 from sandboxd.images.references import parse_reference
-from sandboxd.images.transport import Access, Patience, Transport
+from sandboxd.images.terms import Access, Patience
+from sandboxd.images.transport import Transport
 
 
 def fetch(

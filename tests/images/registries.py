@@ -22,7 +22,7 @@ from image_bench import uncompressed
 from waiting import wait_for
 
 from sandboxd.images.manifests import this_machine
-from sandboxd.images.transport import Patience
+from sandboxd.images.terms import Patience
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."

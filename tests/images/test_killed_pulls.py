@@ -35,7 +35,8 @@ from image_bench import Nowhere
 from sandboxd.images.catalogue import Images
 from sandboxd.images.pulling import pull
 from sandboxd.images.references import parse_reference
-from sandboxd.images.transport import Access, Transport
+from sandboxd.images.terms import Access
+from sandboxd.images.transport import Transport
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 

@@ -12,7 +12,7 @@ from registries import BRIEF, Handler, Stub, a_stub, digest_of, document, make_i
 from sandboxd.errors import Invalid, NotFound, Refused, Unavailable
 from sandboxd.images.accesses import open_accesses
 from sandboxd.images.manifests import Descriptor
-from sandboxd.images.transport import Access
+from sandboxd.images.terms import Access
 from sandboxd.settings import RegistrySettings
 
 SECRET = "s3cret-word"

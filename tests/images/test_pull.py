@@ -42,7 +42,8 @@ from sandboxd.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from sandboxd.images.pulling import Progress, pull
 from sandboxd.images.references import parse_reference
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.images.transport import Access, Transport
+from sandboxd.images.terms import Access
+from sandboxd.images.transport import Transport
 from sandboxd.running.shapes import shape_of
 from sandboxd.settings import DEFAULT_LIMITS
 
@@ -80,7 +81,8 @@ from image_bench import Nowhere
 from sandboxd.images.catalogue import Images
 from sandboxd.images.pulling import pull
 from sandboxd.images.references import parse_reference
-from sandboxd.images.transport import Access, Transport
+from sandboxd.images.terms import Access
+from sandboxd.images.transport import Transport
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 

@@ -35,7 +35,8 @@ from sandboxd.images.loading import load
 from sandboxd.images.pulling import Progress, pull
 from sandboxd.images.pushing import Pushed, destination_of, push
 from sandboxd.images.references import parse_reference
-from sandboxd.images.transport import Access, Transport
+from sandboxd.images.terms import Access
+from sandboxd.images.transport import Transport
 
 pytestmark = pytest.mark.host
 

@@ -32,7 +32,8 @@ from sandboxd.images.manifests import Descriptor
 from sandboxd.images.pulling import pull
 from sandboxd.images.pushing import push
 from sandboxd.images.references import parse_reference
-from sandboxd.images.transport import Access, Transport
+from sandboxd.images.terms import Access
+from sandboxd.images.transport import Transport
 from sandboxd.settings import RegistrySettings, TenantRegistrySettings
 
 pytestmark = pytest.mark.host

@@ -19,7 +19,8 @@ from sandboxd.images.challenges import Challenge, parse_challenges
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.references import parse_reference
 from sandboxd.images.registry import Document, Registry
-from sandboxd.images.transport import Access, Transport
+from sandboxd.images.terms import Access
+from sandboxd.images.transport import Transport
 
 SECRET = "s3cret-word"
 IMAGE = make_image(b"layer", run={})

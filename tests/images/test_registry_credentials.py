@@ -24,7 +24,8 @@ from sandboxd.images.manifests import Descriptor
 from sandboxd.images.puller import owner_of
 from sandboxd.images.references import parse_reference
 from sandboxd.images.registry import Registry
-from sandboxd.images.transport import ANY_OTHER, Access, Transport
+from sandboxd.images.terms import ANY_OTHER, Access
+from sandboxd.images.transport import Transport
 from sandboxd.settings import ImagesSettings, RegistrySettings, TenantRegistrySettings
 
 SECRET = "s3cret-word"

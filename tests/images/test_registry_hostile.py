@@ -38,7 +38,8 @@ from waiting import TIME_FACTOR
 from sandboxd.errors import Invalid, NotFound, Refused, Unavailable
 from sandboxd.images.pulling import pull
 from sandboxd.images.references import parse_reference
-from sandboxd.images.transport import Access, Transport
+from sandboxd.images.terms import Access
+from sandboxd.images.transport import Transport
 
 pytestmark = [pytest.mark.host, pytest.mark.attack(65, 66, 67, 68, 69, 70, 72)]
 

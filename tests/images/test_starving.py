@@ -13,7 +13,7 @@ from registries import Handler, Stub, a_stub, digest_of, make_image
 
 from sandboxd.images.puller import Puller
 from sandboxd.images.references import parse_reference
-from sandboxd.images.transport import Access
+from sandboxd.images.terms import Access
 from sandboxd.images.trees import Room, Size
 from sandboxd.settings import ImagesSettings
 
