@@ -10,7 +10,7 @@ From above, as imports point (the contract in pyproject.toml is exact):
 * An archive's side: `archive_opening` (`archive_members` of a tar, `archive_layouts` of a directory); `imported_archives` are one root file system.
 * What images say, read strictly: `references`, `manifests`, `media_types`, `configuration`, `users`.
 * The store, below `DATA/images`: `blobs` and their `indexing`, `trees` made of `layers` (`stacking`: whether each can have its own), `names`
-  (`new_names`: what may become one), `packing` of new layers; `owners`, `locks` and `syncing` for all of them.
+  (`new_names`: what may become one), `packing` of new layers; `owners`, `locks`, `syncing` and `free_space` for all of them.
 
 Nothing here takes an archive apart: that is done in a sandbox, by `isolation.unpack` and `isolation.layers`.
 """

@@ -5,7 +5,6 @@ What is compressed or comes through a pipe is first copied to a file without a n
 
 import contextlib
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -15,10 +14,10 @@ from typing import IO, Protocol
 from sandboxd.errors import Invalid, NotFound
 from sandboxd.images.archive_layouts import Layout
 from sandboxd.images.archive_members import CHUNK_BYTES, Members
+from sandboxd.images.free_space import room_in
 from sandboxd.isolation.decompress import Stream, uncompressed
 from sandboxd.isolation.tar import BadArchive
 
-_MOST_OF_FREE_SPACE = 0.9
 MOST_ARCHIVE_BYTES = 64 * 2**30
 """Uncompressed, of one that has to be copied."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -63,8 +62,7 @@ def opened_file(
     descriptor: int, spool: Path, *, most_bytes: int = MOST_ARCHIVE_BYTES
 ) -> Iterator[Source]:
     """As `opened`, of a file or a pipe that is open, from where it stands. The descriptor stays the caller's."""
-    free = int(shutil.disk_usage(spool).free * _MOST_OF_FREE_SPACE)
-    with uncompressed(descriptor, min(most_bytes, free)) as content:
+    with uncompressed(descriptor, min(most_bytes, room_in(spool))) as content:
         if not content.is_compressed and stat.S_ISREG(os.fstat(descriptor).st_mode):
             yield Members(descriptor)
             return

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sandboxd.errors import Conflict, Invalid, Unavailable
+from sandboxd.images.free_space import room_in
 from sandboxd.images.locks import in_turn, locked, locked_alone
 from sandboxd.images.manifests import Descriptor, digest_of
 from sandboxd.images.owners import owned
@@ -78,6 +79,13 @@ class Blobs:
             return self.path(descriptor.digest).stat().st_size == descriptor.size
         except FileNotFoundError:
             return False
+
+    def check_room(self, descriptors: Iterable[Descriptor], *, code: str) -> None:
+        """Raises Invalid, with that code, if there is none for those that are not there."""
+        missing = {each.digest: each.size for each in descriptors if not self.has(each)}
+        size, room = sum(missing.values()), room_in(self.directory)
+        if size > room:
+            raise Invalid(f"the layers are {size} bytes; there is room for {room}", code=code)
 
     def path(self, digest: str) -> Path:
         """Where a blob is, once it is there."""

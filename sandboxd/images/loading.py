@@ -9,8 +9,7 @@ digest, and are applied by the same code, which checks them against the configur
 import asyncio
 import hashlib
 import re
-import shutil
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -51,7 +50,6 @@ _MOST_IMAGES = 64
 _MOST_NAMES = 1024
 _MOST_DOCUMENT_BYTES = 64 * 2**20
 """Of all images together: they are held until the last one is checked."""
-_MOST_OF_FREE_SPACE = 0.9
 _HEX_OF_CONFIG = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?", re.ASCII)
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -90,7 +88,8 @@ async def load(
     wanted = None if name is None else new_name(name)
     async with images.blobs.in_use_soon():
         listed = await asyncio.to_thread(_list_images, source, wanted)
-        _check_room(images, listed)
+        layers = [layer for each in listed for layer in each.found.manifest.layers]
+        images.blobs.check_room(layers, code="bad_archive")
         for each in listed:
             for content in each.documents:
                 await images.blobs.put(content)
@@ -103,14 +102,6 @@ async def load(
     for image in loaded[-1:]:
         await images.make_room(image.name)
     return loaded
-
-
-def _check_room(images: Images, listed: Sequence[_Listed]) -> None:
-    layers = {layer.digest: layer for each in listed for layer in each.found.manifest.layers}
-    size = sum(layer.size for layer in layers.values() if not images.blobs.has(layer))
-    free = int(shutil.disk_usage(images.blobs.directory).free * _MOST_OF_FREE_SPACE)
-    if size > free:
-        raise _bad(f"has layers of {size} bytes; there is room for {free}")
 
 
 async def _add_layers(images: Images, source: Source, listed: _Listed, tell: Tell) -> None:

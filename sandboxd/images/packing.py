@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import os
 import select
-import shutil
 import tempfile
 import time
 import zlib
@@ -18,6 +17,7 @@ from typing import IO, NamedTuple
 
 from sandboxd.errors import Conflict, Invalid, SandboxFailed
 from sandboxd.images.blobs import Blobs
+from sandboxd.images.free_space import room_in
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.media_types import OCI_LAYER
 
@@ -25,7 +25,6 @@ _CHUNK_BYTES = 2**20
 _LEVEL = 6
 _GZIP_BITS = 31
 """The largest window, with gzip's header around it, in which zlib leaves out name and time."""
-_MOST_OF_FREE_SPACE = 0.9
 _THREADS = ThreadPoolExecutor(16, thread_name_prefix="pack")
 
 
@@ -44,7 +43,7 @@ async def pack(
 
     Raises Conflict (there is something that a layer cannot hold), Invalid (no room), SandboxFailed.
     """
-    free = int(shutil.disk_usage(blobs.directory).free * _MOST_OF_FREE_SPACE)
+    free = room_in(blobs.directory)
     with tempfile.TemporaryFile(dir=blobs.directory) as copy:
         reading, writing = os.pipe()
         deadline = time.monotonic() + seconds

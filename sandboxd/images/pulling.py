@@ -8,7 +8,6 @@ goes on with, or the next start of the service removes.
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -43,7 +42,6 @@ from sandboxd.images.users import ACCOUNT_FILES, find_user
 from sandboxd.jobs import Image
 
 _AT_ONCE = 3
-_MOST_OF_FREE_SPACE = 0.9
 
 Tell = Callable[["Progress"], None]
 
@@ -225,7 +223,7 @@ class _Fetching:
 
                 unpacking = group.create_task(unpack(self._images.trees, steps, layer_file, lease))
         except BaseExceptionGroup as failed:
-            raise _first(failed) from None
+            raise first_of(failed) from None
         return unpacking.result()
 
     def _wanted(self, layers: Sequence[Descriptor], needed: Iterable[int]) -> dict[str, Descriptor]:
@@ -235,7 +233,7 @@ class _Fetching:
         others = {layer.digest: layer for layer in layers if not self._blobs.has(layer)}
         if self._images.has_room_for(sum(layer.size for layer in (wanted | others).values())):
             wanted |= others
-        _check_room(self._blobs, wanted.values())
+        self._blobs.check_room(wanted.values(), code="bad_image")
         return wanted
 
     async def _fetch(self, layer: Descriptor) -> None:
@@ -250,14 +248,8 @@ class _Fetching:
             )
 
 
-def _check_room(blobs: Blobs, layers: Iterable[Descriptor]) -> None:
-    size = sum(layer.size for layer in layers if not blobs.has(layer))
-    free = int(shutil.disk_usage(blobs.directory).free * _MOST_OF_FREE_SPACE)
-    if size > free:
-        raise Invalid(f"the layers are {size} bytes; there is room for {free}", code="bad_image")
-
-
-def _first(failed: BaseException) -> BaseException:
+def first_of(failed: BaseException) -> BaseException:
+    """What a group of tasks failed of."""
     while isinstance(failed, BaseExceptionGroup):
         failed = failed.exceptions[0]
     return failed

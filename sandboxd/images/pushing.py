@@ -18,7 +18,7 @@ from sandboxd.images.catalogue import Images
 from sandboxd.images.contents import Contents, read_contents
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.names import Record
-from sandboxd.images.pulling import Progress, Tell
+from sandboxd.images.pulling import Progress, Tell, first_of
 from sandboxd.images.references import (
     BadReference,
     Reference,
@@ -125,7 +125,7 @@ async def _send_parts(
             for part in parts:
                 group.create_task(send(part))
     except BaseExceptionGroup as failures:
-        raise _first(failures) from None
+        raise first_of(failures) from None
 
 
 async def _pieces(blobs: Blobs, descriptor: Descriptor) -> AsyncGenerator[bytes, None]:
@@ -135,12 +135,6 @@ async def _pieces(blobs: Blobs, descriptor: Descriptor) -> AsyncGenerator[bytes,
             yield piece
     finally:
         os.close(file)
-
-
-def _first(failure: BaseException) -> BaseException:
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure
 
 
 def _invalid(fact: str) -> Invalid:

@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from sandboxd.errors import Conflict, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
+from sandboxd.images.free_space import room_in
 from sandboxd.images.locks import hold, in_turn, locked, locked_alone, remove_unused
 from sandboxd.images.owners import owned
 from sandboxd.images.syncing import sync_directory, sync_file_system
@@ -26,8 +27,6 @@ from sandboxd.isolation.protocol import Done, Empty, OnTree, Read
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import SandboxSpec
 
-_MOST_OF_FREE_SPACE = 0.9
-"""An archive of a few kilobytes can hold any size: the service's own files need what is left."""
 _WORK_SECONDS = 1800.0
 _READING_BYTES = 2**20
 _PAUSE_SECONDS = 0.05
@@ -241,9 +240,8 @@ class Trees:
     def _room(self, below: Sequence[str]) -> Room:
         """What is left for a layer: all of an image count together."""
         sizes = [self.size(key) or Size(0, 0) for key in below]
-        free = int(shutil.disk_usage(self._incoming).free * _MOST_OF_FREE_SPACE)
         return Room(
-            min(self._most_bytes - sum(size.bytes for size in sizes), free),
+            min(self._most_bytes - sum(size.bytes for size in sizes), room_in(self._incoming)),
             self._most_entries - sum(size.entries for size in sizes),
             self.id_count,
         )
