@@ -25,12 +25,6 @@ IMAGE = make_image(LAYER)
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with a_stub() as made:
-        yield made
-
-
-@pytest.fixture
 def evil() -> Iterator[Stub]:
     with a_stub() as made:
         yield made
