@@ -120,7 +120,11 @@ class TarReader:
         """Raises BadArchive."""
         while (entry := self._next()) is not None:
             yield entry
-            self._skip(self._unread + self._padding)
+            self._skip(self._unread)
+            # `umoci insert` does not fill the last block, nor mark the end. To Go's reader the archive ends there, too.
+            if self._padding and not self._source.skip(self._padding):
+                return
+            self._position += self._padding
             self._unread = self._padding = 0
 
     def content(self, entry: Entry) -> Iterator[tuple[int, bytes]]:

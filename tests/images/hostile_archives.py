@@ -865,6 +865,12 @@ HEADERS: dict[str, Case] = {
     "a header of PAX of numbers and blanks": refused(
         extension(b"x", b"1" * 2**19 + b" " * 2**19) + one(), "is none"
     ),
+    "a last block that is not filled, as of `umoci insert`": Case(
+        header(b"f", size=b"1") + b"x", "no end", {**LOWER, **ONE}, LOWER
+    ),
+    "a last block that is filled in part": Case(
+        header(b"f", size=b"1") + b"x" + bytes(30), "no end", {**LOWER, **ONE}, LOWER
+    ),
     "no end-of-archive blocks": Case(
         packed(entry("f", b"x"), end=False), "no end", {**LOWER, **ONE}, LOWER
     ),
