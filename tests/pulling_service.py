@@ -76,8 +76,10 @@ def a_pulling_service(where: Path, *more: str) -> Iterator[Pulling]:
     """`more`: lines of its settings file."""
     with a_registry(where) as registry, a_proxy(registry) as proxy:
         config = where / "config.toml"
-        section = f'[registries."{proxy.authority}"]\ninsecure = true\n'
-        config.write_text("\n".join([*more, section]))
+        # The registry itself for pushes, which the proxy does not pass on.
+        known = (proxy.authority, registry.authority)
+        sections = [f'[registries."{each}"]\ninsecure = true\n' for each in known]
+        config.write_text("\n".join([*more, *sections]))
         flags = ("--no-auth", "--slots", str(SLOTS), "--config", str(config))
         with running_service(flags=flags) as service, service.client() as client:
             yield Pulling(service, registry, proxy, client, config)

@@ -1,65 +1,115 @@
-"""`sandboxd images load`, `save`, `push`, `tag`, `history`: images on their way to others and from them."""
+"""`sandboxd images load`, `import`, `save`, `push`, `tag`, `history`: images on their way to others and from them."""
 
 import asyncio
 import contextlib
 import os
+import pwd
+import shlex
+import shutil
+import stat
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
 from sandboxd.cli import image_progress, output
 from sandboxd.cli.opened_images import opened_images, opened_service
-from sandboxd.cli.options import config_option, data_dir_option, json_option, load
+from sandboxd.cli.options import (
+    config_option,
+    data_dir_option,
+    json_option,
+    load,
+    optional_url_option,
+)
+from sandboxd.cli.service import asks_service, client_of
 from sandboxd.quantities import format_bytes
 
 if TYPE_CHECKING:
     from sandboxd.settings import Settings
 
 
+_OUR_INPUT = Path("-")
+
+
 @click.command("load")
 @click.argument("file", type=click.Path(readable=False, allow_dash=True, path_type=Path))
-@click.option("--name", metavar="REF", help="What the archive's only image is to be called.")
+@click.option("--name", metavar="NAME", help="What the archive's only image is to be called.")
 @data_dir_option
+@optional_url_option
 @config_option
 @json_option
 def load_images(
-    file: Path, name: str | None, data_dir: str | None, config_file: str | None, as_json: bool
+    file: Path,
+    name: str | None,
+    data_dir: str | None,
+    url: str | None,
+    config_file: str | None,
+    as_json: bool,
 ) -> None:
     """Make images of all that is in archive FILE (- is our input).
 
     FILE is what `docker save`, podman, skopeo or `sandboxd images save` write, or an OCI layout in a directory; it may be compressed
     by gzip or zstd. Images are called what the archive says, as references in full; those of the same name are replaced.
     """
-    settings = load({"store.data_dir": data_dir}, config_file).settings
-    if str(file) == "-" and output.is_terminal(sys.stdin):
-        raise click.UsageError("our input is a terminal: give the name of an archive")
-    found = asyncio.run(
-        _load(settings, file.absolute() if str(file) != "-" else None, name, as_json)
-    )
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    _check_readable(file)
+    found: Sequence[Any]
+    if asks_service(settings, data_dir):
+        where = f"on {settings.client.url}"
+        if file.is_dir():
+            whole = shlex.quote(str(file))
+            raise click.UsageError(
+                f"{file} is a directory, and a service takes one file: tar -C {whole} -c . | sandboxd images load - --url …"
+            )
+        with client_of(settings) as client, _sent(file) as archive:
+            found = client.load_images(archive, name=name)
+    else:
+        where = f"into {settings.store.data_dir}"
+        found = asyncio.run(_load(settings, file, name, as_json))
     if as_json:
         output.print_json(found)
         return
     for image in found:
         size = format_bytes(image.size_bytes)
-        click.echo(f"loaded {image.name} into {settings.store.data_dir}: {size}, {image.digest}")
+        click.echo(f"loaded {image.name} {where}: {size}, {image.digest}")
 
 
-async def _load(settings: "Settings", file: Path | None, name: str | None, silent: bool) -> Any:
-    from sandboxd.images.archive_opening import opened, opened_file
-    from sandboxd.images.loading import load as load_into
+@click.command("import")
+@click.argument("name")
+@click.argument("file", type=click.Path(readable=False, allow_dash=True, path_type=Path))
+@data_dir_option
+@optional_url_option
+@config_option
+@json_option
+def import_image(
+    name: str,
+    file: Path,
+    data_dir: str | None,
+    url: str | None,
+    config_file: str | None,
+    as_json: bool,
+) -> None:
+    """Make image NAME of the root file system in tar FILE (- is our input), which may be compressed.
 
-    async with opened_images(settings) as images:
-        spool = images.blobs.directory
-        with contextlib.ExitStack() as stack:
-            archive = (
-                opened_file(sys.stdin.fileno(), spool) if file is None else opened(file, spool)
-            )
-            source = await asyncio.to_thread(stack.enter_context, archive)
-            tell = stack.enter_context(image_progress.shown(silent=silent))
-            return await load_into(images, source, tell, name=name)
+    An image of that name is replaced; jobs that run from it are not disturbed.
+    """
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    _check_readable(file)
+    if asks_service(settings, data_dir):
+        where = f"on {settings.client.url}"
+        with client_of(settings) as client, _sent(file) as archive:
+            image: Any = client.import_image(name, archive)
+    else:
+        where = f"into {settings.store.data_dir}"
+        image = asyncio.run(_import(settings, name, file))
+    if as_json:
+        output.print_json(image)
+    else:
+        size = format_bytes(image.size_bytes)
+        click.echo(f"imported {image.name} {where}: {size}, {image.digest}")
 
 
 @click.command("save")
@@ -75,39 +125,66 @@ async def _load(settings: "Settings", file: Path | None, name: str | None, silen
     help="With Docker's index, too, or as an OCI layout alone.  [docker]",
 )
 @data_dir_option
+@optional_url_option
 @config_option
 def save_images(
     names: tuple[str, ...],
     file: Path | None,
     form: str,
     data_dir: str | None,
+    url: str | None,
     config_file: str | None,
 ) -> None:
     """Write images into an archive that docker, podman, skopeo and `sandboxd images load` read.
 
-    Without -o it goes to our output, which must not be a terminal. Every digest stays what it is.
+    Without -o it goes to our output, which must not be a terminal. Every digest stays what it is. A service gives one image at a time.
     """
-    settings = load({"store.data_dir": data_dir}, config_file).settings
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
     if file is None and output.is_terminal(sys.stdout):
         raise click.UsageError("an archive is nothing for a terminal: name a file by -o")
-    asyncio.run(_save(settings, names, file, docker=form == "docker"))
+    if file is not None:
+        _check_writable(file)
+    if not asks_service(settings, data_dir):
+        asyncio.run(_save(settings, names, file, docker=form == "docker"))
+        return
+    if len(names) > 1:
+        raise click.UsageError("a service gives one image at a time: name one, or the --data-dir")
+    with client_of(settings) as client:
+        if file is None:
+            client.save_image(names[0], sys.stdout.fileno(), format=form)
+        elif file.exists() and not file.is_file():
+            with file.open("wb") as there:
+                client.save_image(names[0], there.fileno(), format=form)
+        else:
+            client.save_image(names[0], file, format=form)
 
 
 @click.command()
 @click.argument("name")
 @click.argument("destination", required=False)
 @data_dir_option
+@optional_url_option
 @config_option
 @json_option
 def push(
-    name: str, destination: str | None, data_dir: str | None, config_file: str | None, as_json: bool
+    name: str,
+    destination: str | None,
+    data_dir: str | None,
+    url: str | None,
+    config_file: str | None,
+    as_json: bool,
 ) -> None:
     """Send image NAME to a registry: to where its name says, or to DESTINATION.
 
-    Credentials are those of the registry's section in the settings.
+    The service of --url or the settings does it, else this process for the data directory. Credentials are those of the registry's
+    section in the settings of who does it.
     """
-    settings = load({"store.data_dir": data_dir}, config_file).settings
-    pushed = asyncio.run(_push(settings, name, destination, silent=as_json))
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    if asks_service(settings, data_dir):
+        with client_of(settings) as client, image_progress.shown(silent=as_json) as tell:
+            pushed = image_progress.last_of(client.push(name, destination), tell)
+    else:
+        pushed = asyncio.run(_push(settings, name, destination, silent=as_json))
     if as_json:
         output.print_json(pushed)
     else:
@@ -119,35 +196,53 @@ def push(
 @click.argument("source")
 @click.argument("target")
 @data_dir_option
+@optional_url_option
 @config_option
 @json_option
 def tag(
-    source: str, target: str, data_dir: str | None, config_file: str | None, as_json: bool
+    source: str,
+    target: str,
+    data_dir: str | None,
+    url: str | None,
+    config_file: str | None,
+    as_json: bool,
 ) -> None:
     """Give image SOURCE the name TARGET, too.
 
     TARGET is a reference, or a word without / : @ such as imported images have.
     """
-    settings = load({"store.data_dir": data_dir}, config_file).settings
-    image = asyncio.run(_tag(settings, source, target))
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    if asks_service(settings, data_dir):
+        with client_of(settings) as client:
+            image: Any = client.tag_image(source, target)
+    else:
+        image = asyncio.run(_tag(settings, source, target))
     if as_json:
         output.print_json(image)
     else:
-        click.echo(f"{image.name} is {image.digest}")
+        click.echo(f"tagged {image.name}: {image.digest}")
 
 
 @click.command()
 @click.argument("name")
 @data_dir_option
+@optional_url_option
 @config_option
 @json_option
-def history(name: str, data_dir: str | None, config_file: str | None, as_json: bool) -> None:
+def history(
+    name: str, data_dir: str | None, url: str | None, config_file: str | None, as_json: bool
+) -> None:
     """Show how image NAME was made, as its author tells it: the last step first.
 
     Sizes are those of layers as they are kept and passed on.
     """
-    settings = load({"store.data_dir": data_dir}, config_file).settings
-    steps = asyncio.run(_history(settings, name))
+    settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    steps: Sequence[Any]
+    if asks_service(settings, data_dir):
+        with client_of(settings) as client:
+            steps = client.image_history(name)
+    else:
+        steps = asyncio.run(_history(settings, name))
     if as_json:
         output.print_json(steps)
         return
@@ -160,6 +255,88 @@ def history(name: str, data_dir: str | None, config_file: str | None, as_json: b
         empty="nothing is told of it",
         cut=(1,),
     )
+
+
+def _check_readable(file: Path) -> None:
+    """Raises UsageError if there is nothing to read."""
+    if file == _OUR_INPUT:
+        if output.is_terminal(sys.stdin):
+            raise click.UsageError("our input is a terminal: give the name of an archive")
+    elif not os.access(file, os.R_OK):
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        raise click.UsageError(f"{file} does not exist, or user {user} may not read it")
+
+
+def _check_writable(file: Path) -> None:
+    """Raises UsageError if there can be no such file."""
+    place = file.absolute().parent
+    if not place.is_dir():
+        raise click.UsageError(f"there is no directory {place}")
+    if not os.access(file if file.exists() else place, os.W_OK):
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        raise click.UsageError(f"user {user} may not write {file}")
+
+
+class _Read:
+    """An open file that tells how far it was read."""
+
+    def __init__(self, file: BinaryIO, told: Callable[[int, int], None]) -> None:
+        self._file = file
+        self._told = told
+        self.fileno = file.fileno
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        piece = self._file.read(size)
+        status = os.fstat(self._file.fileno())
+        if stat.S_ISREG(status.st_mode):
+            self._told(self._file.tell(), status.st_size)
+        return piece
+
+
+@contextlib.contextmanager
+def _sent(file: Path) -> Iterator[BinaryIO]:
+    """What a service is sent, with a bar of how much of it."""
+    with contextlib.ExitStack() as stack:
+        ours = file == _OUR_INPUT
+        opened = sys.stdin.buffer if ours else stack.enter_context(file.open("rb"))
+        told = stack.enter_context(output.progress(f"sending {file.name}"))
+        yield cast("BinaryIO", _Read(opened, told))
+
+
+async def _load(settings: "Settings", file: Path, name: str | None, silent: bool) -> Any:
+    from sandboxd.api.views import image_view
+    from sandboxd.images.archive_opening import opened, opened_file
+    from sandboxd.images.loading import load as load_into
+
+    async with opened_images(settings) as images:
+        spool = images.blobs.directory
+        with contextlib.ExitStack() as stack:
+            archive = (
+                opened_file(sys.stdin.fileno(), spool)
+                if file == _OUR_INPUT
+                else opened(file.absolute(), spool)
+            )
+            source = await asyncio.to_thread(stack.enter_context, archive)
+            tell = stack.enter_context(image_progress.shown(silent=silent))
+            found = await load_into(images, source, tell, name=name)
+            return [image_view(image) for image in found]
+
+
+async def _import(settings: "Settings", name: str, file: Path) -> Any:
+    from sandboxd.api.views import image_view
+
+    async with opened_images(settings) as images:
+        with contextlib.ExitStack() as stack:
+            path = file.absolute()
+            if file == _OUR_INPUT:
+                # A copy: what comes through a pipe is there only once.
+                copy = stack.enter_context(tempfile.TemporaryFile(dir=images.blobs.directory))
+                await asyncio.to_thread(shutil.copyfileobj, sys.stdin.buffer, copy)
+                copy.flush()
+                path = Path(f"/proc/self/fd/{copy.fileno()}")
+            told = stack.enter_context(output.progress(f"reading {file.name}"))
+            return image_view(await images.import_tar(name, path, told))
 
 
 async def _save(
@@ -208,11 +385,12 @@ def _written(file: Path | None) -> Iterator[BinaryIO]:
 
 
 async def _tag(settings: "Settings", source: str, target: str) -> Any:
+    from sandboxd.api.views import image_view
     from sandboxd.images.new_names import new_name
 
     name = new_name(target)
     async with opened_images(settings) as images:
-        return await images.tag(source, name)
+        return image_view(await images.tag(source, name))
 
 
 async def _history(settings: "Settings", name: str) -> Any:
@@ -222,4 +400,4 @@ async def _history(settings: "Settings", name: str) -> Any:
         return read_history(images, name)
 
 
-COMMANDS = (load_images, save_images, push, tag, history)
+COMMANDS = (load_images, import_image, save_images, push, tag, history)

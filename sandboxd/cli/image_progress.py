@@ -1,9 +1,9 @@
 """How the layers of an image are doing: a bar for each on a terminal, a line for each that is there in a pipe."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandboxd.cli import output
 from sandboxd.quantities import format_bytes
@@ -28,6 +28,19 @@ def shown(*, silent: bool) -> Iterator[Callable[["Progress"], None]]:
             yield tell
     else:
         yield _tell_in_lines
+
+
+def last_of(steps: Iterable[Any], tell: Callable[["Progress"], None]) -> Any:
+    """What came of a pull or push by a service, whose layers are told of meanwhile."""
+    from sandboxd.client import LayerProgress
+
+    last = None
+    for step in steps:
+        if isinstance(step, LayerProgress):
+            tell(step)
+        else:
+            last = step
+    return last
 
 
 def _tell_in_lines(progress: "Progress") -> None:

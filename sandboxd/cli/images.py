@@ -1,12 +1,9 @@
 """`sandboxd images`: the root file systems that jobs can name."""
 
 import asyncio
-import os
-import pwd
 import shlex
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +18,7 @@ from sandboxd.cli.options import (
     optional_url_option,
     parse_duration,
 )
+from sandboxd.cli.service import asks_service, client_of
 from sandboxd.quantities import format_bytes
 from sandboxd.settings import Settings
 
@@ -58,8 +56,8 @@ def list_images(
     """List the images of the service of --url or the settings, else of the data directory."""
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
     found: Sequence[Any]
-    if _asks_service(settings, data_dir):
-        with _client(settings) as client:
+    if asks_service(settings, data_dir):
+        with client_of(settings) as client:
             found = client.images()
     else:
         found = asyncio.run(_of_data_dir(settings))
@@ -87,8 +85,8 @@ def show(
 ) -> None:
     """Show image NAME: its digests, its layers, and how its author wants it run."""
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
-    if _asks_service(settings, data_dir):
-        with _client(settings) as client:
+    if asks_service(settings, data_dir):
+        with client_of(settings) as client:
             image: Any = client.image(name)
     else:
         image = asyncio.run(_show(settings, name))
@@ -135,9 +133,9 @@ def pull(
     section in the settings of who does it.
     """
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
-    if _asks_service(settings, data_dir):
+    if asks_service(settings, data_dir):
         where = f"on {settings.client.url}"
-        with _client(settings) as client:
+        with client_of(settings) as client:
             image = _have_pulled(client, reference, silent=as_json)
     else:
         where = f"into {settings.store.data_dir}"
@@ -152,31 +150,6 @@ def pull(
 images.add_command(pull)
 
 
-@images.command("import")
-@click.argument("name")
-@click.argument("file", type=click.Path(readable=False, path_type=Path))
-@data_dir_option
-@config_option
-@json_option
-def import_image(
-    name: str, file: Path, data_dir: str | None, config_file: str | None, as_json: bool
-) -> None:
-    """Make image NAME of the root file system in tar FILE (which may be compressed).
-
-    An image of that name is replaced; jobs that run from it are not disturbed.
-    """
-    settings = load({"store.data_dir": data_dir}, config_file).settings
-    if not os.access(file, os.R_OK):
-        user = pwd.getpwuid(os.geteuid()).pw_name
-        raise click.UsageError(f"{file} does not exist, or user {user} may not read it")
-    image = asyncio.run(_import(settings, name, file.absolute()))
-    if as_json:
-        output.print_json(image)
-    else:
-        size = format_bytes(image.size_bytes)
-        click.echo(f"imported {image.name} into {settings.store.data_dir}: {size}, {image.digest}")
-
-
 @images.command()
 @click.argument("name")
 @data_dir_option
@@ -188,8 +161,8 @@ def remove(
 ) -> None:
     """Remove image NAME and its files."""
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
-    if _asks_service(settings, data_dir):
-        with _client(settings) as client:
+    if asks_service(settings, data_dir):
+        with client_of(settings) as client:
             client.remove_image(name)
     else:
         asyncio.run(_remove(settings, name))
@@ -219,8 +192,8 @@ def prune(
     """Remove what no image needs any more, and images that nobody uses."""
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
     unused_seconds = None if unused is None else parse_duration("--unused", unused)
-    if _asks_service(settings, data_dir):
-        with _client(settings) as client:
+    if asks_service(settings, data_dir):
+        with client_of(settings) as client:
             pruned: Any = client.prune_images(all=everything, unused_seconds=unused_seconds)
     else:
         pruned = asyncio.run(_prune(settings, everything, unused_seconds))
@@ -237,28 +210,9 @@ def prune(
         output.print_note(f"{pruned.not_removed} leftovers could not be removed now")
 
 
-def _asks_service(settings: Settings, data_dir: str | None) -> bool:
-    """Who names a data directory means that one."""
-    return bool(settings.client.url) and data_dir is None
-
-
-def _client(settings: Settings) -> "Client":
-    from sandboxd.client import Client
-
-    return Client(settings.client.url, key=settings.client.key or None)
-
-
 def _have_pulled(client: "Client", reference: str, *, silent: bool) -> Any:
-    from sandboxd.client import LayerProgress
-
-    image: Any = None
     with image_progress.shown(silent=silent) as tell:
-        for step in client.pull(reference):
-            if isinstance(step, LayerProgress):
-                tell(step)
-            else:
-                image = step
-    return image
+        return image_progress.last_of(client.pull(reference), tell)
 
 
 async def _prune(settings: Settings, everything: bool, unused_seconds: float | None) -> Any:
@@ -277,18 +231,14 @@ async def _show(settings: Settings, name: str) -> Any:
 
 
 async def _of_data_dir(settings: Settings) -> Sequence[Any]:
-    async with opened_images(settings) as images:
-        found: Sequence[Any] = await images.list()
-        return found
+    from sandboxd.api.views import image_view
 
-
-async def _import(settings: Settings, name: str, file: Path) -> Any:
     async with opened_images(settings) as images:
-        with output.progress(f"reading {file.name}") as told:
-            return await images.import_tar(name, file, told)
+        return [image_view(image) for image in await images.list()]
 
 
 async def _pull(settings: Settings, text: str, *, silent: bool) -> Any:
+    from sandboxd.api.views import image_view
     from sandboxd.images.references import BadReference, parse_reference
 
     try:
@@ -297,7 +247,7 @@ async def _pull(settings: Settings, text: str, *, silent: bool) -> Any:
         raise click.UsageError(f"the reference {error}") from None
     async with opened_service(settings) as service:
         with image_progress.shown(silent=silent) as tell:
-            return (await service.puller.pull(reference, None, tell)).image
+            return image_view((await service.puller.pull(reference, None, tell)).image)
 
 
 async def _remove(settings: Settings, name: str) -> None:
@@ -309,12 +259,10 @@ def _day(image: Any) -> str:
     return _minute(image.created_at)
 
 
-def _minute(moment: Any) -> str:
-    """Of a time as the client, the catalogue or a view has it."""
+def _minute(moment: datetime | str) -> str:
+    """Of a time as the client or a view has it."""
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
-    elif not isinstance(moment, datetime):
-        moment = datetime.fromtimestamp(moment, UTC)
     return f"{moment:%Y-%m-%d %H:%M}Z"
 
 

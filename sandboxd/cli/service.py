@@ -18,6 +18,18 @@ def connect(url: str | None, config_file: str | None) -> "Client":
     return Client(url_of(settings), key=settings.client.key or None)
 
 
+def asks_service(settings: Settings, data_dir: str | None) -> bool:
+    """Whether a command that can do without a service talks to one: who names a data directory means that one."""
+    return bool(settings.client.url) and data_dir is None
+
+
+def client_of(settings: Settings) -> "Client":
+    """A client for the service of the settings."""
+    from sandboxd.client import Client
+
+    return Client(settings.client.url, key=settings.client.key or None)
+
+
 def url_of(settings: Settings) -> str:
     """Where the service is: as configured, else where `sandboxd serve` listens with these settings."""
     if settings.client.url:

@@ -24,6 +24,7 @@ from sandboxd.client.types import Conflict as Conflict
 from sandboxd.client.types import ConnectionFailed as ConnectionFailed
 from sandboxd.client.types import Event as Event
 from sandboxd.client.types import Fault as Fault
+from sandboxd.client.types import HistoryStep as HistoryStep
 from sandboxd.client.types import Image as Image
 from sandboxd.client.types import ImageDetail as ImageDetail
 from sandboxd.client.types import IncompleteFile as IncompleteFile
@@ -39,6 +40,7 @@ from sandboxd.client.types import NotFound as NotFound
 from sandboxd.client.types import NotTheService as NotTheService
 from sandboxd.client.types import Problem as Problem
 from sandboxd.client.types import Pruned as Pruned
+from sandboxd.client.types import Pushed as Pushed
 from sandboxd.client.types import RequestRefused as RequestRefused
 from sandboxd.client.types import Run as Run
 from sandboxd.client.types import Sample as Sample

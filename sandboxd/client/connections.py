@@ -6,12 +6,13 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, BinaryIO, Self, TypeVar, Unpack
 
 import httpx2
 
-from sandboxd.client import protocol, sandbox_protocol
-from sandboxd.client.files import Incoming
+from sandboxd.client import image_protocol, protocol, sandbox_protocol
+from sandboxd.client.files import Incoming, Upload, write_all
+from sandboxd.client.image_protocol import ProgressReader
 from sandboxd.client.protocol import (
     Answer,
     Conversation,
@@ -29,6 +30,7 @@ from sandboxd.client.types import (
     ClientError,
     ConnectionFailed,
     Event,
+    HistoryStep,
     Image,
     ImageDetail,
     Job,
@@ -38,6 +40,7 @@ from sandboxd.client.types import (
     LogChunk,
     NewKey,
     Pruned,
+    Pushed,
     Sample,
 )
 from sandboxd.jobs import Stream
@@ -201,11 +204,11 @@ class Client:
 
     def images(self) -> Sequence[Image]:
         """The images that jobs can name."""
-        return self._hold(protocol.images())
+        return self._hold(image_protocol.images())
 
     def image(self, name: str) -> ImageDetail:
         """One of them, with what it is made of."""
-        return self._hold(protocol.image(name))
+        return self._hold(image_protocol.image(name))
 
     def pull(self, reference: str, *, pull: str = "always") -> Iterator[LayerProgress | Image]:
         """Have the service fetch an image: how far each layer is, as it changes, and last the image.
@@ -213,22 +216,57 @@ class Client:
         With `pull="missing"` the registry is asked only if the image is not there. Who stops listening stops the pull, unless
         others wait for the same image.
         """
-        reader = protocol.PullReader(reference, pull)
+        yield from self._progress(image_protocol.pull_reader(reference, pull))
+
+    def push(self, name: str, destination: str | None = None) -> Iterator[LayerProgress | Pushed]:
+        """Have the service send an image to a registry, to where its name says or to `destination` (scope `admin`).
+
+        How far each layer is, as it changes, and last what the registry has. Who stops listening stops the push.
+        """
+        yield from self._progress(image_protocol.push_reader(name, destination))
+
+    def tag_image(self, source: str, target: str) -> Image:
+        """Give an image the name `target`, too (scope `admin`)."""
+        return self._hold(image_protocol.tag_image(source, target))
+
+    def image_history(self, name: str) -> Sequence[HistoryStep]:
+        """How an image was made, in its author's words, the first step first."""
+        return self._hold(image_protocol.image_history(name))
+
+    def load_images(
+        self, archive: str | Path | BinaryIO, *, name: str | None = None
+    ) -> Sequence[Image]:
+        """Make images of all that is in an archive of docker, podman, skopeo or ours (scope `admin`).
+
+        `archive` is its path here, or an open file, which may be a pipe; `name` is what its only image is to be called.
+        """
+        return self._hold(image_protocol.load_images(Upload(archive), name))
+
+    def import_image(self, name: str, archive: str | Path | BinaryIO) -> Image:
+        """Make an image of the root file system in a tar (scope `admin`): its path here, or an open file."""
+        return self._hold(image_protocol.import_image(name, Upload(archive)))
+
+    def save_image(self, name: str, to: str | Path | int, *, format: str = "docker") -> None:
+        """Write an image into an archive that `load_images` and others read (scope `admin`).
+
+        `to` is a path here or an open descriptor. With `format="oci"` it is an OCI layout alone.
+        """
         try:
-            with self._http.stream(**_arguments(reader.request())) as response:
+            with self._http.stream(
+                **_arguments(image_protocol.archive_request(name, format))
+            ) as response:
                 if response.status_code != 200:
                     response.read()
                     raise _refused(response)
-                for event in httpx2.EventSource(response):
-                    if (step := reader.read(event.event, event.data)) is not None:
-                        yield step
+                with _target(to) as descriptor:
+                    for piece in response.iter_bytes(_DOWNLOAD_BYTES):
+                        write_all(descriptor, piece)
         except httpx2.TransportError as error:
             raise ConnectionFailed(_reason(self.url, error)) from error
-        reader.closed()
 
     def remove_image(self, name: str) -> None:
         """Remove an image (scope `admin`). Raises Conflict while it is in use."""
-        self._hold(protocol.remove_image(name))
+        self._hold(image_protocol.remove_image(name))
 
     def prune_images(
         self,
@@ -237,7 +275,7 @@ class Client:
         unused_seconds: float | None = None,
     ) -> Pruned:
         """Remove what no image needs any more (scope `admin`); images, too: all that are not in use, or those unused for so long."""
-        return self._hold(protocol.prune_images(all, unused_seconds))
+        return self._hold(image_protocol.prune_images(all, unused_seconds))
 
     def create_key(self, name: str, **options: Unpack[KeyOptions]) -> NewKey:
         """Make an API key (scope `admin`)."""
@@ -254,6 +292,19 @@ class Client:
     def system(self) -> dict[str, Any]:
         """What the service and its host are and can do."""
         return self._hold(protocol.system())
+
+    def _progress(self, reader: ProgressReader[_Result]) -> Iterator[LayerProgress | _Result]:
+        try:
+            with self._http.stream(**_arguments(reader.request())) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refused(response)
+                for event in httpx2.EventSource(response):
+                    if (step := reader.read(event.event, event.data)) is not None:
+                        yield step
+        except httpx2.TransportError as error:
+            raise ConnectionFailed(_reason(self.url, error)) from error
+        reader.closed()
 
     def _hold(self, conversation: Conversation[_Result]) -> _Result:
         heard: Answer | Lost | None = None
@@ -430,11 +481,11 @@ class AsyncClient:
 
     async def images(self) -> Sequence[Image]:
         """The images that jobs can name."""
-        return await self._hold(protocol.images())
+        return await self._hold(image_protocol.images())
 
     async def image(self, name: str) -> ImageDetail:
         """One of them, with what it is made of."""
-        return await self._hold(protocol.image(name))
+        return await self._hold(image_protocol.image(name))
 
     async def pull(
         self, reference: str, *, pull: str = "always"
@@ -444,22 +495,65 @@ class AsyncClient:
         With `pull="missing"` the registry is asked only if the image is not there. Who stops listening stops the pull, unless
         others wait for the same image.
         """
-        reader = protocol.PullReader(reference, pull)
+        steps = self._progress(image_protocol.pull_reader(reference, pull))
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                yield step
+
+    async def push(
+        self, name: str, destination: str | None = None
+    ) -> AsyncGenerator[LayerProgress | Pushed]:
+        """Have the service send an image to a registry, to where its name says or to `destination` (scope `admin`).
+
+        How far each layer is, as it changes, and last what the registry has. Who stops listening stops the push.
+        """
+        steps = self._progress(image_protocol.push_reader(name, destination))
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                yield step
+
+    async def tag_image(self, source: str, target: str) -> Image:
+        """Give an image the name `target`, too (scope `admin`)."""
+        return await self._hold(image_protocol.tag_image(source, target))
+
+    async def image_history(self, name: str) -> Sequence[HistoryStep]:
+        """How an image was made, in its author's words, the first step first."""
+        return await self._hold(image_protocol.image_history(name))
+
+    async def load_images(
+        self, archive: str | Path | BinaryIO, *, name: str | None = None
+    ) -> Sequence[Image]:
+        """Make images of all that is in an archive of docker, podman, skopeo or ours (scope `admin`).
+
+        `archive` is its path here, or an open file, which may be a pipe; `name` is what its only image is to be called.
+        """
+        return await self._hold(image_protocol.load_images(Upload(archive), name))
+
+    async def import_image(self, name: str, archive: str | Path | BinaryIO) -> Image:
+        """Make an image of the root file system in a tar (scope `admin`): its path here, or an open file."""
+        return await self._hold(image_protocol.import_image(name, Upload(archive)))
+
+    async def save_image(self, name: str, to: str | Path | int, *, format: str = "docker") -> None:
+        """Write an image into an archive that `load_images` and others read (scope `admin`).
+
+        `to` is a path here or an open descriptor. With `format="oci"` it is an OCI layout alone.
+        """
         try:
-            async with self._http.stream(**_arguments(reader.request())) as response:
+            async with self._http.stream(
+                **_arguments(image_protocol.archive_request(name, format))
+            ) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise _refused(response)
-                async for event in httpx2.EventSource(response):
-                    if (step := reader.read(event.event, event.data)) is not None:
-                        yield step
+                with _target(to) as descriptor:
+                    async for piece in response.aiter_bytes(_DOWNLOAD_BYTES):
+                        await asyncio.to_thread(write_all, descriptor, piece)
         except httpx2.TransportError as error:
             raise ConnectionFailed(_reason(self.url, error)) from error
-        reader.closed()
 
     async def remove_image(self, name: str) -> None:
         """Remove an image (scope `admin`). Raises Conflict while it is in use."""
-        await self._hold(protocol.remove_image(name))
+        await self._hold(image_protocol.remove_image(name))
 
     async def prune_images(
         self,
@@ -468,7 +562,7 @@ class AsyncClient:
         unused_seconds: float | None = None,
     ) -> Pruned:
         """Remove what no image needs any more (scope `admin`); images, too: all that are not in use, or those unused for so long."""
-        return await self._hold(protocol.prune_images(all, unused_seconds))
+        return await self._hold(image_protocol.prune_images(all, unused_seconds))
 
     async def create_key(self, name: str, **options: Unpack[KeyOptions]) -> NewKey:
         """Make an API key (scope `admin`)."""
@@ -486,6 +580,21 @@ class AsyncClient:
         """What the service and its host are and can do."""
         return await self._hold(protocol.system())
 
+    async def _progress(
+        self, reader: ProgressReader[_Result]
+    ) -> AsyncGenerator[LayerProgress | _Result]:
+        try:
+            async with self._http.stream(**_arguments(reader.request())) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise _refused(response)
+                async for event in httpx2.EventSource(response):
+                    if (step := reader.read(event.event, event.data)) is not None:
+                        yield step
+        except httpx2.TransportError as error:
+            raise ConnectionFailed(_reason(self.url, error)) from error
+        reader.closed()
+
     async def _hold(self, conversation: Conversation[_Result]) -> _Result:
         heard: Answer | Lost | None = None
         while True:
@@ -499,7 +608,7 @@ class AsyncClient:
                 await asyncio.sleep(step.seconds)
             else:
                 try:
-                    with _sending(step) as arguments:
+                    with _sending(step, on_loop=True) as arguments:
                         heard = _answer(await self._http.request(**arguments))
                 except httpx2.TransportError as error:
                     heard = Lost(_reason(self.url, error))
@@ -533,9 +642,16 @@ def _arguments(request: protocol.Request) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _sending(request: protocol.Request) -> Iterator[dict[str, Any]]:
+def _sending(request: protocol.Request, *, on_loop: bool = False) -> Iterator[dict[str, Any]]:
     """The same with its files, which are open as long as it takes."""
     arguments = _arguments(request)
+    if request.upload is not None:
+        with request.upload.opened() as upload:
+            arguments["content"] = upload.pieces_on_loop() if on_loop else upload.pieces()
+            if (size := upload.size_bytes()) is not None:
+                arguments["headers"]["content-length"] = str(size)
+            yield arguments
+        return
     if not request.form:
         yield arguments
         return

@@ -16,27 +16,23 @@ from urllib.parse import quote
 
 import msgspec
 
-from sandboxd.client.files import Content, Part, as_json, fit_into_json, parts_of
+from sandboxd.client.files import Content, Part, Upload, as_json, fit_into_json, parts_of
 from sandboxd.client.types import (
     Artifact,
     ClientError,
     Conflict,
     ConnectionFailed,
     Event,
-    Image,
-    ImageDetail,
     InvalidRequest,
     Job,
     JobPage,
     Key,
     KeyRefused,
-    LayerProgress,
     LogChunk,
     NewKey,
     NotFound,
     NotTheService,
     Problem,
-    Pruned,
     RequestRefused,
     Sample,
     ServiceFault,
@@ -76,6 +72,8 @@ class Request(NamedTuple):
     headers: Mapping[str, str] = {}
     body: bytes | None = None
     """With a form: its part `job`."""
+    upload: Upload | None = None
+    """In place of a body: what is sent as it is read."""
     form: Sequence[Part] = ()
     """Files to send beside the body."""
     may_repeat: bool = False
@@ -261,68 +259,6 @@ def stats(job_id: str) -> Conversation[list[Sample]]:
     return page.data
 
 
-def images() -> Conversation[list[Image]]:
-    """The images that jobs can name."""
-    page = yield from ask(get_request("/v1/images"), _ImageList)
-    return page.data
-
-
-def image(name: str) -> Conversation[ImageDetail]:
-    """One of them, with what it is made of."""
-    return (yield from ask(get_request(_image_path(name)), ImageDetail))
-
-
-def remove_image(name: str) -> Conversation[None]:
-    """Remove it."""
-    yield from exchange(Request("DELETE", _image_path(name)))
-
-
-def prune_images(everything: bool, unused_seconds: float | None) -> Conversation[Pruned]:
-    """Remove what no image needs any more, and images that nobody uses."""
-    wished = {"all": everything} | (
-        {} if unused_seconds is None else {"unused_seconds": unused_seconds}
-    )
-    request = Request(
-        "POST",
-        "/v1/images/prune",
-        headers=_JSON,
-        body=json.dumps(wished).encode(),
-        patience_seconds=UPLOAD_PATIENCE_SECONDS,
-    )
-    return (yield from ask(request, Pruned))
-
-
-class PullReader:
-    """Hears how far a pull is, and what came of it."""
-
-    def __init__(self, reference: str, pull: str) -> None:
-        self._body = json.dumps({"image": reference, "pull": pull}).encode()
-        self._ended = False
-
-    def request(self) -> Request:
-        headers = {**_JSON, "accept": "text/event-stream"}
-        return Request("POST", "/v1/images/pull", headers=headers, body=self._body)
-
-    def read(self, event: str, data: str) -> LayerProgress | Image | None:
-        """What an event brings, if it is one that we know. Raises what the problem means."""
-        match event:
-            case "layer":
-                return _decode(data.encode(), LayerProgress)
-            case "image":
-                self._ended = True
-                return _decode(data.encode(), Image)
-            case "problem":
-                problem = _decode(data.encode(), Problem)
-                raise _refusal_type(problem.status)(problem)
-            case _:
-                return None
-
-    def closed(self) -> None:
-        """The stream is over. Raises ConnectionFailed if it was not at its end."""
-        if not self._ended:
-            raise ConnectionFailed("the progress of the pull broke off")
-
-
 def system() -> Conversation[dict[str, Any]]:
     """What the service and its host are and can do."""
     return (yield from ask(get_request("/v1/system"), dict[str, Any]))
@@ -417,7 +353,7 @@ class LogReader:
         if event == "end":
             self.ended = True
         # Other events tell of the job (a further attempt) and bring no output.
-        return _decode(data.encode(), LogChunk) if event == "log" else None
+        return decode(data.encode(), LogChunk) if event == "log" else None
 
     def closed(self) -> float:
         """The stream is over: at the end, or it broke without a word. The pause before asking again."""
@@ -445,10 +381,10 @@ def refusal_of(answer: Answer) -> ClientError:
     except msgspec.DecodeError:
         excerpt = answer.body[:200].decode("utf-8", "replace").strip()
         problem = Problem(status=status, title=f"HTTP status {status}", detail=excerpt)
-    return _refusal_type(status)(problem)
+    return refusal_type(status)(problem)
 
 
-def _refusal_type(status: int) -> type[RequestRefused]:
+def refusal_type(status: int) -> type[RequestRefused]:
     match status:
         case 401 | 403:
             return KeyRefused
@@ -466,7 +402,7 @@ def _refusal_type(status: int) -> type[RequestRefused]:
 
 def ask(request: Request, kind: type[_Result]) -> Conversation[_Result]:
     answer = yield from exchange(request)
-    return _decode(answer.body, kind)
+    return decode(answer.body, kind)
 
 
 def exchange(request: Request) -> Conversation[Answer]:
@@ -508,7 +444,7 @@ _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 _making_decoder = threading.Lock()
 
 
-def _decode(body: bytes, kind: type[_Result]) -> _Result:
+def decode(body: bytes, kind: type[_Result]) -> _Result:
     try:
         return _decoder(kind).decode(body)
     except msgspec.DecodeError as error:
@@ -529,13 +465,6 @@ def get_request(path: str, query: Sequence[tuple[str, str]] = ()) -> Request:
 
 def _job_path(job_id: str, rest: str = "") -> str:
     return f"/v1/jobs/{path_part(job_id)}{rest}"
-
-
-def _image_path(name: str) -> str:
-    """Raises ClientError: "../keys" must not lead elsewhere."""
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        raise ClientError(f'"{name}" is not the name of an image')
-    return f"/v1/images/{quote(name, safe='/:@')}"
 
 
 def path_part(identifier: str) -> str:
@@ -562,10 +491,6 @@ class _EventList(msgspec.Struct):
 
 class _SampleList(msgspec.Struct):
     data: list[Sample]
-
-
-class _ImageList(msgspec.Struct):
-    data: list[Image]
 
 
 class _KeyList(msgspec.Struct):

@@ -234,13 +234,13 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a layer of an image is that is pulled."""
+    """How far a layer of an image is that is pulled or pushed."""
 
     digest: str
     done_bytes: int
     size_bytes: int
     cached: bool = False
-    """The service had it before."""
+    """The service, or the registry, had it before."""
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,6 +271,27 @@ class ImageDetail(Image, frozen=True, kw_only=True):
     config: ImageConfig | None = None
     """None: it says nothing of how it is run."""
     layers: tuple[ImageLayer, ...] = ()
+
+
+class HistoryStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of how an image was made, in its author's words."""
+
+    created: str | None = None
+    """As the author wrote it."""
+    created_by: str = ""
+    comment: str = ""
+    layer: str | None = None
+    """Digest of the layer it made; None: none."""
+    size_bytes: int = 0
+    """Of that layer, as it is kept."""
+
+
+class Pushed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a registry has of an image now."""
+
+    reference: str
+    digest: str
+    size_bytes: int
 
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
@@ -360,7 +381,9 @@ class RequestRefused(ClientError):
 
     def __init__(self, problem: Problem) -> None:
         sentence = problem.detail or problem.title or f"HTTP status {problem.status}"
-        super().__init__("\n  ".join([sentence, *(str(fault) for fault in problem.errors)]))
+        # A refusal with one reason may have it in its sentence already.
+        faults = (str(fault) for fault in problem.errors if fault.detail not in sentence)
+        super().__init__("\n  ".join([sentence, *faults]))
         self.problem = problem
 
     @property

@@ -131,7 +131,9 @@ def _list_images(source: Source, name: str | None) -> list[_Listed]:
     elif source.size_bytes("manifest.json") is not None:
         listed = _bounded(_of_docker(source, machine, name))
     else:
-        raise _bad("has neither an index.json of OCI's nor a manifest.json of Docker's")
+        raise _bad(
+            "has neither an index.json of OCI's nor a manifest.json of Docker's: a root file system is imported"
+        )
     if not listed:
         raise _bad("has no images")
     if name is not None and len(listed) > 1:
@@ -314,7 +316,7 @@ def _document(source: Source, member: str) -> bytes:
 
 
 def _nameless(what: str) -> Invalid:
-    return _bad(f"does not say what the image {what[:100]} is called: give it a name")
+    return _bad(f"does not say what the image {what[:100]} is called: give it a name (`name`)")
 
 
 def _bad(fact: str) -> Invalid:
