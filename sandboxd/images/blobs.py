@@ -28,6 +28,8 @@ from sandboxd.images.owners import owned
 from sandboxd.images.syncing import sync_directory
 
 _PAUSE_SECONDS = 0.02
+_LOOK_BYTES = 16 * 2**20
+"""After so many it is looked whether there is still room: others came since it was first."""
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -136,7 +138,8 @@ class Blobs:
         try:
             with partial.open("wb") as file:
                 async with asyncio.timeout(seconds), contextlib.aclosing(content):
-                    await _fill(file, descriptor, content, progress, sender)
+                    watched = _while_room(content, self._partial)
+                    await _fill(file, descriptor, watched, progress, sender)
                 file.flush()
                 await asyncio.to_thread(os.fsync, file.fileno())
             path = self.path(descriptor.digest)
@@ -198,10 +201,25 @@ async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
     yield content
 
 
+async def _while_room(
+    content: AsyncGenerator[bytes, None], directory: Path
+) -> AsyncIterator[bytes]:
+    """The pieces, as long as there is room for them. Raises Unavailable."""
+    unlooked = 0
+    async for piece in content:
+        unlooked += len(piece)
+        if unlooked >= _LOOK_BYTES:
+            unlooked = 0
+            if not room_in(directory):
+                detail = "there is no room on the disk of images"
+                raise Unavailable(detail, code="no_space", retry_after_seconds=60)
+        yield piece
+
+
 async def _fill(
     file: BinaryIO,
     descriptor: Descriptor,
-    content: AsyncGenerator[bytes, None],
+    content: AsyncIterator[bytes],
     progress: Callable[[int], None],
     sender: str,
 ) -> None:

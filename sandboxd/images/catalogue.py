@@ -95,6 +95,13 @@ class Images:
             await self._pruner.make_room(self._budget_bytes, keep, pruned)
         return pruned
 
+    async def discard(self, keys: Sequence[str]) -> None:
+        """Remove those of these trees that no name means, and blobs that none does: they came for what turned out to be no image."""
+        pruned = Pruned()
+        for key in keys:
+            await self._pruner.remove_unnamed(key, pruned)
+        self._pruner.remove_unnamed_blobs(pruned)
+
     def has_room_for(self, size_bytes: int) -> bool:
         """Whether the budget leaves so much."""
         return (

@@ -83,18 +83,27 @@ async def pull(
     """
     registry = open_registry(transport, reference)
     blobs = images.blobs.of(owner)
-    with contextlib.ExitStack() as lease:
-        async with blobs.in_use_soon():
-            found = await _find_in_time(blobs, registry, transport, reference)
-            check_layers(str(reference), found)
-            steps = steps_of(
-                found.configuration.diff_ids, stacked=await images.stacked(), owner=owner
-            )
-            fetching = _Fetching(images, blobs, registry, transport, tell)
-            stack = await fetching.unpacked(found, steps, lease)
-            record = await _record(images, str(reference), found, stack, source="registry")
-            tenants = (owner,) if owner else ()
-            image = await images.add(msgspec.structs.replace(record, owner=owner, tenants=tenants))
+    keys: list[str] = []
+    try:
+        with contextlib.ExitStack() as lease:
+            async with blobs.in_use_soon():
+                found = await _find_in_time(blobs, registry, transport, reference)
+                check_layers(str(reference), found)
+                steps = steps_of(
+                    found.configuration.diff_ids, stacked=await images.stacked(), owner=owner
+                )
+                keys += [step.key for step in steps]
+                fetching = _Fetching(images, blobs, registry, transport, tell)
+                stack = await fetching.unpacked(found, steps, lease)
+                record = await _record(images, str(reference), found, stack, source="registry")
+                tenants = (owner,) if owner else ()
+                image = await images.add(
+                    msgspec.structs.replace(record, owner=owner, tenants=tenants)
+                )
+    except Invalid:
+        # No next pull goes on with what is not an image: whoever makes many of those fills no disk.
+        await images.discard(keys)
+        raise
     await images.make_room(image.name)
     return image
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 from archives import entry, packed
 from image_bench import ImageBench
-from registries import Handler, Stub, a_stub, digest_of, make_image
+from registries import Handler, Made, Stub, a_stub, digest_of, make_image
 
+from sandboxd.errors import Invalid
+from sandboxd.images.free_space import room_in
 from sandboxd.images.puller import Puller
 from sandboxd.images.references import parse_reference
 from sandboxd.images.terms import Access
@@ -158,3 +161,34 @@ def test_a_layer_that_claims_to_be_another_delays_no_other(images: ImageBench) -
 
     assert trees.keys() == ["layer-a"]
     assert images.left_over() == []
+
+
+@pytest.mark.attack(65)
+def test_what_came_for_no_image_does_not_stay(stub: Stub, images: ImageBench) -> None:
+    """Two layers that are what they should be, and one that is another than the configuration says."""
+    puller = a_puller(images, stub)
+    kept = stub.offer(make_image(LAYER), tag="kept")
+    honest = make_image(LAYER, packed(entry("above", b"a" * 2**20)), packed(entry("last")))
+    config = next(each for each in honest.blobs.values() if each.startswith(b"{"))
+    wrong = config.replace(digest_of(packed(entry("last"))).encode(), b"sha256:" + b"0" * 64)
+    manifest = honest.manifest.replace(digest_of(config).encode(), digest_of(wrong).encode())
+    blobs = honest.blobs | {digest_of(wrong): wrong}
+    broken = stub.offer(Made(blobs, manifest, honest.media_type), tag="broken")
+
+    async def attack() -> None:
+        await pulling(puller, kept, "ada")
+        before = images.images.blobs.sizes(), images.images.trees.keys()
+        with pytest.raises(Invalid):
+            await pulling(puller, broken, "eve")
+        assert (images.images.blobs.sizes(), images.images.trees.keys()) == before
+
+    images.bench.do(attack())
+
+    assert set(images.tree(kept)) == {"layer"}
+
+
+def test_what_images_may_take_leaves_some_of_the_disk(tmp_path: Path) -> None:
+    figures = os.statvfs(tmp_path)
+    free, total = figures.f_bavail * figures.f_frsize, figures.f_blocks * figures.f_frsize
+
+    assert 0 <= room_in(tmp_path) <= max(0, free - total // 100)
