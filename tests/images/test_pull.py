@@ -580,7 +580,8 @@ def test_a_killed_pull_leaves_nothing_that_the_next_start_does_not_remove(
         [sys.executable, "-c", PULL, str(images.directory), reference],
         env={"PYTHONPATH": os.pathsep.join([here, *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"},
     )
-    place = "oci/partial/*" if moment == "fetching" else "incoming/*/rootfs/f*"
+    fetched = f"oci/partial/{digest_of(many).removeprefix('sha256:')}.*"
+    place = fetched if moment == "fetching" else "incoming/*/rootfs/f*"
     wait_for(lambda: list(images.store.glob(place)), "it is at work")
     # While it is nobody takes away what it has.
     images.bench.do(images.images.sweep())
