@@ -15,6 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NOT_NOW = frozenset({429, 500, 502, 503, 504})
 _REMEDIES = {429: ": it limits how often it is asked; credentials for it help, or a mirror"}
 _MOST_URL_LENGTH = 8192
+_LOOK_UPS = 2
+"""Names that are looked up at once."""
 _PORTS = {"https": 443, "http": 80}
 
 Content = bytes | Callable[[], AsyncIterator[bytes]] | None
@@ -87,9 +90,12 @@ class Transport:
         self._without_address: set[str] = set()
         """Hosts that only a proxy knows, so that they are looked up once."""
         self._tls: ssl.SSLContext | None = None
+        self._looking_up = ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="look-up")
+        """Threads of this pull alone: whose name servers do not answer keeps them, and nobody else's."""
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections. Nobody waits for a name server."""
+        self._looking_up.shutdown(wait=False, cancel_futures=True)
         for client in self._clients.values():
             await client.aclose()
 
@@ -306,13 +312,16 @@ class Transport:
         host, port = url.host, url.port or _PORTS[url.scheme]
         try:
             async with asyncio.timeout(self.patience.connect_seconds):
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+                found = await loop.run_in_executor(self._looking_up, ask)
         except TimeoutError:
             raise Broken(f"nobody told the address of {host} in time") from None
         except socket.gaierror as error:
             if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
                 return []
             raise Broken(f"the address of {host} is not known: {error.strerror}") from error
+        except UnicodeError:
+            return []  # It has a part that is empty or too long for a name.
         except OSError as error:
             raise Broken(f"the address of {host} is not known: {error.strerror}") from error
         return list(dict.fromkeys(str(each[4][0]) for each in found))

@@ -4,11 +4,13 @@ import asyncio
 import gzip
 import itertools
 import json
+import os
 import re
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +38,7 @@ from registries import (
 from waiting import TIME_FACTOR
 
 from sandboxd.errors import Invalid, NotFound, Refused, Unavailable
+from sandboxd.images.mirrors import open_registry
 from sandboxd.images.pulling import pull
 from sandboxd.images.references import parse_reference
 from sandboxd.images.terms import Access
@@ -500,6 +503,56 @@ def test_a_name_that_leads_to_us_is_not_followed(
         manifest_of(f"{stub.authority}/team/tools:1", known(stub), PATIENCE)
 
     assert other.asked == []
+
+
+@pytest.mark.attack(70)
+def test_name_servers_that_do_not_answer_take_no_threads_of_others(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name is looked up in a thread, which nobody can stop: a registry may name as many as it likes."""
+    over, real = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *words: Any, **more: Any) -> Any:
+        if str(host).endswith(".silent.example"):
+            over.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody answers")
+        return real(host, *words, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    stub.routes[MANIFEST] = redirect("https://a.silent.example/x")
+    threads = min(32, (os.cpu_count() or 1) + 4)  # Of an event loop.
+
+    async def attack() -> None:
+        patience = PATIENCE._replace(connect_seconds=30)
+        reference = parse_reference(f"{stub.authority}/team/tools:1")
+        transports = [Transport(known(stub), patience) for _ in range(threads)]
+        asking = [
+            asyncio.ensure_future(open_registry(each, reference).manifest("1"))
+            for each in transports
+        ]
+        try:
+            while len(stub.asked) < threads:  # noqa: ASYNC110 (the stub tells nobody)
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            async with asyncio.timeout(5):
+                await asyncio.to_thread(str)
+        finally:
+            over.set()
+            for each in asking:
+                each.cancel()
+            await asyncio.wait(asking)
+            for transport in transports:
+                await transport.close()
+
+    asyncio.run(attack())
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", ".example"])
+def test_a_name_that_can_be_none_is_no_fault_of_ours(host: str, stub: Stub) -> None:
+    stub.routes[MANIFEST] = redirect(f"https://{host}/x")
+
+    with pytest.raises(Unavailable, match="has no address"):
+        manifest_of(f"{stub.authority}/team/tools:1", known(stub), PATIENCE)
 
 
 FLOODS = """
