@@ -98,8 +98,7 @@ class Images:
     async def discard(self, keys: Sequence[str]) -> None:
         """Remove those of these trees that no name means, and blobs that none does: they came for what turned out to be no image."""
         pruned = Pruned()
-        for key in keys:
-            await self._pruner.remove_unnamed(key, pruned)
+        await self._pruner.remove_all_unnamed(keys, pruned)
         self._pruner.remove_unnamed_blobs(pruned)
 
     def has_room_for(self, size_bytes: int) -> bool:
@@ -278,9 +277,8 @@ class Images:
         except FileNotFoundError:
             raise Conflict("the same image was removed meanwhile; try it again") from None
         await write_index(self.blobs, self._names)
-        for key in former.keys if former is not None else ():
-            if key not in record.keys:
-                await self._pruner.remove_unnamed(key, Pruned())
+        if former is not None:
+            await self._pruner.remove_all_unnamed(former.keys, Pruned())
         return record.image
 
     async def remove(self, name: str) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,6 +25,8 @@ from sandboxd.jobs import Image
 
 NAME_PATTERN = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*", re.ASCII)
 NAME_LENGTH = 128
+_MOST_SEEN_BYTES = 8 * 2**10
+"""What is kept in memory of one, which can have a mebibyte of environment."""
 
 
 class RunAs(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +111,13 @@ class Record(Image, frozen=True, kw_only=True):
         return Image(**told)
 
 
+class _Seen(NamedTuple):
+    """A file as it was when it was read."""
+
+    mark: tuple[int, int, int]
+    record: Record
+
+
 class Names:
     """The names of one data directory."""
 
@@ -117,10 +127,30 @@ class Names:
         self._references = directory / "references"
         self._names.mkdir(parents=True, exist_ok=True)
         self._references.mkdir(exist_ok=True)
+        self._seen: dict[Path, _Seen] = {}
 
     def all(self) -> list[Record]:
         """Every image by name, those of registries last."""
-        return [*_read_all(self._names), *_read_all(self._references)]
+        before, self._seen = self._seen, {}
+        found = []
+        for directory in (self._names, self._references):
+            records = []
+            for path in directory.glob("*.json"):
+                with contextlib.suppress(FileNotFoundError):  # It was forgotten meanwhile.
+                    records.append(self._look(path, before.get(path)))
+            found += sorted(records, key=lambda record: record.name)
+        return found
+
+    def _look(self, path: Path, seen: "_Seen | None") -> Record:
+        """All are looked at at each change, and of thousands few have changed."""
+        status = path.stat()
+        mark = (status.st_ino, status.st_ctime_ns, status.st_size)
+        if seen is None or seen.mark != mark:
+            # What is newer than the mark is read again the next time.
+            seen = _Seen(mark, _decode(path.read_bytes()))
+        if status.st_size <= _MOST_SEEN_BYTES:
+            self._seen[path] = seen
+        return seen.record
 
     def read(self, name: str, tenant: str | None = None) -> Record:
         """What a name means to a tenant: an imported image's own name, or a reference. Raises NotFound, also for what is not for them.
@@ -144,7 +174,10 @@ class Names:
         file = self._file(name)
         # An import's name may have dots in it, and is for all.
         pattern = file.name if is_name(name) else f"{file.stem}.*json"
-        found = _read_all(file.parent, pattern)
+        found = []
+        for path in file.parent.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(_decode(path.read_bytes()))
         if not found:
             raise not_found(name)
         return sorted(found, key=lambda record: (record.holder != "", -record.created_at))
@@ -215,14 +248,6 @@ def is_name(name: str) -> bool:
 def not_found(name: str) -> NotFound:
     """The refusal of a name that means nothing here, or nothing to whoever asks."""
     return NotFound(f'no image "{name[:256]}"', code="image_not_found")
-
-
-def _read_all(directory: Path, pattern: str = "*.json") -> list[Record]:
-    records = []
-    for path in directory.glob(pattern):
-        with contextlib.suppress(FileNotFoundError):  # It was forgotten meanwhile.
-            records.append(_decode(path.read_bytes()))
-    return sorted(records, key=lambda record: record.name)
 
 
 def _decode(content: bytes) -> Record:

@@ -6,7 +6,7 @@ starts a job either has the lock before, and the tree stays, or does not find th
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -44,14 +44,24 @@ class Pruner:
                 await self._trees.remove_leftover(leftover)
         self._trees.remove_locks()
         self._names.remove_halves()
-        for key in self._trees.keys():  # noqa: SIM118 (it is no dict)
+        for key in self._unnamed(self._trees.keys()):
             with _told(pruned, self._trees.rootfs(key)):
-                await self.remove_unnamed(key, pruned)
+                await self._remove_unnamed(key, pruned)
         with _told(pruned, self._blobs.directory):
             self.remove_unnamed_blobs(pruned)
             await write_index(self._blobs, self._names)
 
-    async def remove_unnamed(self, key: str, pruned: Pruned) -> None:
+    async def remove_all_unnamed(self, keys: Iterable[str], pruned: Pruned) -> None:
+        """Those of these trees that no image has any more and nobody uses. Raises OSError, SandboxFailed."""
+        for key in self._unnamed(keys):
+            await self._remove_unnamed(key, pruned)
+
+    def _unnamed(self, keys: Iterable[str]) -> list[str]:
+        """Which seem so: each is looked at again under its lock. All names are read once, not for every tree of thousands."""
+        named = {key for record in self._names.all() for key in record.keys}
+        return [key for key in keys if key not in named]
+
+    async def _remove_unnamed(self, key: str, pruned: Pruned) -> None:
         """Remove a tree that no image has any more. One that is in use stays until another time. Raises OSError, SandboxFailed."""
         with contextlib.suppress(Conflict, FileNotFoundError), self._trees.locked_alone(key):
             if not any(key in record.keys for record in self._names.all()):
@@ -81,8 +91,7 @@ class Pruner:
                     await self._throw_away(uppermost, pruned)
         pruned.names.append(record.name)
         await write_index(self._blobs, self._names)
-        for key in record.keys:
-            await self.remove_unnamed(key, pruned)
+        await self.remove_all_unnamed(record.keys, pruned)
 
     async def make_room(self, most_bytes: int, keep: str, pruned: Pruned) -> None:
         """Remove what was not used for longest, until what is left has no more bytes than this, or is in use, or is `keep`.
