@@ -281,6 +281,17 @@ class Images:
             await self._pruner.remove_all_unnamed(former.keys, Pruned())
         return record.image
 
+    def check_replaceable(self, record: Record) -> None:
+        """Raises Conflict for what a tenant's pull may not put in the place of an image that the operator loaded, tagged or committed."""
+        former = self._names.same_place(record)
+        if former is None or former.source == "registry" or former.digest == record.digest:
+            return
+        detail = (
+            f"{record.name} is {former.digest} here by the operator's word, and {record.digest} at its registry: "
+            "the operator can remove it or pull it"
+        )
+        raise Conflict(detail, code="image_kept")
+
     async def remove(self, name: str) -> None:
         """Forget a name, whatever it means to whom, and remove the trees that no other name means.
 

@@ -189,7 +189,7 @@ class Puller:
         current = self._pulls.get(key)
         if current is None:
             current = self._pulls[key] = _Pull()
-            work = self._work(current, reference, accesses, whose)
+            work = self._work(current, reference, accesses, whose, for_tenant=tenant is not None)
             current.task = asyncio.get_running_loop().create_task(work)
             current.task.add_done_callback(lambda _: self._end(key, current))
         for progress in tuple(current.progress.values()):
@@ -216,6 +216,8 @@ class Puller:
         reference: Reference,
         accesses: Accesses,
         whose: str | None,
+        *,
+        for_tenant: bool,
     ) -> Pulled:
         try:
             await current.has_turn.wait()
@@ -223,7 +225,12 @@ class Puller:
                 current.began = time.monotonic()
                 async with _connections(accesses) as transport:
                     image = await pull(
-                        self.images, transport, reference, current.tell, owner=whose or ""
+                        self.images,
+                        transport,
+                        reference,
+                        current.tell,
+                        owner=whose or "",
+                        for_tenant=for_tenant,
                     )
                 return Pulled(image, current.fetched_bytes, time.monotonic() - current.began)
         finally:

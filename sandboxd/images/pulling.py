@@ -74,9 +74,11 @@ async def pull(
     tell: Tell,
     *,
     owner: str = "",
+    for_tenant: bool = False,
 ) -> Image:
     """Fetch an image, unpack it and name it by its canonical reference. `tell` hears of each layer as it comes.
 
+    `for_tenant`: it does not take the place of an image that the operator made here, which exists nowhere else.
     `owner`: the tenant whose credentials the registry accepts, and for whom alone it is, with all that came for it; empty: everybody.
 
     Raises NotFound, Unavailable (the registry), Invalid (what it sent), Conflict, SandboxFailed.
@@ -97,9 +99,10 @@ async def pull(
                 stack = await fetching.unpacked(found, steps, lease)
                 record = await _record(images, str(reference), found, stack, source="registry")
                 tenants = (owner,) if owner else ()
-                image = await images.add(
-                    msgspec.structs.replace(record, owner=owner, tenants=tenants)
-                )
+                record = msgspec.structs.replace(record, owner=owner, tenants=tenants)
+                if for_tenant:
+                    images.check_replaceable(record)
+                image = await images.add(record)
     except Invalid:
         # No next pull goes on with what is not an image: whoever makes many of those fills no disk.
         await images.discard(keys)

@@ -12,7 +12,7 @@ from archives import entry, packed
 from image_bench import ImageBench
 from registries import Handler, Made, Stub, a_stub, digest_of, make_image
 
-from sandboxd.errors import Invalid
+from sandboxd.errors import Conflict, Invalid
 from sandboxd.images.free_space import room_in
 from sandboxd.images.puller import Puller
 from sandboxd.images.references import parse_reference
@@ -192,3 +192,28 @@ def test_what_images_may_take_leaves_some_of_the_disk(tmp_path: Path) -> None:
     free, total = figures.f_bavail * figures.f_frsize, figures.f_blocks * figures.f_frsize
 
     assert 0 <= room_in(tmp_path) <= max(0, free - total // 100)
+
+
+@pytest.mark.attack(71)
+def test_a_tenant_s_pull_takes_no_name_from_what_the_operator_made_here(
+    stub: Stub, images: ImageBench
+) -> None:
+    """It may exist nowhere else, and only the operator removes images."""
+    puller = a_puller(images, stub)
+    made = stub.offer(IMAGE, tag="made")
+    name = stub.offer(make_image(packed(entry("other"))), tag="kept")
+
+    async def attack() -> None:
+        await puller.pull(parse_reference(made), None, lambda _: None)
+        await images.images.tag(made, name)
+        with pytest.raises(Conflict, match="by the operator's word"):
+            await pulling(puller, name, "eve")
+        assert images.images.record(name).digest == IMAGE.digest
+        stub.offer(IMAGE, tag="kept")
+        await pulling(puller, name, "eve")
+        stub.offer(make_image(packed(entry("newer"))), tag="kept")
+        await pulling(puller, name, "eve")  # Now it is what the registry says that it is.
+
+    images.bench.do(attack())
+
+    assert set(images.tree(name)) == {"newer"}
