@@ -161,8 +161,8 @@ class Scheduler:
         self._starts: Watchers[None] = Watchers()
         self._run_ends: Watchers[None] = Watchers()
         self._settlement = Settlement(store, metrics, tenants, log_directory)
-        self._away: Counter[str] = Counter()
-        """Image to how many jobs wait for it without room."""
+        self._away: Counter[tuple[str, str]] = Counter()
+        """Tenant and image to how many jobs wait for it without room."""
         self._held_back = False
         """Jobs wait only because as many of their tenants' or their keys' run as may."""
         self._lacking: str | None = None
@@ -242,7 +242,7 @@ class Scheduler:
             raise Unavailable(detail, code="disk_low", retry_after_seconds=10)
         bounds = self._tenants.bounds(job.tenant, job.key_id)
         has_enough = self._who_has_enough(job.tenant, job.key_id) is not None
-        has_enough |= self._is_crowded(job.spec.image)
+        has_enough |= self._is_crowded(job.tenant, job.spec.image)
         fits = self._occupancy.free.lacks(need) is None and not has_enough
         at_once = not self._may_wait and lacking is None and fits
         if not at_once and self._queued >= self._max_queued:
@@ -507,7 +507,7 @@ class Scheduler:
         holder = self._who_has_enough(job.tenant, job.key_id)
         if holder is not None:
             return Waits(holder, position, None)
-        if self._is_crowded(job.spec.image):
+        if self._is_crowded(job.tenant, job.spec.image):
             return Waits("image", position, None)
         blocked = self._blocked
         reason = self._lacking or WORDS[blocked.lacks if blocked else "slots"]
@@ -566,7 +566,7 @@ class Scheduler:
         choice, turns = Choice(), dict(self._turns)
         keys = {occupant.key_id for occupant in occupants if occupant.key_id is not None}
         passed_over = [key_id for key_id in keys if self._key_has_enough(key_id)]
-        of_images = [image for image in self._away if self._is_crowded(image)]
+        of_images = [each for each in self._away if self._is_crowded(*each)]
         free = self._occupancy.promise()
 
         def choose(waiting: Sequence[Candidate]) -> Sequence[str]:
@@ -709,7 +709,8 @@ class Scheduler:
 
         It still counts as one of its tenant's. Not where too many do so already: what they have in memory is bounded.
         """
-        job, image = active.job, active.job.spec.image
+        job = active.job
+        wanted = (job.tenant, job.spec.image)
         if self._away.total() >= _AWAY_PER_SLOT * self._occupancy.whole.slots:
             yield
             return
@@ -720,7 +721,7 @@ class Scheduler:
 
         left = active.occupant
         go_away()
-        self._away[image] += 1
+        self._away[wanted] += 1
         self.release(left)
         try:
             yield
@@ -735,7 +736,7 @@ class Scheduler:
                 go_away()
                 raise
         finally:
-            self._away[image] -= 1
+            self._away[wanted] -= 1
             self._away += Counter()  # Without those that are 0.
             self.look_at_waiting()
 
@@ -753,9 +754,12 @@ class Scheduler:
         with contextlib.suppress(Unavailable):  # It is for the reader only.
             await self._store.note_start(job.id, job.lease_token, reason, message, time.time())
 
-    def _is_crowded(self, image: str) -> bool:
-        """Whether as many jobs wait for an image as could start at once when it is there: others wait in the queue."""
-        return self._away[image] >= self._occupancy.whole.slots
+    def _is_crowded(self, tenant: str, image: str) -> bool:
+        """Whether as many jobs of a tenant wait for an image as could start at once when it is there: others wait in the queue.
+
+        What another tenant's jobs wait for may be here for this one, or come sooner.
+        """
+        return self._away[tenant, image] >= self._occupancy.whole.slots
 
     async def _settle(
         self, active: _Active, result: Result, check: Callable[[], Awaitable[None]]

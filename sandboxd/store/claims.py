@@ -27,10 +27,10 @@ _next_tenant = (
 _tenants = _tenants.union_all(select(_next_tenant).where(_tenants.c.name.is_not(None)))
 """Those with jobs that wait: a jump in the index for each, however many jobs it has."""
 _mine = _job.alias("mine")
-_OF_OTHER_IMAGES = func.json_extract(_mine.c.spec, "$.image").not_in(
+_OF_OTHER_IMAGES = (_mine.c.tenant + " " + func.json_extract(_mine.c.spec, "$.image")).not_in(
     bindparam("of_images", expanding=True)
 )
-"""Read out of each row: it is asked only while more jobs wait for an image that comes than could start with it."""
+"""Of the same tenant; no tenant's name has a space. Read out of each row: it is asked only while more jobs wait for an image that comes than could start with it."""
 _OF_OTHER_KEYS = func.coalesce(_mine.c.key_id, "").not_in(bindparam("passed_over", expanding=True))
 
 
@@ -86,14 +86,15 @@ def claim(
     choose: Choose,
     now: float,
     passed_over: Collection[str] = (),
-    of_images: Collection[str] = (),
+    of_images: Collection[tuple[str, str]] = (),
 ) -> list[Job]:
     """Take the jobs that `choose` picks of those that may run now, in its order, with their input.
 
-    `passed_over`: keys whose jobs are not looked at; `of_images`: images, the same.
+    `passed_over`: keys whose jobs are not looked at; `of_images`: tenants and images, the same.
     """
     if of_images:
-        values = {"now": now, "passed_over": list(passed_over), "of_images": list(of_images)}
+        names = [f"{tenant} {image}" for tenant, image in of_images]
+        values = {"now": now, "passed_over": list(passed_over), "of_images": names}
         rows = connection.execute(_CANDIDATES_OF_OTHER_IMAGES, values)
     elif passed_over:
         values = {"now": now, "passed_over": list(passed_over)}

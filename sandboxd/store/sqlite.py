@@ -125,11 +125,11 @@ class SqliteStore:
         now: float,
         *,
         passed_over: Collection[str] = (),
-        of_images: Collection[str] = (),
+        of_images: Collection[tuple[str, str]] = (),
     ) -> list[Job]:
         """Take the jobs that `choose` picks of those that may run, with their input.
 
-        It sees the first of each tenant, without those of the keys that are `passed_over` and without those `of_images`, and is
+        It sees the first of each tenant, without those of the keys that are `passed_over` and without those `of_images` of a tenant, and is
         called by the thread that writes.
         """
         return await self._write(

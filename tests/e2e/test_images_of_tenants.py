@@ -6,9 +6,10 @@ from typing import Any
 
 import httpx2
 import pytest
-from pulling_service import RUN, image_of
+from pulling_service import RUN, SLOTS, image_of
 from registries import HTPASSWD, PASSWORD, USERNAME, Proxy, Registry, a_proxy, a_registry
 from running_service import RunningService, data_directory
+from waiting import wait_for
 
 SCOPES = {
     "admin": ("--scope", "admin"),
@@ -51,7 +52,7 @@ def houses(prepared_host: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         data_directory() as data_dir,
     ):
         config = _settings(directory, proxy.authority)
-        flags = ("--slots", "2", "--config", str(config))
+        flags = ("--slots", str(SLOTS), "--config", str(config))
         service = RunningService(data_dir, flags=flags, isolation_single_id_many_tenants="true")
         data_dir.mkdir(mode=0o700)
         keys = {
@@ -144,6 +145,28 @@ def test_pulls_of_two_tenants_with_credentials_are_two(houses: Houses) -> None:
     }
 
     assert ended == {"ada": "succeeded", "zoe": "succeeded", "eve": "error"}
+
+
+def test_who_waits_for_an_image_keeps_no_other_tenant_from_the_same(houses: Houses) -> None:
+    """It is here for one; as many jobs of the other as there are slots ask the registry for it, which does not answer."""
+    reference = houses.push("team/crowded")
+    houses.run("ada", reference)
+    gate = houses.proxy.hold("team/crowded/manifests")
+    body = {"image": reference, "pull": "always"}
+    jobs = [houses.doors["zoe"].post("/v1/jobs", json=body).json()["id"] for _ in range(4)]
+    door = houses.doors["admin"]
+    wait_for(
+        lambda: door.get("/v1/system").json()["capacity"]["pulling"] >= SLOTS,
+        "all slots' jobs wait",
+    )
+
+    of_ada = houses.run("ada", reference).json()
+    gate.set()
+
+    assert of_ada["state"] == "succeeded", of_ada
+    for job_id in jobs:
+        ended = houses.doors["zoe"].get(f"/v1/jobs/{job_id}?wait=60").json()
+        assert ended["state"] == "succeeded"
 
 
 def test_the_operator_closes_registries(houses: Houses) -> None:
