@@ -80,7 +80,7 @@ def test_who_joins_a_pull_does_not_wait_for_what_else_its_first_tenant_pulls(
             await until(asked)
             waits = pulling(puller, reference, "eve")
             await asyncio.sleep(0)
-            async with asyncio.timeout(1.5):
+            async with asyncio.timeout(SECONDS):
                 await pulling(puller, reference, "ada")
             await waits
             assert not stuck.done()
@@ -122,7 +122,7 @@ def test_a_registry_that_claims_to_have_a_blob_delays_no_other(
         with never(evil, f"/v2/team/tools/blobs/{digest_of(LAYER)}") as asked:
             stuck = pulling(puller, claim, "eve")
             await until(asked)
-            async with asyncio.timeout(1.5):
+            async with asyncio.timeout(SECONDS):
                 await pulling(puller, reference, "ada")
             assert not stuck.done()
             await puller.close()
