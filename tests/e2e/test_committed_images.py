@@ -231,6 +231,19 @@ def test_a_commit_is_pushed_and_is_the_same_elsewhere(
     real_service.command("images", "remove", name, "--data-dir", str(tmp_path / "elsewhere"))
 
 
+def test_an_image_is_pushed_to_no_registry_that_the_operator_does_not_want(
+    image: str, real_service: RunningService, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    former = config.read_text()
+    config.write_text(f'[images]\nregistries = ["elsewhere.example/*"]\n{former}')
+
+    pushed = real_service.command("images", "push", image, "--config", str(config))
+
+    assert pushed.returncode != 0
+    assert "the operator allows only elsewhere.example/*" in pushed.stderr
+
+
 def test_commands_are_stopped_while_they_are_read_and_go_on_afterwards(
     sandbox: Sandbox, client: Client
 ) -> None:
