@@ -5,17 +5,13 @@ Each bound is a little above what there was when it was written down. Who finds 
 """
 
 import contextlib
-import shutil
-import signal
-import subprocess
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
 import pytest
-from host_tests import host_required
+from counted_calls import calls_of, traced, work
 from running_service import RunningService, running_service
 from waiting import wait_for
 
@@ -25,8 +21,6 @@ ROUNDS = 3
 PARKED = 4
 WARM_UP = 30
 JOB = {"image": "host", "command": ["/bin/true"]}
-WAITS = {"epoll_pwait", "futex", "io_uring_enter", "poll", "restart_syscall", "sched_yield"}
-"""How often somebody waits, or wakes somebody, depends on who was quicker."""
 NEW_PROCESSES = {"clone", "clone3", "fork", "vfork"}
 
 CALLS_OF_THE_SERVICE = 300
@@ -38,14 +32,6 @@ FAULTS_OF_THE_LAUNCHER = 270
 FAULTS_OF_A_PARKED_INIT = 760
 FAULTS_OF_INIT_FOR_A_COMMAND = 32
 """Each was 260, 520, 2, 2, 2, 245, 710 and 20 with cgroup v1, where there is more to do for a sandbox than with v2."""
-
-
-class Calls(NamedTuple):
-    """Of one name."""
-
-    all: int
-    done: int
-    """Without those that failed: libc asks for what the filter says is not there, then does it in another way."""
 
 
 class Round(NamedTuple):
@@ -88,39 +74,6 @@ def counted_round(service: RunningService, path: Path) -> Round:
     new = [sum(calls[name].done for name in NEW_PROCESSES) / JOBS for calls in both]
     service, sandbox = ({name: calls.all / JOBS for name, calls in each.items()} for each in both)
     return Round(service, sandbox, (new[0], new[1]))
-
-
-@contextlib.contextmanager
-def traced(pid: int, counts: Path) -> Iterator[None]:
-    """Count what a process, its threads and all that it starts call during the block: a line for each call, `calls [errors] name`."""
-    strace = shutil.which("strace")
-    if strace is None:
-        host_required("strace is not installed")
-    words = [strace, "-f", "-c", "-U", "calls,errors,name", "-o", str(counts), "-p", str(pid)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        if "attached" not in (said := process.stderr.readline()):
-            host_required(f"a process of the same user cannot be traced: {said}")
-        try:
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate()
-
-
-def calls_of(counts: Path) -> defaultdict[str, Calls]:
-    rows = [line.split() for line in counts.read_text().splitlines()]
-    found: defaultdict[str, Calls] = defaultdict(lambda: Calls(0, 0))
-    for *numbers, name in rows:
-        if numbers and numbers[0].isdigit() and name != "total":
-            calls = int(numbers[0])
-            failed = int(numbers[1]) if len(numbers) > 1 else 0
-            found[name] = Calls(calls, calls - failed)
-    return found
-
-
-def work(calls: dict[str, float]) -> float:
-    return sum(number for name, number in calls.items() if name not in WAITS)
 
 
 def test_the_service_makes_so_many_system_calls_for_a_job(rounds: list[Round]) -> None:
