@@ -2,20 +2,24 @@
 
 import asyncio
 import contextlib
-import os
-import pwd
 import shlex
 import shutil
-import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sandboxd.cli import image_progress, output
+from sandboxd.cli.archive_files import (
+    OUR_INPUT,
+    check_readable,
+    check_writable,
+    sent,
+    written,
+)
 from sandboxd.cli.opened_images import opened_images, opened_service
 from sandboxd.cli.options import (
     config_option,
@@ -29,9 +33,6 @@ from sandboxd.quantities import format_bytes
 
 if TYPE_CHECKING:
     from sandboxd.settings import Settings
-
-
-_OUR_INPUT = Path("-")
 
 
 @click.command("load")
@@ -55,7 +56,7 @@ def load_images(
     by gzip or zstd. Images are called what the archive says, as references in full; those of the same name are replaced.
     """
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
-    _check_readable(file)
+    check_readable(file)
     found: Sequence[Any]
     if asks_service(settings, data_dir):
         where = f"on {settings.client.url}"
@@ -64,7 +65,7 @@ def load_images(
             raise click.UsageError(
                 f"{file} is a directory, and a service takes one file: tar -C {whole} -c . | sandboxd images load - --url …"
             )
-        with client_of(settings) as client, _sent(file) as archive:
+        with client_of(settings) as client, sent(file) as archive:
             found = client.load_images(archive, name=name)
     else:
         where = f"into {settings.store.data_dir}"
@@ -97,10 +98,10 @@ def import_image(
     An image of that name is replaced; jobs that run from it are not disturbed.
     """
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
-    _check_readable(file)
+    check_readable(file)
     if asks_service(settings, data_dir):
         where = f"on {settings.client.url}"
-        with client_of(settings) as client, _sent(file) as archive:
+        with client_of(settings) as client, sent(file) as archive:
             image: Any = client.import_image(name, archive)
     else:
         where = f"into {settings.store.data_dir}"
@@ -143,7 +144,7 @@ def save_images(
     if file is None and output.is_terminal(sys.stdout):
         raise click.UsageError("an archive is nothing for a terminal: name a file by -o")
     if file is not None:
-        _check_writable(file)
+        check_writable(file)
     if not asks_service(settings, data_dir):
         asyncio.run(_save(settings, names, file, docker=form == "docker"))
         return
@@ -257,53 +258,6 @@ def history(
     )
 
 
-def _check_readable(file: Path) -> None:
-    """Raises UsageError if there is nothing to read."""
-    if file == _OUR_INPUT:
-        if output.is_terminal(sys.stdin):
-            raise click.UsageError("our input is a terminal: give the name of an archive")
-    elif not os.access(file, os.R_OK):
-        user = pwd.getpwuid(os.geteuid()).pw_name
-        raise click.UsageError(f"{file} does not exist, or user {user} may not read it")
-
-
-def _check_writable(file: Path) -> None:
-    """Raises UsageError if there can be no such file."""
-    place = file.absolute().parent
-    if not place.is_dir():
-        raise click.UsageError(f"there is no directory {place}")
-    if not os.access(file if file.exists() else place, os.W_OK):
-        user = pwd.getpwuid(os.geteuid()).pw_name
-        raise click.UsageError(f"user {user} may not write {file}")
-
-
-class _Read:
-    """An open file that tells how far it was read."""
-
-    def __init__(self, file: BinaryIO, told: Callable[[int, int], None]) -> None:
-        self._file = file
-        self._told = told
-        self.fileno = file.fileno
-        self.tell = file.tell
-
-    def read(self, size: int) -> bytes:
-        piece = self._file.read(size)
-        status = os.fstat(self._file.fileno())
-        if stat.S_ISREG(status.st_mode):
-            self._told(self._file.tell(), status.st_size)
-        return piece
-
-
-@contextlib.contextmanager
-def _sent(file: Path) -> Iterator[BinaryIO]:
-    """What a service is sent, with a bar of how much of it."""
-    with contextlib.ExitStack() as stack:
-        ours = file == _OUR_INPUT
-        opened = sys.stdin.buffer if ours else stack.enter_context(file.open("rb"))
-        told = stack.enter_context(output.progress(f"sending {file.name}"))
-        yield cast("BinaryIO", _Read(opened, told))
-
-
 async def _load(settings: "Settings", file: Path, name: str | None, silent: bool) -> Any:
     from sandboxd.api.views import image_view
     from sandboxd.images.archive_opening import opened, opened_file
@@ -314,7 +268,7 @@ async def _load(settings: "Settings", file: Path, name: str | None, silent: bool
         with contextlib.ExitStack() as stack:
             archive = (
                 opened_file(sys.stdin.fileno(), spool)
-                if file == _OUR_INPUT
+                if file == OUR_INPUT
                 else opened(file.absolute(), spool)
             )
             source = await asyncio.to_thread(stack.enter_context, archive)
@@ -329,7 +283,7 @@ async def _import(settings: "Settings", name: str, file: Path) -> Any:
     async with opened_images(settings) as images:
         with contextlib.ExitStack() as stack:
             path = file.absolute()
-            if file == _OUR_INPUT:
+            if file == OUR_INPUT:
                 # A copy: what comes through a pipe is there only once.
                 copy = stack.enter_context(tempfile.TemporaryFile(dir=images.blobs.directory))
                 await asyncio.to_thread(shutil.copyfileobj, sys.stdin.buffer, copy)
@@ -349,7 +303,7 @@ async def _save(
         contextlib.aclosing(save(images, names, docker=docker)) as pieces,
     ):
         first = await anext(pieces)  # Before anything is written: it may be refused.
-        with _written(file) as archive:
+        with written(file) as archive:
             archive.write(first)
             async for piece in pieces:
                 archive.write(piece)
@@ -362,26 +316,6 @@ async def _push(settings: "Settings", name: str, destination: str | None, *, sil
     async with opened_service(settings) as service:
         with image_progress.shown(silent=silent) as tell:
             return await service.puller.push(name, where, None, tell)
-
-
-@contextlib.contextmanager
-def _written(file: Path | None) -> Iterator[BinaryIO]:
-    """A file that is there whole or not at all; a device or a pipe as it is; our output for None."""
-    if file is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    if file.exists() and not file.is_file():
-        with file.open("wb") as there:
-            yield there
-        return
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("xb") as made:
-            yield made
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 async def _tag(settings: "Settings", source: str, target: str) -> Any:
