@@ -43,8 +43,8 @@ FILES = {
 """Calls that look for a file, lock or change one. (newfstatat is fstat, too, with which Python asks of each file that it opened.)"""
 MOST_FOR_LAYERS = 2.0
 """Nothing, in truth; the service looks at other things now and then."""
-MOST_FOR_AN_IMAGE = 4.0
-"""What its name means, once when the job is accepted and once when it starts."""
+MOST_FOR_AN_IMAGE = 6.0
+"""Four, in truth: what its name means to the tenant and, if that is nothing, to all, when the job is accepted and when it starts."""
 
 
 class Ready(NamedTuple):

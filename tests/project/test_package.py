@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,13 @@ def test_no_file_names_a_home_directory_of_a_developer() -> None:
     ]
 
     assert found == []
+
+
+def test_the_list_of_changes_says_each_once() -> None:
+    """Two who add to it at once bring what stood there before back."""
+    entries = (TREE / "CHANGELOG.md").read_text().split("\n- ")[1:]
+
+    assert [entry for entry, times in Counter(entries).items() if times > 1] == []
 
 
 def test_every_link_inside_the_docs_leads_to_a_file() -> None:
