@@ -1,7 +1,6 @@
 """What umoci, which is another program altogether, makes of the corpus: the same trees, or the difference has a reason that is written down."""
 
-import hashlib
-import json
+import functools
 import os
 import shutil
 import subprocess
@@ -11,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from archive_bench import plain, read
+from archive_tools import oci_files, write_layout
 from archives import directory, entry, link, packed
 from host_tests import host_required
 from hostile_archives import CORPUS, Tree
+from registries import make_image
 
 from sandboxd.isolation import unpack
 
@@ -39,9 +40,6 @@ DIFFERENT = {
     "a mode below zero": _NO_SET_ID,
 }
 """Archives that both take and of which they make something else, and why."""
-_TAR = "application/vnd.oci.image.layer.v1.tar"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 @pytest.mark.attack(61, 62, 63, 64)
@@ -54,13 +52,16 @@ def test_umoci_makes_the_same_trees(tmp_path: Path) -> None:
         for name, case in part.items()
         if isinstance(case.layered, dict)
     }
-    layout = Layout(tmp_path / "layout")
-    for number, case in enumerate(ours.values()):
-        layout.add(f"t{number}", packed(*_entries(case.lower)), plain(case.archive))
-    layout.write()
+    images = {
+        f"t{number}": make_image(packed(*_entries(case.lower)), plain(case.archive))
+        for number, case in enumerate(ours.values())
+    }
+    layout = write_layout(
+        tmp_path / "layout", oci_files(*((image, tag) for tag, image in images.items()))
+    )
 
     with ThreadPoolExecutor(2) as threads:
-        trees = threads.map(layout.unpacked, [f"t{number}" for number in range(len(ours))])
+        trees = threads.map(functools.partial(_unpacked, layout), images)
         theirs = dict(zip(ours, trees, strict=True))
 
     taken = {name: tree for name, tree in theirs.items() if tree is not None}
@@ -69,60 +70,20 @@ def test_umoci_makes_the_same_trees(tmp_path: Path) -> None:
     assert len(taken) > 0.8 * len(ours)
 
 
-class Layout:
-    """Images in a directory of OCI's shape, each of plain layers."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._manifests: list[dict[str, object]] = []
-        (directory / "blobs" / "sha256").mkdir(parents=True)
-        (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-
-    def add(self, tag: str, *layers: bytes) -> None:
-        described = [self._blob(content, _TAR) for content in layers]
-        config = {
-            "os": "linux",
-            "architecture": "amd64",
-            "config": {},
-            "rootfs": {"type": "layers", "diff_ids": [each["digest"] for each in described]},
-        }
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": _MANIFEST,
-            "config": self._blob(json.dumps(config).encode(), _CONFIG),
-            "layers": described,
-        }
-        named = {"annotations": {"org.opencontainers.image.ref.name": tag}}
-        self._manifests.append(self._blob(json.dumps(manifest).encode(), _MANIFEST) | named)
-
-    def write(self) -> None:
-        index = {"schemaVersion": 2, "manifests": self._manifests}
-        (self.directory / "index.json").write_text(json.dumps(index))
-
-    def _blob(self, content: bytes, media_type: str) -> dict[str, object]:
-        digest = hashlib.sha256(content).hexdigest()
-        (self.directory / "blobs" / "sha256" / digest).write_bytes(content)
-        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
-
-    def unpacked(self, tag: str) -> Tree | None:
-        """What umoci makes of an image. None: it refuses it."""
-        bundle = self.directory.parent / tag
-        words = ["umoci", "unpack", "--rootless", "--image", f"{self.directory}:{tag}", str(bundle)]
-        ran = subprocess.run(
-            words,
-            check=False,
-            capture_output=True,
-            env={**os.environ, "HOME": str(self.directory.parent)},
-            timeout=60,
-        )
-        if ran.returncode != 0:
-            return None
-        root = bundle / "rootfs"
-        root.chmod(0o700)
-        try:
-            return dict(read(root, foreign=True))
-        finally:
-            unpack.empty(str(root))
+def _unpacked(layout: Path, tag: str) -> Tree | None:
+    """What umoci makes of an image. None: it refuses it."""
+    bundle = layout.parent / tag
+    words = ["umoci", "unpack", "--rootless", "--image", f"{layout}:{tag}", str(bundle)]
+    environment = {**os.environ, "HOME": str(layout.parent)}
+    ran = subprocess.run(words, check=False, capture_output=True, env=environment, timeout=60)
+    if ran.returncode != 0:
+        return None
+    root = bundle / "rootfs"
+    root.chmod(0o700)
+    try:
+        return dict(read(root, foreign=True))
+    finally:
+        unpack.empty(str(root))
 
 
 def _entries(tree: Tree) -> Iterator[tuple[object, bytes]]:
