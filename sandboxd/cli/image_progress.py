@@ -59,7 +59,7 @@ def _bars() -> Iterator[Callable[["Progress"], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(binary_units=True),
+        DownloadColumn(),
         TransferSpeedColumn(),
     )
     with Bars(*columns, console=Console(stderr=True)) as bars:

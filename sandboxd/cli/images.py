@@ -2,7 +2,7 @@
 
 import asyncio
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from sandboxd.settings import Settings
 
 if TYPE_CHECKING:
     from sandboxd.client import Client
+    from sandboxd.images.references import Reference
 
 EXAMPLES = """\b
 Examples:
@@ -132,14 +133,20 @@ def pull(
     directory. Registries that need credentials, a certificate of their own or plain HTTP, or are not at a public address, have a
     section in the settings of who does it.
     """
+    from sandboxd.images.references import BadReference, parse_reference
+
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+    try:
+        wanted = parse_reference(reference)
+    except BadReference as error:
+        raise click.UsageError(f"the reference {error}") from None
     if asks_service(settings, data_dir):
         where = f"on {settings.client.url}"
         with client_of(settings) as client:
             image = _have_pulled(client, reference, silent=as_json)
     else:
         where = f"into {settings.store.data_dir}"
-        image = asyncio.run(_pull(settings, reference, silent=as_json))
+        image = asyncio.run(_pull(settings, wanted, silent=as_json))
     if as_json:
         output.print_json(image)
     else:
@@ -151,25 +158,34 @@ images.add_command(pull)
 
 
 @images.command()
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @data_dir_option
 @optional_url_option
 @config_option
 @json_option
 def remove(
-    name: str, data_dir: str | None, url: str | None, config_file: str | None, as_json: bool
+    names: tuple[str, ...],
+    data_dir: str | None,
+    url: str | None,
+    config_file: str | None,
+    as_json: bool,
 ) -> None:
-    """Remove image NAME and its files."""
+    """Remove images by name, and the files that no other image has."""
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
+
+    def tell(name: str) -> None:
+        if not as_json:
+            click.echo(f"removed {name}")
+
     if asks_service(settings, data_dir):
         with client_of(settings) as client:
-            client.remove_image(name)
+            for name in names:
+                client.remove_image(name)
+                tell(name)
     else:
-        asyncio.run(_remove(settings, name))
+        asyncio.run(_remove(settings, names, tell))
     if as_json:
-        output.print_json({"removed": name})
-    else:
-        click.echo(f"removed {name}")
+        output.print_json({"removed": names})
 
 
 @images.command()
@@ -237,22 +253,19 @@ async def _of_data_dir(settings: Settings) -> Sequence[Any]:
         return [image_view(image) for image in await images.list()]
 
 
-async def _pull(settings: Settings, text: str, *, silent: bool) -> Any:
+async def _pull(settings: Settings, reference: "Reference", *, silent: bool) -> Any:
     from sandboxd.api.views import image_view
-    from sandboxd.images.references import BadReference, parse_reference
 
-    try:
-        reference = parse_reference(text)
-    except BadReference as error:
-        raise click.UsageError(f"the reference {error}") from None
     async with opened_service(settings) as service:
         with image_progress.shown(silent=silent) as tell:
             return image_view((await service.puller.pull(reference, None, tell)).image)
 
 
-async def _remove(settings: Settings, name: str) -> None:
+async def _remove(settings: Settings, names: Sequence[str], tell: Callable[[str], None]) -> None:
     async with opened_images(settings) as images:
-        await images.remove(name)
+        for name in names:
+            await images.remove(name)
+            tell(name)
 
 
 def _day(image: Any) -> str:

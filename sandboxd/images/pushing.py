@@ -106,13 +106,13 @@ async def _send_parts(
     async def send(part: _Part) -> None:
         descriptor = part.descriptor
 
-        def told(done: int) -> None:
+        def told(done: int, *, cached: bool = False) -> None:
             if part.is_layer:
-                tell(Progress(descriptor.digest, done, descriptor.size))
+                tell(Progress(descriptor.digest, done, descriptor.size, cached))
 
         async with some:
             if await registry.has(descriptor):
-                told(descriptor.size)
+                told(descriptor.size, cached=True)
                 return
             pieces = functools.partial(_pieces, blobs, descriptor)
             await registry.put_blob(descriptor, pieces, told)

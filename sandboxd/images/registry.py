@@ -185,8 +185,10 @@ class Registry:
             remedy = "the credentials of the settings are refused"
         else:
             remedy = f'credentials go into [registries."{self.name}"] of the settings'
+        # Who may not read is not told whether there is anything.
+        perhaps = ", if there is such an image" if self._actions == "pull" else ""
         return Unavailable(
-            f"{self.name} does not let us {_VERBS[self._actions]} {self._path}, if there is such an image: {remedy}",
+            f"{self.name} does not let us {_VERBS[self._actions]} {self._path}{perhaps}: {remedy}",
             code="registry_denied",
         )
 

@@ -93,7 +93,8 @@ class WritableRegistry(Registry):
             async for piece in pieces():
                 done += len(piece)
                 yield piece
-                progress(done)
+                if done < descriptor.size:  # Else it is there when the registry says so.
+                    progress(done)
 
         joint = "&" if "?" in place else "?"
         url = f"{place}{joint}{urlencode({'digest': descriptor.digest})}"

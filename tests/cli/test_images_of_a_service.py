@@ -104,6 +104,32 @@ def test_people_see_a_bar_for_each_layer_that_is_pushed(
     assert f"pushed {place}: " in shown.output
 
 
+def test_a_pipe_gets_a_line_for_each_layer_that_was_sent(
+    images: Images, archive: Path, pulling: Pulling
+) -> None:
+    images("load", str(archive))
+    place = f"{pulling.registry.authority}/team/line-{images.where[0].strip('-')}:1"
+
+    first = images("push", NAME, place)
+    again = images("push", NAME, place)
+
+    assert first.errors.count("layer ") == 1
+    assert again.errors == ""
+    assert first.output == again.output
+
+
+def test_several_images_are_removed_at_once(images: Images, archive: Path) -> None:
+    images("load", str(archive))
+    images("tag", NAME, "short")
+
+    removed = images("remove", "short", NAME, "none")
+    listed = json.loads(images("list", "--json").output)
+
+    assert removed.output == f"removed short\nremoved {NAME}\n"
+    assert (removed.code, removed.errors.count("no image")) == (1, 1)
+    assert [image["name"] for image in listed] == ["host"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
@@ -113,6 +139,7 @@ def test_people_see_a_bar_for_each_layer_that_is_pushed(
         (["tag", "host", "x"], 1, "cannot be passed on"),
         (["push", "none"], 1, "say where it is to be pushed to"),
         (["load", "-"], 1, "tar archive"),
+        (["pull", "Team/Tools"], 2, "capitals"),
     ],
 )
 def test_what_cannot_be_done_is_said_alike(
