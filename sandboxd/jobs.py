@@ -453,4 +453,4 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     created_at: float
     source: str
-    """`host`, `import` or `registry`."""
+    """`host`, `import`, `registry`, `archive` or `commit`."""

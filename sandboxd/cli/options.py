@@ -58,6 +58,15 @@ def json_option(command: _Command) -> _Command:
     )
 
 
+def pull_option(command: _Command) -> _Command:
+    """`--pull WHEN`: whether an image is fetched before something runs in it."""
+    return click.option(
+        "--pull",
+        type=click.Choice(["always", "missing", "never"]),
+        help="Fetch the image from its registry first. [missing, unless the settings say otherwise]",
+    )(command)
+
+
 def load(flags: Mapping[str, Any], config_file: str | None) -> Loaded:
     """The settings in force for this command."""
     return load_settings(flags, os.environ, config_file=config_file)

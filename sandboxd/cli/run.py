@@ -22,6 +22,7 @@ from sandboxd.cli.options import (
     json_option,
     load,
     optional_url_option,
+    pull_option,
 )
 from sandboxd.jobs import State
 from sandboxd.settings import Settings
@@ -77,11 +78,7 @@ def limit_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Co
     "--output", "outputs", multiple=True, metavar="GLOB", help="Get these files back; repeatable."
 )
 @click.option("--output-dir", default=".", metavar="DIR", help="Where to put them. [.]")
-@click.option(
-    "--pull",
-    type=click.Choice(["always", "missing", "never"]),
-    help="Fetch the image from its registry first. [missing, unless the settings say otherwise]",
-)
+@pull_option
 @click.option("--runtime", metavar="NAME", help="OCI runtime that starts it. [native]")
 @click.option("--network", type=click.Choice(["none", "egress"]), help="What it can reach.")
 @click.option(

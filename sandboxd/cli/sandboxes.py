@@ -11,7 +11,7 @@ import click
 from sandboxd.cli import output
 from sandboxd.cli.endings import Ending, exit_code_of, sentence_of
 from sandboxd.cli.image_changes import changes_of
-from sandboxd.cli.options import config_option, json_option, load, url_option
+from sandboxd.cli.options import config_option, json_option, load, pull_option, url_option
 from sandboxd.cli.run import limit_option
 from sandboxd.cli.service import connect, url_of
 from sandboxd.quantities import format_bytes
@@ -78,6 +78,7 @@ def sandbox_options(command: Any) -> Any:
             click.option(
                 "--image", default="host", metavar="NAME", help="Root file system. [host]"
             ),
+            pull_option,
             limit_option("cpus", "N", "CPU rate: 0.5 or 500m is half a CPU."),
             limit_option("memory", "SIZE", "Memory: 128Mi, 1.5G."),
             limit_option("pids", "N", "Processes and threads at once."),
@@ -240,7 +241,8 @@ def _create(client: "Client", wish: dict[str, Any]) -> "Sandbox":
     if "pids" in limits:
         limits["pids"] = int(limits["pids"])
     times = {name: wish[name] for name in ("idle_seconds", "ttl_seconds") if wish[name] is not None}
-    return client.sandbox(image=wish["image"], limits=limits, **times)
+    pull = {} if wish["pull"] is None else {"pull": wish["pull"]}
+    return client.sandbox(image=wish["image"], limits=limits, **pull, **times)
 
 
 def _attached(

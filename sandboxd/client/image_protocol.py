@@ -57,7 +57,9 @@ def image_history(name: str) -> Conversation[list[HistoryStep]]:
 
 def remove_image(name: str) -> Conversation[None]:
     """Remove it."""
-    yield from exchange(Request("DELETE", image_path(name)))
+    yield from exchange(
+        Request("DELETE", image_path(name), patience_seconds=UPLOAD_PATIENCE_SECONDS)
+    )
 
 
 def prune_images(everything: bool, unused_seconds: float | None) -> Conversation[Pruned]:

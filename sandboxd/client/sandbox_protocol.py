@@ -24,6 +24,8 @@ _EXEC_PATIENCE_SECONDS = 86_400.0
 """The service itself ends a command after its wall time."""
 _FILE_PATIENCE_SECONDS = 300.0
 _COMMIT_PATIENCE_SECONDS = 3600.0
+_CREATE_PATIENCE_SECONDS = 3600.0
+"""Its image may have to be pulled first. The service gives that up by itself."""
 
 
 class SandboxOptions(TypedDict, total=False):
@@ -70,7 +72,10 @@ class CommitOptions(TypedDict, total=False):
 
 def create(**options: Unpack[SandboxOptions]) -> Conversation[SandboxRecord]:
     """Make a sandbox. Not repeated by itself: a lost answer may leave one that ends when it is idle."""
-    return (yield from ask(_send("POST", "/v1/sandboxes", options), SandboxRecord))
+    request = _send("POST", "/v1/sandboxes", options)
+    return (
+        yield from ask(request._replace(patience_seconds=_CREATE_PATIENCE_SECONDS), SandboxRecord)
+    )
 
 
 def get(sandbox_id: str) -> Conversation[SandboxRecord]:

@@ -118,6 +118,19 @@ def test_a_pipe_gets_a_line_for_each_layer_that_was_sent(
     assert first.output == again.output
 
 
+def test_a_sandbox_says_whether_its_image_is_pulled(pulling: Pulling) -> None:
+    reference, url = pulling.push(), ("--url", pulling.service.url)
+    create = ("sandboxes", "create", "--image", reference, *url)
+
+    refused = sandboxd(*create, "--pull", "never")
+    made = sandboxd(*create, "--pull", "always")
+
+    assert refused.code == 1
+    assert "sandboxd images pull" in refused.errors
+    assert made.code == 0, made
+    sandboxd("sandboxes", "delete", made.output.strip(), *url)
+
+
 def test_several_images_are_removed_at_once(images: Images, archive: Path) -> None:
     images("load", str(archive))
     images("tag", NAME, "short")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sandboxd.client import sandbox_protocol
 from sandboxd.client.protocol import (
     ATTEMPTS,
     Answer,
@@ -36,6 +37,7 @@ from sandboxd.client.types import (
     Unavailable,
     WaitTimedOut,
 )
+from sandboxd.settings import ImagesSettings
 
 JOB: dict[str, Any] = {
     "id": "job_1",
@@ -320,3 +322,10 @@ def test_a_log_that_makes_progress_may_break_any_number_of_times() -> None:
     for number in range(3 * ATTEMPTS):
         reader.read("log", record("x"), str(number))
         reader.lost("reset")
+
+
+def test_a_sandbox_is_waited_for_as_long_as_its_image_is_pulled() -> None:
+    request = next(sandbox_protocol.create(image="python:3.13-slim"))
+
+    assert isinstance(request, Request)
+    assert request.patience_seconds > ImagesSettings().pull_seconds
