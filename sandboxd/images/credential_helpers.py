@@ -99,6 +99,8 @@ async def _run(path: str, server: str) -> tuple[int, bytes]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+        # A pipe that is not read to its end stays open otherwise; and who was started by it may hold the other end for ever.
+        process._transport.close()  # type: ignore[attr-defined]
 
 
 def _failed(program: str, reason: str) -> Unavailable:

@@ -140,7 +140,7 @@ def test_several_images_are_removed_at_once(images: Images, archive: Path) -> No
 
     assert removed.output == f"removed short\nremoved {NAME}\n"
     assert (removed.code, removed.errors.count("no image")) == (1, 1)
-    assert [image["name"] for image in listed] == ["host"]
+    assert not {"short", NAME} & {image["name"] for image in listed}
 
 
 @pytest.mark.parametrize(

@@ -331,9 +331,9 @@ def test_a_helper_may_know_an_identity_token(helpers: Path) -> None:
         (f"echo {SECRET}", "did not answer as"),
         (f'echo \'{{"Secret": {{"x": "{SECRET}"}}}}\'', "did not answer as"),
         ("yes", "more than 65536 bytes"),
-        ("exec sleep 1000", "said nothing in 1 s"),
-        ("exec 1>&-; sleep 1000", "said nothing in 1 s"),
-        ("sleep 1000 & wait", "said nothing in 1 s"),
+        ("exec sleep 1000", "said nothing in 3 s"),
+        ("exec 1>&-; sleep 1000", "said nothing in 3 s"),
+        ("sleep 1000 & wait", "said nothing in 3 s"),
     ],
 )
 def test_a_helper_that_fails_is_named_in_time_and_without_what_it_said(
@@ -343,9 +343,9 @@ def test_a_helper_that_fails_is_named_in_time_and_without_what_it_said(
     began = time.monotonic()
 
     with pytest.raises(Unavailable, match=fault) as refused:
-        ask(seconds=1.0)
+        ask(seconds=3.0)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert "docker-credential-test" in str(refused.value)
     assert SECRET not in str(refused.value)
 
