@@ -98,9 +98,10 @@ async def _run(path: str, server: str) -> tuple[int, bytes]:
             # With what it started. Of one that has ended that may stay: gpg's agent does.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-        # A pipe that is not read to its end stays open otherwise; and who was started by it may hold the other end for ever.
+        # Before it is waited for: asyncio tells of its end only when its pipes have ended, too, and one that is not read does not;
+        # and who was started by it may hold the other end for ever.
         process._transport.close()  # type: ignore[attr-defined]
+        await process.wait()
 
 
 def _failed(program: str, reason: str) -> Unavailable:
