@@ -1,5 +1,6 @@
 """Jobs whose images have to come first: from a real registry, one pull for all who wait, and nobody else is held up."""
 
+import time
 from pathlib import Path
 
 import httpx2
@@ -92,6 +93,7 @@ def test_who_goes_away_leaves_the_pull_to_the_others(pulling: Pulling) -> None:
     gate = hold(pulling, reference)
     first, second = (pulling.client.submit(image=reference) for _ in range(2))
     wait_for(lambda: pulling.capacity()["pulling"] == 2, "both wait")
+    time.sleep(0.5)  # They count from a moment before they wait for the same.
     pulling.client.cancel(first.id)
     pulling.client.wait(first.id)
     gate.set()

@@ -184,6 +184,7 @@ def test_a_signal_reaches_a_command_and_its_children(box: Box) -> None:
     assert box.post(f"execs/{begun['id']}/signal", {"signal": "SIGUSR1"}).status_code == 202
 
     ended = box.end_of(begun)
+    assert "exit" in ended, ended
     assert (ended["exit"]["code"], ended["stdout"]) == (9, "ready\ngot\n")
     wrong = box.post(f"execs/{begun['id']}/signal", {"signal": "SIGWHAT"})
     assert wrong.json()["errors"][0]["pointer"] == "/signal"
