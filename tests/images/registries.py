@@ -195,6 +195,20 @@ def document(content: bytes, media_type: str = "application/octet-stream") -> Ro
     return lambda handler: handler.answer(200, content, Content_Type=media_type)
 
 
+def needs(stub: Stub, image: Made, authorization: str, challenge: str) -> None:
+    """Serve the image to who has this authorization; challenge everybody else."""
+    stub.offer(image)
+    for path, route in list(stub.routes.items()):
+
+        def guarded(handler: Handler, route: Any = route) -> None:
+            if handler.headers.get("Authorization") == authorization:
+                route(handler)
+            else:
+                handler.answer(401, b"{}", WWW_Authenticate=challenge)
+
+        stub.routes[path] = guarded
+
+
 @contextlib.contextmanager
 def a_stub() -> Iterator[Stub]:
     stub = Stub()

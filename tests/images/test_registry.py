@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import BRIEF, Handler, Made, Stub, a_stub, digest_of, make_image
+from registries import BRIEF, Handler, Stub, a_stub, digest_of, make_image, needs
 
 from sandboxd.errors import Invalid, NotFound, Refused, Unavailable
 from sandboxd.images.challenges import Challenge, parse_challenges
@@ -99,20 +99,6 @@ def test_a_manifest_that_is_not_the_one_asked_for_is_refused(stub: Stub) -> None
 
 
 # The right to read
-
-
-def needs(stub: Stub, image: Made, authorization: str, challenge: str) -> None:
-    """Serve the image to who has this authorization; challenge everybody else."""
-    stub.offer(image)
-    for path, route in list(stub.routes.items()):
-
-        def guarded(handler: Handler, route: Any = route) -> None:
-            if handler.headers.get("Authorization") == authorization:
-                route(handler)
-            else:
-                handler.answer(401, b"{}", WWW_Authenticate=challenge)
-
-        stub.routes[path] = guarded
 
 
 def bearer(realm: str, service: str = "the service") -> str:

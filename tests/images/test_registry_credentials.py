@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 import pytest
 from asking import manifest_of, registry_for
-from registries import Handler, Made, Stub, a_stub, digest_of, make_image
+from registries import Handler, Stub, a_stub, digest_of, make_image, needs
 
 from sandboxd.errors import SettingsError, Unavailable
 from sandboxd.images.accesses import open_accesses
@@ -363,20 +363,6 @@ def test_a_helpers_name_is_no_path(name: str, helpers: Path) -> None:
 
 
 # Tokens
-
-
-def needs(stub: Stub, image: Made, authorization: str, challenge: str) -> None:
-    """Serve the image to who has this authorization; challenge everybody else."""
-    stub.offer(image)
-    for path, route in list(stub.routes.items()):
-
-        def guarded(handler: Handler, route: Any = route) -> None:
-            if handler.headers.get("Authorization") == authorization:
-                route(handler)
-            else:
-                handler.answer(401, b"{}", WWW_Authenticate=challenge)
-
-        stub.routes[path] = guarded
 
 
 def bearer(stub: Stub) -> str:
