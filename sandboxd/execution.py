@@ -22,9 +22,9 @@ from sandboxd.api.validate import job_spec_of
 from sandboxd.files.content import CHUNK_BYTES, Contents
 from sandboxd.files.transfers import Transfers
 from sandboxd.ids import new_id
-from sandboxd.images.accesses import open_accesses
 from sandboxd.images.catalogue import Images
 from sandboxd.images.puller import Puller
+from sandboxd.images.registries.accesses import open_accesses
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Pool, Taken

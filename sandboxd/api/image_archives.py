@@ -45,7 +45,7 @@ from sandboxd.api.validate import invalid
 from sandboxd.api.views import image_view
 from sandboxd.errors import Fault, Unavailable
 from sandboxd.files.content import check_free
-from sandboxd.images.archive_opening import MOST_ARCHIVE_BYTES, opened_file
+from sandboxd.images.archives.opening import MOST_ARCHIVE_BYTES, opened_file
 from sandboxd.images.catalogue import Images
 from sandboxd.images.committing import CommitPlan, RunChanges
 from sandboxd.images.history import read_history

@@ -6,7 +6,7 @@ from sandboxd.api.image_schemas import ImageConfigView, ImageDetailView, LayerVi
 from sandboxd.api.query import rfc3339
 from sandboxd.api.views import image_view
 from sandboxd.images.details import Details
-from sandboxd.images.pruning import Pruned
+from sandboxd.images.store.pruning import Pruned
 from sandboxd.signal_names import signal_name
 
 

@@ -27,9 +27,14 @@ from sandboxd.api.validate import invalid
 from sandboxd.api.views import image_view
 from sandboxd.errors import Fault, NotFound
 from sandboxd.images.details import details_of
+from sandboxd.images.documents.references import (
+    BadReference,
+    Reference,
+    is_reference,
+    parse_reference,
+)
 from sandboxd.images.puller import Puller
 from sandboxd.images.pulling import Progress, Tell
-from sandboxd.images.references import BadReference, Reference, is_reference, parse_reference
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Image, PullPolicy

@@ -25,8 +25,8 @@ from sandboxd.api.schemas import (
 )
 from sandboxd.api.validate import invalid, limits_asked
 from sandboxd.errors import Fault, NotAllowed, NotFound, QuotaExceeded
+from sandboxd.images.documents.references import is_reference, parse_reference
 from sandboxd.images.puller import check_registry
-from sandboxd.images.references import is_reference, parse_reference
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.quotas.limits import Limits, LimitsAsked, settle
 from sandboxd.quotas.tenants import (

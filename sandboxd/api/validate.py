@@ -20,8 +20,8 @@ from sandboxd.api.words import (
 )
 from sandboxd.cpu_lists import parse_cpu_list
 from sandboxd.errors import Fault, Invalid
-from sandboxd.images.names import is_name
-from sandboxd.images.references import BadReference, is_reference, parse_reference
+from sandboxd.images.documents.references import BadReference, is_reference, parse_reference
+from sandboxd.images.store.names import is_name
 from sandboxd.isolation.destinations import MOST_DESTINATIONS, parse_destination
 from sandboxd.isolation.spec import NetworkMode
 from sandboxd.jobs import InputFile, JobSpec, Network, PullPolicy, Retry

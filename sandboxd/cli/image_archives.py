@@ -260,7 +260,7 @@ def history(
 
 async def _load(settings: "Settings", file: Path, name: str | None, silent: bool) -> Any:
     from sandboxd.api.views import image_view
-    from sandboxd.images.archive_opening import opened, opened_file
+    from sandboxd.images.archives.opening import opened, opened_file
     from sandboxd.images.loading import load as load_into
 
     async with opened_images(settings) as images:

@@ -24,7 +24,7 @@ from sandboxd.settings import Settings
 
 if TYPE_CHECKING:
     from sandboxd.client import Client
-    from sandboxd.images.references import Reference
+    from sandboxd.images.documents.references import Reference
 
 EXAMPLES = """\b
 Examples:
@@ -133,7 +133,7 @@ def pull(
     directory. Registries that need credentials, a certificate of their own or plain HTTP, or are not at a public address, have a
     section in the settings of who does it.
     """
-    from sandboxd.images.references import BadReference, parse_reference
+    from sandboxd.images.documents.references import BadReference, parse_reference
 
     settings = load({"client.url": url, "store.data_dir": data_dir}, config_file).settings
     try:

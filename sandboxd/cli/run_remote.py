@@ -11,7 +11,7 @@ from sandboxd.cli.endings import Ending
 from sandboxd.cli.interrupts import Interrupts
 from sandboxd.cli.output_directory import new_file
 from sandboxd.client import AsyncClient, Job, LayerProgress
-from sandboxd.images.references import is_reference
+from sandboxd.images.documents.references import is_reference
 from sandboxd.jobs import Stream
 
 _DESCRIPTORS = {Stream.STDOUT: 1, Stream.STDERR: 2}

@@ -11,16 +11,16 @@ import msgspec
 
 from sandboxd.errors import Conflict, NotFound
 from sandboxd.images import host
-from sandboxd.images.blobs import Blobs
-from sandboxd.images.configuration import parse_configuration
-from sandboxd.images.imported_archives import Archive, open_archive
-from sandboxd.images.indexing import write_index
-from sandboxd.images.manifests import this_machine
-from sandboxd.images.names import LayerOf, Names, Record, check_name
-from sandboxd.images.pruning import Pruned, Pruner
+from sandboxd.images.archives.imported import Archive, open_archive
+from sandboxd.images.documents.configuration import parse_configuration
+from sandboxd.images.documents.manifests import this_machine
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.images.stacking import can_stack
-from sandboxd.images.trees import Room, Size, Trees
+from sandboxd.images.store.blobs import Blobs
+from sandboxd.images.store.indexing import write_index
+from sandboxd.images.store.names import LayerOf, Names, Record, check_name
+from sandboxd.images.store.pruning import Pruned, Pruner
+from sandboxd.images.store.stacking import can_stack
+from sandboxd.images.store.trees import Room, Size, Trees
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Place
 from sandboxd.isolation.protocol import Unpack
@@ -108,7 +108,7 @@ class Images:
         )
 
     async def stacked(self) -> bool:
-        """Whether the layers of images are kept apart here (see `stacking`)."""
+        """Whether the layers of images are kept apart here (see `store.stacking`)."""
         if self._stacked is None:
             self._stacked = await can_stack(self.trees)
         return self._stacked

@@ -12,11 +12,10 @@ from typing import Any
 import msgspec
 
 from sandboxd.errors import Conflict, Fault, Invalid
-from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
-from sandboxd.images.configuration import parse_configuration
 from sandboxd.images.contents import Contents, in_rfc3339, read_contents
-from sandboxd.images.manifests import (
+from sandboxd.images.documents.configuration import parse_configuration
+from sandboxd.images.documents.manifests import (
     MOST_LAYERS,
     BadManifest,
     Descriptor,
@@ -25,9 +24,10 @@ from sandboxd.images.manifests import (
     encode_manifest,
     this_machine,
 )
-from sandboxd.images.media_types import DOCKER_LAYER, OCI_MANIFEST
-from sandboxd.images.packing import Packed, pack
+from sandboxd.images.documents.media_types import DOCKER_LAYER, OCI_MANIFEST
 from sandboxd.images.pulling import Found, assemble
+from sandboxd.images.store.blobs import Blobs
+from sandboxd.images.store.packing import Packed, pack
 from sandboxd.jobs import Image
 
 

@@ -13,9 +13,8 @@ import msgspec
 
 from sandboxd.errors import Conflict, NotFound
 from sandboxd.images import host
-from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
-from sandboxd.images.manifests import (
+from sandboxd.images.documents.manifests import (
     BadManifest,
     Descriptor,
     Manifest,
@@ -25,15 +24,16 @@ from sandboxd.images.manifests import (
     stated_type,
     this_machine,
 )
-from sandboxd.images.media_types import (
+from sandboxd.images.documents.media_types import (
     DOCKER_FOREIGN_LAYER,
     DOCKER_LAYER,
     OCI_CONFIG,
     OCI_LAYER,
     OCI_MANIFEST,
 )
-from sandboxd.images.names import Record
-from sandboxd.images.packing import pack
+from sandboxd.images.store.blobs import Blobs
+from sandboxd.images.store.names import Record
+from sandboxd.images.store.packing import pack
 from sandboxd.isolation.protocol import Pack
 
 _OCI_LAYERS = {

@@ -7,9 +7,9 @@ from sandboxd.errors import Conflict, Invalid
 from sandboxd.images import host
 from sandboxd.images.catalogue import Images
 from sandboxd.images.contents import Contents, read_documents
+from sandboxd.images.documents.manifests import Descriptor
 from sandboxd.images.history import labels_of
-from sandboxd.images.manifests import Descriptor
-from sandboxd.images.names import RunAs
+from sandboxd.images.store.names import RunAs
 from sandboxd.jobs import Image
 
 

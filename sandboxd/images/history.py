@@ -9,7 +9,7 @@ from msgspec import Meta
 from sandboxd.errors import Invalid
 from sandboxd.images.catalogue import Images
 from sandboxd.images.contents import Contents, in_rfc3339, read_documents
-from sandboxd.images.manifests import Descriptor
+from sandboxd.images.documents.manifests import Descriptor
 
 _MOST_ENTRIES = 1024
 _LONGEST_TEXT = 256 * 2**10

@@ -16,10 +16,10 @@ import msgspec
 from msgspec import Meta
 
 from sandboxd.errors import Invalid
-from sandboxd.images.archive_opening import Source
+from sandboxd.images.archives.opening import Source
 from sandboxd.images.catalogue import Images
-from sandboxd.images.configuration import parse_configuration
-from sandboxd.images.manifests import (
+from sandboxd.images.documents.configuration import parse_configuration
+from sandboxd.images.documents.manifests import (
     MOST_LAYERS,
     MOST_MANIFEST_BYTES,
     BadManifest,
@@ -34,7 +34,7 @@ from sandboxd.images.manifests import (
     parse_manifest,
     this_machine,
 )
-from sandboxd.images.media_types import (
+from sandboxd.images.documents.media_types import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_MANIFEST,

@@ -2,8 +2,13 @@
 
 from sandboxd.errors import Conflict, Fault, Invalid
 from sandboxd.images import host
-from sandboxd.images.names import check_name
-from sandboxd.images.references import BadReference, Reference, is_reference, parse_reference
+from sandboxd.images.documents.references import (
+    BadReference,
+    Reference,
+    is_reference,
+    parse_reference,
+)
+from sandboxd.images.store.names import check_name
 
 
 def new_name(text: str) -> str:

@@ -16,11 +16,9 @@ import msgspec
 
 from sandboxd.errors import Invalid
 from sandboxd.images import host
-from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
-from sandboxd.images.configuration import Configuration, parse_configuration
-from sandboxd.images.layers import LayerFile, Stack, Step, layers_needed, steps_of, unpack
-from sandboxd.images.manifests import (
+from sandboxd.images.documents.configuration import Configuration, parse_configuration
+from sandboxd.images.documents.manifests import (
     MOST_MANIFEST_BYTES,
     Descriptor,
     Index,
@@ -32,13 +30,15 @@ from sandboxd.images.manifests import (
     parse_manifest,
     this_machine,
 )
-from sandboxd.images.mirrors import open_registry
-from sandboxd.images.names import LayerOf, Record, RunAs
-from sandboxd.images.references import Reference
-from sandboxd.images.registry import Document, Registry
-from sandboxd.images.transport import Transport, failed
-from sandboxd.images.trees import Trees
-from sandboxd.images.users import ACCOUNT_FILES, find_user
+from sandboxd.images.documents.references import Reference
+from sandboxd.images.documents.users import ACCOUNT_FILES, find_user
+from sandboxd.images.registries.mirrors import open_registry
+from sandboxd.images.registries.registry import Document, Registry
+from sandboxd.images.registries.transport import Transport, failed
+from sandboxd.images.store.blobs import Blobs
+from sandboxd.images.store.layers import LayerFile, Stack, Step, layers_needed, steps_of, unpack
+from sandboxd.images.store.names import LayerOf, Record, RunAs
+from sandboxd.images.store.trees import Trees
 from sandboxd.jobs import Image
 
 _AT_ONCE = 3

@@ -13,20 +13,20 @@ from typing import NamedTuple
 import msgspec
 
 from sandboxd.errors import Fault, Invalid
-from sandboxd.images.blobs import Blobs
 from sandboxd.images.catalogue import Images
 from sandboxd.images.contents import Contents, read_contents
-from sandboxd.images.manifests import Descriptor
-from sandboxd.images.names import Record
-from sandboxd.images.pulling import Progress, Tell, first_of
-from sandboxd.images.references import (
+from sandboxd.images.documents.manifests import Descriptor
+from sandboxd.images.documents.references import (
     BadReference,
     Reference,
     is_reference,
     parse_reference,
 )
-from sandboxd.images.transport import Transport
-from sandboxd.images.uploading import WritableRegistry
+from sandboxd.images.pulling import Progress, Tell, first_of
+from sandboxd.images.registries.transport import Transport
+from sandboxd.images.registries.uploading import WritableRegistry
+from sandboxd.images.store.blobs import Blobs
+from sandboxd.images.store.names import Record
 
 _AT_ONCE = 3
 _CHUNK_BYTES = 256 * 2**10

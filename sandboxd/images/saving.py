@@ -15,8 +15,8 @@ import msgspec
 
 from sandboxd.images.catalogue import Images
 from sandboxd.images.contents import Contents, as_oci, read_contents
-from sandboxd.images.media_types import NAME_BY_CONTAINERD, NAME_BY_OCI, OCI_INDEX
-from sandboxd.images.references import Reference, parse_reference
+from sandboxd.images.documents.media_types import NAME_BY_CONTAINERD, NAME_BY_OCI, OCI_INDEX
+from sandboxd.images.documents.references import Reference, parse_reference
 
 FORMATS = ("docker", "oci")
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'

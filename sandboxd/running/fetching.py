@@ -12,9 +12,9 @@ from typing import NamedTuple
 import structlog
 
 from sandboxd.errors import SettingsError, Unavailable
+from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.puller import Puller
 from sandboxd.images.pulling import Tell
-from sandboxd.images.references import parse_reference
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.jobs import Job, Reason
 from sandboxd.quantities import format_bytes

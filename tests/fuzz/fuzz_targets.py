@@ -28,14 +28,10 @@ from sandboxd.api.query import parse_query
 from sandboxd.errors import Invalid, Malformed, TooLarge
 from sandboxd.files.archive import BadArchive, files_in
 from sandboxd.files.content import Contents
-from sandboxd.images import (
-    archive_members,
-    challenges,
-    configuration,
-    manifests,
-    names,
-    references,
-)
+from sandboxd.images.archives import members
+from sandboxd.images.documents import configuration, manifests, references
+from sandboxd.images.registries import challenges
+from sandboxd.images.store import names
 from sandboxd.isolation import destinations, entries, hearing, layers, protocol, tar, trees, unpack
 from sandboxd.isolation.protocol import BadMessage
 from sandboxd.jobs import JobSpec
@@ -458,7 +454,7 @@ def image_archive(content: bytes) -> None:
         file.write(content)
         file.flush()
         try:
-            found = archive_members.Members(file.fileno())
+            found = members.Members(file.fileno())
         except Invalid:
             return
         for name in found:

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Mapping
 
 from registries import BRIEF
 
-from sandboxd.images.manifests import Descriptor
-from sandboxd.images.mirrors import open_registry
-from sandboxd.images.references import parse_reference
-from sandboxd.images.registry import Document, Registry
-from sandboxd.images.terms import Access, Patience
-from sandboxd.images.transport import Transport
+from sandboxd.images.documents.manifests import Descriptor
+from sandboxd.images.documents.references import parse_reference
+from sandboxd.images.registries.mirrors import open_registry
+from sandboxd.images.registries.registry import Document, Registry
+from sandboxd.images.registries.terms import Access, Patience
+from sandboxd.images.registries.transport import Transport
 
 SECONDS = 30
 """What any of it may take."""

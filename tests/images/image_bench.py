@@ -12,8 +12,8 @@ import zstandard
 from sandbox_bench import Bench, Ran
 
 from sandboxd.images.catalogue import Images
-from sandboxd.images.layers import LayerFile, steps_of, unpack
-from sandboxd.images.names import Record
+from sandboxd.images.store.layers import LayerFile, steps_of, unpack
+from sandboxd.images.store.names import Record
 
 CANARY = b"nobody may change or read this\n"
 

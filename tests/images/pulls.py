@@ -6,10 +6,10 @@ from image_bench import ImageBench
 from registries import BRIEF
 
 from sandboxd.images.catalogue import Images
+from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.pulling import Progress, pull
-from sandboxd.images.references import parse_reference
-from sandboxd.images.terms import Access, Patience
-from sandboxd.images.transport import Transport
+from sandboxd.images.registries.terms import Access, Patience
+from sandboxd.images.registries.transport import Transport
 
 
 def fetch(

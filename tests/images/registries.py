@@ -21,8 +21,8 @@ from host_tests import host_required
 from image_bench import uncompressed
 from waiting import wait_for
 
-from sandboxd.images.manifests import this_machine
-from sandboxd.images.terms import Patience
+from sandboxd.images.documents.manifests import this_machine
+from sandboxd.images.registries.terms import Patience
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."

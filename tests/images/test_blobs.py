@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sandboxd.errors import Conflict, Invalid, Unavailable
-from sandboxd.images.blobs import Blobs
-from sandboxd.images.manifests import Descriptor
+from sandboxd.images.documents.manifests import Descriptor
+from sandboxd.images.store.blobs import Blobs
 
 CONTENT = b"layer" * 1000
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from sandboxd.errors import Invalid
-from sandboxd.images.configuration import Configuration, parse_configuration
-from sandboxd.images.manifests import BadManifest, Machine
+from sandboxd.images.documents.configuration import Configuration, parse_configuration
+from sandboxd.images.documents.manifests import BadManifest, Machine
+from sandboxd.images.documents.users import find_user
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.images.users import find_user
 from sandboxd.signal_names import parse_signal, signal_name
 
 AMD64 = Machine("amd64", ("", "v1"))

@@ -17,7 +17,7 @@ from pulls import blobs_of, fetch, nothing_was_kept
 from registries import Stub, digest_of, make_image
 from waiting import TIME_FACTOR, wait_for
 
-from sandboxd.images.pruning import Pruned
+from sandboxd.images.store.pruning import Pruned
 
 pytestmark = pytest.mark.host
 
@@ -34,9 +34,9 @@ from pathlib import Path
 from image_bench import Nowhere
 from sandboxd.images.catalogue import Images
 from sandboxd.images.pulling import pull
-from sandboxd.images.references import parse_reference
-from sandboxd.images.terms import Access
-from sandboxd.images.transport import Transport
+from sandboxd.images.documents.references import parse_reference
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.registries.transport import Transport
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 

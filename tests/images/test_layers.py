@@ -10,7 +10,7 @@ from archives import directory, entry, hard_link, link, packed
 from image_bench import ImageBench
 
 from sandboxd.errors import Invalid
-from sandboxd.images.layers import LayerFile, Step, steps_of
+from sandboxd.images.store.layers import LayerFile, Step, steps_of
 
 zstd = zstandard.ZstdCompressor().compress
 BASE = packed(

@@ -28,7 +28,7 @@ from image_bench import ImageBench
 from registries import Made, described, make_image, make_index
 
 from sandboxd.errors import Conflict, Invalid, NotFound, Refused
-from sandboxd.images.archive_opening import opened, opened_file
+from sandboxd.images.archives.opening import opened, opened_file
 from sandboxd.images.loading import load
 from sandboxd.images.pulling import Progress
 

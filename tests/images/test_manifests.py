@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.images.configuration import Configuration, parse_configuration
-from sandboxd.images.manifests import (
+from sandboxd.images.documents.configuration import Configuration, parse_configuration
+from sandboxd.images.documents.manifests import (
     MOST_MANIFEST_BYTES,
     BadManifest,
     Index,

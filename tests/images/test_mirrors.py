@@ -10,9 +10,9 @@ from asking import blob_of, manifest_of, registry_for
 from registries import BRIEF, Handler, Stub, a_stub, digest_of, document, make_image
 
 from sandboxd.errors import Invalid, NotFound, Refused, Unavailable
-from sandboxd.images.accesses import open_accesses
-from sandboxd.images.manifests import Descriptor
-from sandboxd.images.terms import Access
+from sandboxd.images.documents.manifests import Descriptor
+from sandboxd.images.registries.accesses import open_accesses
+from sandboxd.images.registries.terms import Access
 from sandboxd.settings import RegistrySettings
 
 SECRET = "s3cret-word"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.errors import NotFound
-from sandboxd.images.names import Names, Record, RunAs
+from sandboxd.images.store.names import Names, Record, RunAs
 
 NAME = "registry.example/team/tools:1"
 

@@ -11,8 +11,8 @@ from proxy_process import Proxy, a_proxy
 from registries import Stub, a_stub, make_image
 
 from sandboxd.errors import Unavailable
-from sandboxd.images.proxies import proxy_for
-from sandboxd.images.terms import ANY_OTHER, Access
+from sandboxd.images.registries.proxies import proxy_for
+from sandboxd.images.registries.terms import ANY_OTHER, Access
 
 IMAGE = make_image(b"layer", run={})
 VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "ALL_PROXY", "REQUEST_METHOD")

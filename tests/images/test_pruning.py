@@ -19,13 +19,13 @@ from sandbox_bench import run_in
 from waiting import wait_for
 
 from sandboxd.errors import Conflict, NotFound
-from sandboxd.images import trees
 from sandboxd.images.catalogue import Images
-from sandboxd.images.pruning import Pruned
+from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.pulling import Progress, pull
-from sandboxd.images.references import parse_reference
-from sandboxd.images.terms import Access
-from sandboxd.images.transport import Transport
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.registries.transport import Transport
+from sandboxd.images.store import trees
+from sandboxd.images.store.pruning import Pruned
 
 pytestmark = pytest.mark.host
 
@@ -306,9 +306,9 @@ from pathlib import Path
 from image_bench import Nowhere
 from sandboxd.images.catalogue import Images
 from sandboxd.images.pulling import pull
-from sandboxd.images.references import parse_reference
-from sandboxd.images.terms import Access
-from sandboxd.images.transport import Transport
+from sandboxd.images.documents.references import parse_reference
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.registries.transport import Transport
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 

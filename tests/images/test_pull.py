@@ -39,11 +39,11 @@ from registries import (
 from waiting import wait_for
 
 from sandboxd.errors import Conflict, Invalid, NotFound, Refused, Unavailable
+from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.pulling import Progress, pull
-from sandboxd.images.references import parse_reference
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.registries.transport import Transport
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.images.terms import Access
-from sandboxd.images.transport import Transport
 from sandboxd.running.shapes import shape_of
 from sandboxd.settings import DEFAULT_LIMITS
 
@@ -80,9 +80,9 @@ from pathlib import Path
 from image_bench import Nowhere
 from sandboxd.images.catalogue import Images
 from sandboxd.images.pulling import pull
-from sandboxd.images.references import parse_reference
-from sandboxd.images.terms import Access
-from sandboxd.images.transport import Transport
+from sandboxd.images.documents.references import parse_reference
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.registries.transport import Transport
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
 

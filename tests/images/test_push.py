@@ -30,13 +30,13 @@ from registries import (
 )
 
 from sandboxd.errors import Conflict, Invalid, NotFound, Unavailable
-from sandboxd.images.archive_opening import opened
+from sandboxd.images.archives.opening import opened
+from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.loading import load
 from sandboxd.images.pulling import Progress, pull
 from sandboxd.images.pushing import Pushed, destination_of, push
-from sandboxd.images.references import parse_reference
-from sandboxd.images.terms import Access
-from sandboxd.images.transport import Transport
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.registries.transport import Transport
 
 pytestmark = pytest.mark.host
 

@@ -27,13 +27,13 @@ from token_services import IDENTITY_TOKEN, TokenService
 from waiting import wait_for
 
 from sandboxd.errors import Refused, Unavailable
-from sandboxd.images.accesses import open_accesses
-from sandboxd.images.manifests import Descriptor
+from sandboxd.images.documents.manifests import Descriptor
+from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.pulling import pull
 from sandboxd.images.pushing import push
-from sandboxd.images.references import parse_reference
-from sandboxd.images.terms import Access
-from sandboxd.images.transport import Transport
+from sandboxd.images.registries.accesses import open_accesses
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.registries.transport import Transport
 from sandboxd.settings import RegistrySettings, TenantRegistrySettings
 
 pytestmark = pytest.mark.host

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.images.references import BadReference, Reference, is_reference, parse_reference
+from sandboxd.images.documents.references import (
+    BadReference,
+    Reference,
+    is_reference,
+    parse_reference,
+)
 
 DIGEST = "sha256:" + "0a" * 32
 

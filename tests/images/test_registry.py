@@ -15,12 +15,12 @@ import pytest
 from registries import BRIEF, Handler, Stub, a_stub, digest_of, make_image, needs
 
 from sandboxd.errors import Invalid, NotFound, Refused, Unavailable
-from sandboxd.images.challenges import Challenge, parse_challenges
-from sandboxd.images.manifests import Descriptor
-from sandboxd.images.references import parse_reference
-from sandboxd.images.registry import Document, Registry
-from sandboxd.images.terms import Access
-from sandboxd.images.transport import Transport
+from sandboxd.images.documents.manifests import Descriptor
+from sandboxd.images.documents.references import parse_reference
+from sandboxd.images.registries.challenges import Challenge, parse_challenges
+from sandboxd.images.registries.registry import Document, Registry
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.registries.transport import Transport
 
 SECRET = "s3cret-word"
 IMAGE = make_image(b"layer", run={})

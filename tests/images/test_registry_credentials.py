@@ -16,16 +16,16 @@ from asking import manifest_of, registry_for
 from registries import Handler, Stub, a_stub, digest_of, make_image, needs
 
 from sandboxd.errors import SettingsError, Unavailable
-from sandboxd.images.accesses import open_accesses
-from sandboxd.images.credential_helpers import ask_helper
-from sandboxd.images.credentials import Credentials
-from sandboxd.images.docker_config import read_docker_config
-from sandboxd.images.manifests import Descriptor
+from sandboxd.images.documents.manifests import Descriptor
+from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.puller import owner_of
-from sandboxd.images.references import parse_reference
-from sandboxd.images.registry import Registry
-from sandboxd.images.terms import ANY_OTHER, Access
-from sandboxd.images.transport import Transport
+from sandboxd.images.registries.accesses import open_accesses
+from sandboxd.images.registries.credential_helpers import ask_helper
+from sandboxd.images.registries.credentials import Credentials
+from sandboxd.images.registries.docker_config import read_docker_config
+from sandboxd.images.registries.registry import Registry
+from sandboxd.images.registries.terms import ANY_OTHER, Access
+from sandboxd.images.registries.transport import Transport
 from sandboxd.settings import ImagesSettings, RegistrySettings, TenantRegistrySettings
 
 SECRET = "s3cret-word"

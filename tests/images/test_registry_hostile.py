@@ -39,11 +39,11 @@ from registries import (
 from waiting import TIME_FACTOR
 
 from sandboxd.errors import Invalid, NotFound, Refused, Unavailable
-from sandboxd.images.mirrors import open_registry
+from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.pulling import pull
-from sandboxd.images.references import parse_reference
-from sandboxd.images.terms import Access
-from sandboxd.images.transport import Transport
+from sandboxd.images.registries.mirrors import open_registry
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.registries.transport import Transport
 
 pytestmark = [pytest.mark.host, pytest.mark.attack(65, 66, 67, 68, 69, 70, 72)]
 

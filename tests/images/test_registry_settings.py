@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.errors import SettingsError
-from sandboxd.images.accesses import open_accesses
+from sandboxd.images.registries.accesses import open_accesses
 from sandboxd.settings import ImagesSettings, RegistrySettings, TenantRegistrySettings
 from sandboxd.settings_loader import Loaded, load_settings
 

@@ -17,7 +17,7 @@ from image_bench import ImageBench
 from registries import Made, make_image
 
 from sandboxd.errors import Conflict, Invalid, NotFound
-from sandboxd.images.archive_opening import opened
+from sandboxd.images.archives.opening import opened
 from sandboxd.images.history import read_history
 from sandboxd.images.loading import load
 from sandboxd.images.new_names import new_name

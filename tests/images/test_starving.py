@@ -13,11 +13,11 @@ from image_bench import ImageBench
 from registries import Handler, Made, Stub, a_stub, digest_of, make_image
 
 from sandboxd.errors import Conflict, Invalid
-from sandboxd.images.free_space import room_in
+from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.puller import Puller
-from sandboxd.images.references import parse_reference
-from sandboxd.images.terms import Access
-from sandboxd.images.trees import Room, Size
+from sandboxd.images.registries.terms import Access
+from sandboxd.images.store.free_space import room_in
+from sandboxd.images.store.trees import Room, Size
 from sandboxd.settings import ImagesSettings
 
 pytestmark = pytest.mark.host

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, NamedTuple
 
 from sandboxd.errors import Conflict, Invalid, SandboxFailed
-from sandboxd.images.blobs import Blobs
-from sandboxd.images.free_space import room_in
-from sandboxd.images.manifests import Descriptor
-from sandboxd.images.media_types import OCI_LAYER
+from sandboxd.images.documents.manifests import Descriptor
+from sandboxd.images.documents.media_types import OCI_LAYER
+from sandboxd.images.store.blobs import Blobs
+from sandboxd.images.store.free_space import room_in
 
 _CHUNK_BYTES = 2**20
 _LEVEL = 6

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 
 from sandboxd.errors import Conflict, NotFound, SandboxFailed
-from sandboxd.images.blobs import Blobs
-from sandboxd.images.indexing import write_index
-from sandboxd.images.names import Names, Record
-from sandboxd.images.trees import Trees
+from sandboxd.images.store.blobs import Blobs
+from sandboxd.images.store.indexing import write_index
+from sandboxd.images.store.names import Names, Record
+from sandboxd.images.store.trees import Trees
 
 
 class Pruned(msgspec.Struct, kw_only=True):

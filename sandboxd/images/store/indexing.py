@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from sandboxd.images.blobs import Blobs
-from sandboxd.images.locks import make_locked
-from sandboxd.images.manifests import stated_type
-from sandboxd.images.media_types import NAME_BY_OCI, OCI_INDEX
-from sandboxd.images.names import Names, Record
+from sandboxd.images.documents.manifests import stated_type
+from sandboxd.images.documents.media_types import NAME_BY_OCI, OCI_INDEX
+from sandboxd.images.store.blobs import Blobs
+from sandboxd.images.store.locks import make_locked
+from sandboxd.images.store.names import Names, Record
 
 _PAUSE_SECONDS = 0.005
 _TRIES = 100

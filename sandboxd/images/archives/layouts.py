@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sandboxd.errors import Invalid
-from sandboxd.images.archive_members import CHUNK_BYTES
+from sandboxd.images.archives.members import CHUNK_BYTES
 from sandboxd.isolation import syscalls
 
 _RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS

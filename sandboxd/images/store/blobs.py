@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sandboxd.errors import Conflict, Invalid, Unavailable
-from sandboxd.images.free_space import room_in
-from sandboxd.images.locks import in_turn, locked, locked_alone
-from sandboxd.images.manifests import Descriptor, digest_of
-from sandboxd.images.owners import owned
-from sandboxd.images.syncing import sync_directory
+from sandboxd.images.documents.manifests import Descriptor, digest_of
+from sandboxd.images.store.free_space import room_in
+from sandboxd.images.store.locks import in_turn, locked, locked_alone
+from sandboxd.images.store.owners import owned
+from sandboxd.images.store.syncing import sync_directory
 
 _PAUSE_SECONDS = 0.02
 _LOOK_BYTES = 16 * 2**20
@@ -188,13 +188,6 @@ class Blobs:
     def _unlink(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._place(key).unlink(missing_ok=True)
-
-
-def check_digest(content: bytes, digest: str) -> None:
-    """Raises Invalid if the content has another one."""
-    found = digest_of(content)
-    if found != digest:
-        raise Invalid(f"the registry sent {found} for {digest}", code="bad_image")
 
 
 async def _once(content: bytes) -> AsyncGenerator[bytes, None]:

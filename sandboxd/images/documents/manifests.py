@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from sandboxd.errors import Invalid
-from sandboxd.images.media_types import (
+from sandboxd.images.documents.media_types import (
     DOCKER_CONFIG,
     DOCKER_INDEX,
     DOCKER_MANIFEST,
@@ -27,7 +27,7 @@ from sandboxd.images.media_types import (
     OCI_INDEX,
     OCI_MANIFEST,
 )
-from sandboxd.images.references import DIGEST
+from sandboxd.images.documents.references import DIGEST
 
 MOST_MANIFEST_BYTES = 4 * 2**20
 MOST_LAYERS = 128

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from sandboxd.errors import Invalid, NotFound
-from sandboxd.images.archive_layouts import Layout
-from sandboxd.images.archive_members import CHUNK_BYTES, Members
-from sandboxd.images.free_space import room_in
+from sandboxd.images.archives.layouts import Layout
+from sandboxd.images.archives.members import CHUNK_BYTES, Members
+from sandboxd.images.store.free_space import room_in
 from sandboxd.isolation.decompress import Stream, uncompressed
 from sandboxd.isolation.tar import BadArchive
 

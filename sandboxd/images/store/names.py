@@ -17,10 +17,10 @@ import msgspec
 
 from sandboxd.errors import Fault, Invalid, NotFound
 from sandboxd.ids import new_id
-from sandboxd.images.locks import make_locked, remove_unused
-from sandboxd.images.owners import owned
-from sandboxd.images.references import BadReference, is_reference, parse_reference
-from sandboxd.images.syncing import sync_directory
+from sandboxd.images.documents.references import BadReference, is_reference, parse_reference
+from sandboxd.images.store.locks import make_locked, remove_unused
+from sandboxd.images.store.owners import owned
+from sandboxd.images.store.syncing import sync_directory
 from sandboxd.jobs import Image
 
 NAME_PATTERN = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*", re.ASCII)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sandboxd.errors import SettingsError
-from sandboxd.images.credential_helpers import is_helper
-from sandboxd.images.credentials import Credentials
-from sandboxd.images.references import DEFAULT_DOMAIN, registry_of
+from sandboxd.images.documents.references import DEFAULT_DOMAIN, registry_of
+from sandboxd.images.registries.credential_helpers import is_helper
+from sandboxd.images.registries.credentials import Credentials
 
 OF_DOCKER_IO = "https://index.docker.io/v1/"
 """What docker.io is called in such files, and by credential helpers."""

@@ -23,10 +23,10 @@ import httpx2
 
 from sandboxd import __version__
 from sandboxd.errors import Unavailable
-from sandboxd.images.connection_faults import lasting_fault, passing_fault
-from sandboxd.images.pacing import pace_connection, paced
-from sandboxd.images.proxies import proxy_for
-from sandboxd.images.terms import ANY_OTHER, UNKNOWN, USUAL_PATIENCE, Access, Patience
+from sandboxd.images.registries.connection_faults import lasting_fault, passing_fault
+from sandboxd.images.registries.pacing import pace_connection, paced
+from sandboxd.images.registries.proxies import proxy_for
+from sandboxd.images.registries.terms import ANY_OTHER, UNKNOWN, USUAL_PATIENCE, Access, Patience
 from sandboxd.isolation.destinations import CLOSED
 
 _MOST_REDIRECTS = 5

@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sandboxd.errors import SettingsError
-from sandboxd.images.credentials import Credentials
-from sandboxd.images.docker_config import DockerConfig, read_docker_config
-from sandboxd.images.references import registry_of
-from sandboxd.images.terms import ANY_OTHER, Access
+from sandboxd.images.documents.references import registry_of
+from sandboxd.images.registries.credentials import Credentials
+from sandboxd.images.registries.docker_config import DockerConfig, read_docker_config
+from sandboxd.images.registries.terms import ANY_OTHER, Access
 from sandboxd.settings import ImagesSettings, RegistrySettings, TenantRegistrySettings
 
 _MOST_PASSWORD_BYTES = 64 * 2**10

@@ -17,7 +17,7 @@ import signal
 import msgspec
 
 from sandboxd.errors import Unavailable
-from sandboxd.images.credentials import Credentials
+from sandboxd.images.registries.credentials import Credentials
 
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*", re.ASCII)
 _LONGEST_NAME = 64

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlencode
 
-from sandboxd.images.manifests import Descriptor
-from sandboxd.images.references import Reference
-from sandboxd.images.registry import Registry
-from sandboxd.images.transport import (
+from sandboxd.images.documents.manifests import Descriptor
+from sandboxd.images.documents.references import Reference
+from sandboxd.images.registries.registry import Registry
+from sandboxd.images.registries.transport import (
     Answer,
     Broken,
     Content,

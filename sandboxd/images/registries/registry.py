@@ -1,7 +1,7 @@
 """One repository of a registry: its manifests and blobs, by the protocol of
 https://github.com/opencontainers/distribution-spec, which is that of Docker's registries, too.
 
-Everything that comes is bounded; whether it is what was asked for is checked by who asked (`blobs`), but for a manifest that was
+Everything that comes is bounded; whether it is what was asked for is checked by who asked (`store.blobs`), but for a manifest that was
 asked for by its digest.
 """
 
@@ -17,19 +17,19 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 
 from sandboxd.errors import Invalid, NotFound, Unavailable
-from sandboxd.images.blobs import check_digest
-from sandboxd.images.challenges import Challenge, parse_challenges
-from sandboxd.images.credential_helpers import ask_helper
-from sandboxd.images.credentials import Credentials
-from sandboxd.images.docker_config import name_for_helper
-from sandboxd.images.manifests import (
+from sandboxd.images.documents.manifests import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MOST_MANIFEST_BYTES,
     Descriptor,
+    digest_of,
 )
-from sandboxd.images.references import DIGEST, Reference
-from sandboxd.images.transport import Answer, Broken, Transport, failed
+from sandboxd.images.documents.references import DIGEST, Reference
+from sandboxd.images.registries.challenges import Challenge, parse_challenges
+from sandboxd.images.registries.credential_helpers import ask_helper
+from sandboxd.images.registries.credentials import Credentials
+from sandboxd.images.registries.docker_config import name_for_helper
+from sandboxd.images.registries.transport import Answer, Broken, Transport, failed
 
 _ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _MOST_TOKEN_BYTES = 2**20
@@ -94,7 +94,7 @@ class Registry:
         answer, content = await self._read(f"manifests/{target}", {"Accept": _ACCEPT})
         self._check_status(answer, target, content)
         if DIGEST.fullmatch(target):
-            check_digest(content, target)
+            _check_digest(content, target)
         return Document(content, answer.headers.get("content-type", ""))
 
     async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncGenerator[bytes, None]:
@@ -300,6 +300,13 @@ def _place(transport: Transport, reference: Reference, mirror: str) -> _Place:
     # Whose image is meant, for one that mirrors several registries: containerd says it in the same way.
     query = f"?{urlencode({'ns': reference.domain})}"
     return _Place(f"{scheme}://{authority}", authority, path, query)
+
+
+def _check_digest(content: bytes, digest: str) -> None:
+    """Raises Invalid if the content has another one."""
+    found = digest_of(content)
+    if found != digest:
+        raise Invalid(f"the registry sent {found} for {digest}", code="bad_image")
 
 
 def _token_in(content: bytes) -> tuple[str, float]:

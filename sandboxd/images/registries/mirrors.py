@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from sandboxd.errors import Invalid, NotFound, Unavailable
-from sandboxd.images.manifests import INDEX_TYPES, MANIFEST_TYPES, Descriptor
-from sandboxd.images.references import Reference
-from sandboxd.images.registry import Document, Registry
-from sandboxd.images.transport import Transport, failed
+from sandboxd.images.documents.manifests import INDEX_TYPES, MANIFEST_TYPES, Descriptor
+from sandboxd.images.documents.references import Reference
+from sandboxd.images.registries.registry import Document, Registry
+from sandboxd.images.registries.transport import Transport, failed
 
 _Failure = NotFound | Unavailable | Invalid
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sandboxd.errors import Invalid
-from sandboxd.images.manifests import MOST_LAYERS
-from sandboxd.images.owners import owned
-from sandboxd.images.trees import Room, Size, Trees
+from sandboxd.images.documents.manifests import MOST_LAYERS
+from sandboxd.images.store.owners import owned
+from sandboxd.images.store.trees import Room, Size, Trees
 from sandboxd.isolation.protocol import Layer
 
 STACKED, FLAT = "layer-", "layers-"

@@ -5,8 +5,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from sandboxd.images.manifests import MOST_LAYERS, BadManifest, Machine
-from sandboxd.images.references import DIGEST
+from sandboxd.images.documents.manifests import MOST_LAYERS, BadManifest, Machine
+from sandboxd.images.documents.references import DIGEST
 from sandboxd.signal_names import parse_signal
 
 _MOST_WORDS = 1024

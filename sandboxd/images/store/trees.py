@@ -17,10 +17,10 @@ from typing import BinaryIO, NamedTuple
 
 from sandboxd.errors import Conflict, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
-from sandboxd.images.free_space import room_in
-from sandboxd.images.locks import hold, in_turn, locked, locked_alone, remove_unused
-from sandboxd.images.owners import owned
-from sandboxd.images.syncing import sync_directory, sync_file_system
+from sandboxd.images.store.free_space import room_in
+from sandboxd.images.store.locks import hold, in_turn, locked, locked_alone, remove_unused
+from sandboxd.images.store.owners import owned
+from sandboxd.images.store.syncing import sync_directory, sync_file_system
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Place, remove_place, see_dead
 from sandboxd.isolation.protocol import Done, Empty, OnTree, Read

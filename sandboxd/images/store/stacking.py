@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.images.trees import Trees
+from sandboxd.images.store.trees import Trees
 from sandboxd.isolation.protocol import Layer
 
 _OPAQUE = "user.overlay.opaque"
