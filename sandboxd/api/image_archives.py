@@ -51,9 +51,9 @@ from sandboxd.images.committing import CommitPlan, RunChanges
 from sandboxd.images.history import read_history
 from sandboxd.images.loading import load as load_images
 from sandboxd.images.new_names import new_name
-from sandboxd.images.pulling import Tell
 from sandboxd.images.pushing import destination_of
 from sandboxd.images.saving import FORMATS, save
+from sandboxd.images.transfers import Tell
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -34,8 +34,8 @@ from sandboxd.images.documents.references import (
     parse_reference,
 )
 from sandboxd.images.puller import Puller
-from sandboxd.images.pulling import Progress, Tell
 from sandboxd.images.resolved import ResolvedImage
+from sandboxd.images.transfers import Progress, Tell
 from sandboxd.isolation.spec import NATIVE, NetworkMode
 from sandboxd.jobs import Image, PullPolicy
 

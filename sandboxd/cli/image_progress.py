@@ -10,7 +10,7 @@ from sandboxd.quantities import format_bytes
 
 if TYPE_CHECKING:
     from sandboxd.client import LayerProgress
-    from sandboxd.images.pulling import Progress as OurProgress
+    from sandboxd.images.transfers import Progress as OurProgress
 
     Progress = OurProgress | LayerProgress
 

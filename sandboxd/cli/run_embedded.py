@@ -14,7 +14,7 @@ from sandboxd.api.views import job_view
 from sandboxd.cli import image_progress
 from sandboxd.cli.endings import Ending
 from sandboxd.cli.output_directory import new_file
-from sandboxd.images.pulling import Tell
+from sandboxd.images.transfers import Tell
 from sandboxd.jobs import Job, LogSummary, Stream
 from sandboxd.running.fetching import Meanwhile
 from sandboxd.settings import Settings

@@ -10,7 +10,8 @@ Four packages have one side each and know nothing of what is done with it:
 The modules here bring them together. From above, as imports point (the contracts in pyproject.toml are exact):
 
 * For a service: `puller` (who asks for the same waits for the same pull), `details`.
-* What is done with images: `pulling`, `pushing`, `loading`, `saving`, `committing`, `history`; `contents` is one as others have it.
+* What is done with images: `pulling`, `loading` and `committing`, which end with `assembling`; `pushing`, `saving` and `history`, which begin with
+  `contents` (an image as others have it); `transfers` tells how far layers are.
 * The images there are: `catalogue` gives a job the trees of a name (`resolved`) and holds them; `new_names`: what one may be called.
 
 An image's way: a manifest comes from a registry or an archive and is read; its layers go into the store as blobs, each becomes a tree

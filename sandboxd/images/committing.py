@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from sandboxd.errors import Conflict, Fault, Invalid
+from sandboxd.images.assembling import Found, assemble
 from sandboxd.images.catalogue import Images
 from sandboxd.images.contents import Contents, in_rfc3339, read_contents
 from sandboxd.images.documents.configuration import parse_configuration
@@ -25,7 +26,6 @@ from sandboxd.images.documents.manifests import (
     this_machine,
 )
 from sandboxd.images.documents.media_types import DOCKER_LAYER, OCI_MANIFEST
-from sandboxd.images.pulling import Found, assemble
 from sandboxd.images.store.blobs import Blobs
 from sandboxd.images.store.packing import Packed, pack
 from sandboxd.jobs import Image

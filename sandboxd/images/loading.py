@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from sandboxd.errors import Invalid
 from sandboxd.images.archives.opening import Source
+from sandboxd.images.assembling import Found, assemble, check_layers
 from sandboxd.images.catalogue import Images
 from sandboxd.images.documents.configuration import parse_configuration
 from sandboxd.images.documents.manifests import (
@@ -43,7 +44,7 @@ from sandboxd.images.documents.media_types import (
     OCI_INDEX,
 )
 from sandboxd.images.new_names import new_name, new_reference
-from sandboxd.images.pulling import Found, Progress, Tell, assemble, check_layers
+from sandboxd.images.transfers import Progress, Tell
 from sandboxd.jobs import Image
 
 _MOST_IMAGES = 64

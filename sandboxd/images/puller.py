@@ -15,11 +15,12 @@ from typing import Literal, NamedTuple
 from sandboxd.errors import NotAllowed, NotFound, Unavailable
 from sandboxd.images.catalogue import Images
 from sandboxd.images.documents.references import Reference, is_reference, parse_reference
-from sandboxd.images.pulling import Progress, Tell, pull
+from sandboxd.images.pulling import pull
 from sandboxd.images.pushing import Pushed, push
 from sandboxd.images.registries.terms import Access
 from sandboxd.images.registries.transport import Transport
 from sandboxd.images.resolved import ResolvedImage
+from sandboxd.images.transfers import Progress, Tell
 from sandboxd.jobs import Image, PullPolicy
 from sandboxd.quotas.image_patterns import matches_any
 from sandboxd.settings import ImagesSettings

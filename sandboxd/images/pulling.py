@@ -8,16 +8,14 @@ goes on with, or the next start of the service removes.
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from sandboxd.errors import Invalid
-from sandboxd.images import host
+from sandboxd.images.assembling import Found, check_layers, record_of
 from sandboxd.images.catalogue import Images
-from sandboxd.images.documents.configuration import Configuration, parse_configuration
+from sandboxd.images.documents.configuration import parse_configuration
 from sandboxd.images.documents.manifests import (
     MOST_MANIFEST_BYTES,
     Descriptor,
@@ -31,40 +29,15 @@ from sandboxd.images.documents.manifests import (
     this_machine,
 )
 from sandboxd.images.documents.references import Reference
-from sandboxd.images.documents.users import ACCOUNT_FILES, find_user
 from sandboxd.images.registries.mirrors import open_registry
 from sandboxd.images.registries.registry import Document, Registry
 from sandboxd.images.registries.transport import Transport, failed
 from sandboxd.images.store.blobs import Blobs
 from sandboxd.images.store.layers import LayerFile, Stack, Step, layers_needed, steps_of, unpack
-from sandboxd.images.store.names import LayerOf, Record, RunAs
-from sandboxd.images.store.trees import Trees
+from sandboxd.images.transfers import Progress, Tell, first_of
 from sandboxd.jobs import Image
 
 _AT_ONCE = 3
-
-Tell = Callable[["Progress"], None]
-
-
-class Progress(NamedTuple):
-    """How far a layer is."""
-
-    digest: str
-    done_bytes: int
-    size_bytes: int
-    cached: bool = False
-    """It was here before."""
-
-
-class Found(NamedTuple):
-    """An image that is known, all of it but its layers."""
-
-    digest: str
-    """Of its manifest."""
-    manifest: Manifest
-    configuration: Configuration
-    documents: tuple[str, ...]
-    """Digests of what is kept beside the layers."""
 
 
 async def pull(
@@ -97,7 +70,7 @@ async def pull(
                 keys += [step.key for step in steps]
                 fetching = _Fetching(images, blobs, registry, transport, tell)
                 stack = await fetching.unpacked(found, steps, lease)
-                record = await _record(images, str(reference), found, stack, source="registry")
+                record = await record_of(images, str(reference), found, stack, source="registry")
                 tenants = (owner,) if owner else ()
                 record = msgspec.structs.replace(record, owner=owner, tenants=tenants)
                 if for_tenant:
@@ -109,38 +82,6 @@ async def pull(
         raise
     await images.make_room(image.name)
     return image
-
-
-def check_layers(name: str, found: Found) -> None:
-    """Raises Invalid for an image that has none."""
-    if not found.manifest.layers:
-        raise Invalid(f"{name} has no layers: there is nothing to run", code="bad_image")
-
-
-async def assemble(
-    images: Images,
-    name: str,
-    found: Found,
-    *,
-    source: str,
-    owner: str = "",
-    tenants: tuple[str, ...] = (),
-) -> Image:
-    """Unpack and name an image whose blobs are all in the store, which the caller keeps in use. `owner`, `tenants`: see `Record`.
-
-    Raises Invalid (what a layer holds), Conflict, SandboxFailed.
-    """
-    layers, diff_ids = found.manifest.layers, found.configuration.diff_ids
-    blobs = images.blobs.of(owner)
-
-    async def layer_file(number: int) -> LayerFile:
-        return LayerFile(blobs.path(layers[number].digest), diff_ids[number])
-
-    with contextlib.ExitStack() as lease:
-        steps = steps_of(diff_ids, stacked=await images.stacked(), owner=owner)
-        stack = await unpack(images.trees, steps, layer_file, lease)
-        record = await _record(images, name, found, stack, source=source)
-        return await images.add(msgspec.structs.replace(record, owner=owner, tenants=tenants))
 
 
 async def _find_in_time(
@@ -258,51 +199,3 @@ class _Fetching:
                 seconds=self._patience.download_seconds(layer.size),
                 source=self._registry.name,
             )
-
-
-def first_of(failed: BaseException) -> BaseException:
-    """What a group of tasks failed of."""
-    while isinstance(failed, BaseExceptionGroup):
-        failed = failed.exceptions[0]
-    return failed
-
-
-async def _record(
-    images: Images,
-    name: str,
-    found: Found,
-    stack: Stack,
-    *,
-    source: str,
-) -> Record:
-    layers = found.manifest.layers
-    return Record(
-        name=name,
-        digest=found.digest,
-        size_bytes=stack.size_bytes,
-        created_at=time.time(),
-        source=source,
-        trees=stack.keys,
-        run_as=await run_as(images.trees, stack.keys, found.configuration),
-        blobs=(*found.documents, *(layer.digest for layer in layers)),
-        configuration=found.manifest.config.digest,
-        layers=tuple(
-            LayerOf(diff_id=diff_id, digest=layer.digest)
-            for layer, diff_id in zip(layers, found.configuration.diff_ids, strict=True)
-        ),
-    )
-
-
-async def run_as(trees: Trees, keys: Sequence[str], configuration: Configuration) -> RunAs:
-    """How an image of these trees is run. Raises Invalid for a user that it does not have, SandboxFailed."""
-    passwd, group = await trees.read(keys, ACCOUNT_FILES)
-    user = find_user(passwd, group, configuration.user, trees.id_count)
-    return RunAs(
-        user=(user.uid, user.gid),
-        groups=user.groups,
-        env={"PATH": host.PATH, "HOME": user.home, **configuration.env},
-        entrypoint=configuration.entrypoint,
-        cmd=configuration.cmd,
-        workdir=configuration.workdir,
-        stop_signal=configuration.stop_signal,
-    )

@@ -22,11 +22,11 @@ from sandboxd.images.documents.references import (
     is_reference,
     parse_reference,
 )
-from sandboxd.images.pulling import Progress, Tell, first_of
 from sandboxd.images.registries.transport import Transport
 from sandboxd.images.registries.uploading import WritableRegistry
 from sandboxd.images.store.blobs import Blobs
 from sandboxd.images.store.names import Record
+from sandboxd.images.transfers import Progress, Tell, first_of
 
 _AT_ONCE = 3
 _CHUNK_BYTES = 256 * 2**10

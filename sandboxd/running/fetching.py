@@ -14,8 +14,8 @@ import structlog
 from sandboxd.errors import SettingsError, Unavailable
 from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.puller import Puller
-from sandboxd.images.pulling import Tell
 from sandboxd.images.resolved import ResolvedImage
+from sandboxd.images.transfers import Tell
 from sandboxd.jobs import Job, Reason
 from sandboxd.quantities import format_bytes
 from sandboxd.running.commands import Stop

@@ -7,9 +7,10 @@ from registries import BRIEF
 
 from sandboxd.images.catalogue import Images
 from sandboxd.images.documents.references import parse_reference
-from sandboxd.images.pulling import Progress, pull
+from sandboxd.images.pulling import pull
 from sandboxd.images.registries.terms import Access, Patience
 from sandboxd.images.registries.transport import Transport
+from sandboxd.images.transfers import Progress
 
 
 def fetch(

@@ -30,7 +30,7 @@ from registries import Made, described, make_image, make_index
 from sandboxd.errors import Conflict, Invalid, NotFound, Refused
 from sandboxd.images.archives.opening import opened, opened_file
 from sandboxd.images.loading import load
-from sandboxd.images.pulling import Progress
+from sandboxd.images.transfers import Progress
 
 pytestmark = pytest.mark.host
 

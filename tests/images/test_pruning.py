@@ -21,11 +21,12 @@ from waiting import wait_for
 from sandboxd.errors import Conflict, NotFound
 from sandboxd.images.catalogue import Images
 from sandboxd.images.documents.references import parse_reference
-from sandboxd.images.pulling import Progress, pull
+from sandboxd.images.pulling import pull
 from sandboxd.images.registries.terms import Access
 from sandboxd.images.registries.transport import Transport
 from sandboxd.images.store import trees
 from sandboxd.images.store.pruning import Pruned
+from sandboxd.images.transfers import Progress
 
 pytestmark = pytest.mark.host
 

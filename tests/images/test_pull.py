@@ -40,10 +40,11 @@ from waiting import wait_for
 
 from sandboxd.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from sandboxd.images.documents.references import parse_reference
-from sandboxd.images.pulling import Progress, pull
+from sandboxd.images.pulling import pull
 from sandboxd.images.registries.terms import Access
 from sandboxd.images.registries.transport import Transport
 from sandboxd.images.resolved import ResolvedImage
+from sandboxd.images.transfers import Progress
 from sandboxd.running.shapes import shape_of
 from sandboxd.settings import DEFAULT_LIMITS
 

@@ -33,10 +33,11 @@ from sandboxd.errors import Conflict, Invalid, NotFound, Unavailable
 from sandboxd.images.archives.opening import opened
 from sandboxd.images.documents.references import parse_reference
 from sandboxd.images.loading import load
-from sandboxd.images.pulling import Progress, pull
+from sandboxd.images.pulling import pull
 from sandboxd.images.pushing import Pushed, destination_of, push
 from sandboxd.images.registries.terms import Access
 from sandboxd.images.registries.transport import Transport
+from sandboxd.images.transfers import Progress
 
 pytestmark = pytest.mark.host
 
