@@ -91,8 +91,8 @@ async def record_of(
 
 async def _run_as(trees: Trees, keys: Sequence[str], configuration: Configuration) -> RunAs:
     """How an image of these trees is run. Raises Invalid for a user that it does not have, SandboxFailed."""
-    passwd, group = await trees.read(keys, ACCOUNT_FILES)
-    user = find_user(passwd, group, configuration.user, trees.id_count)
+    passwd, group = await trees.sandboxes.read(trees.paths(keys), ACCOUNT_FILES)
+    user = find_user(passwd, group, configuration.user, trees.sandboxes.id_count)
     return RunAs(
         user=(user.uid, user.gid),
         groups=user.groups,

@@ -20,6 +20,7 @@ from sandboxd.images.store.indexing import write_index
 from sandboxd.images.store.names import LayerOf, Names, Record, check_name
 from sandboxd.images.store.pruning import Pruned, Pruner
 from sandboxd.images.store.stacking import can_stack
+from sandboxd.images.store.tree_sandboxes import TreeSandboxes
 from sandboxd.images.store.trees import Room, Size, Trees
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.pool import Place
@@ -52,7 +53,10 @@ class Images:
         An image has at most `most_bytes` of files and `most_entries` of them, all images together `budget_bytes` (0: any number).
         """
         self.trees = Trees(
-            directory, launcher, make_place, most_bytes=most_bytes, most_entries=most_entries
+            directory,
+            TreeSandboxes(launcher, make_place),
+            most_bytes=most_bytes,
+            most_entries=most_entries,
         )
         self.blobs = Blobs(directory / "oci")
         self._names = Names(directory)
@@ -259,7 +263,7 @@ class Images:
     async def _unpack(self, archive: Archive, rootfs: Path, room: Room) -> Size:
         os.lseek(archive.descriptor, 0, os.SEEK_SET)
         request = Unpack(room.most_bytes, room.most_entries, room.id_count)
-        done = await self.trees.work_inside(rootfs, request, [archive.descriptor])
+        done = await self.trees.sandboxes.work(rootfs, request, [archive.descriptor])
         archive.check_unchanged()  # Before it counts as the tree of that digest.
         return Size(done.size_bytes, done.entries)
 

@@ -138,7 +138,7 @@ async def _pack(images: Images, record: Record) -> Contents:
         with trees.locked(record.keys):
             packed = await pack(
                 images.blobs,
-                lambda output: trees.work_inside(
+                lambda output: trees.sandboxes.work(
                     trees.rootfs(record.keys[0]), Pack(_MOST_PACKED_BYTES), [output]
                 ),
                 most_bytes=_MOST_PACKED_BYTES,

@@ -125,7 +125,7 @@ class _Filling:
             )
             descriptor = _open(file.path)
             try:
-                done = await self._trees.work_inside(rootfs, request, [descriptor], self._below)
+                done = await self._trees.sandboxes.work(rootfs, request, [descriptor], self._below)
             finally:
                 os.close(descriptor)
             written += done.size_bytes

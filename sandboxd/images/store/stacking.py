@@ -36,11 +36,13 @@ async def can_stack(trees: Trees) -> bool:
 
 async def _apply(trees: Trees, rootfs: Path, archive: bytes, *below: str) -> None:
     diff_id = f"sha256:{hashlib.sha256(archive).hexdigest()}"
-    request = Layer(len(archive), 10, trees.id_count, has_lower=bool(below), diff_id=diff_id)
+    request = Layer(
+        len(archive), 10, trees.sandboxes.id_count, has_lower=bool(below), diff_id=diff_id
+    )
     descriptor = os.memfd_create("layer", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, archive)
-        await trees.work_inside(rootfs, request, [descriptor], below)
+        await trees.sandboxes.work(rootfs, request, [descriptor], below)
     finally:
         os.close(descriptor)
 

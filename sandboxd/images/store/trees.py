@@ -1,4 +1,4 @@
-"""The trees of images on the disk, made and removed inside sandboxes: their files have owners that the service cannot become.
+"""The trees of images on the disk: made once, held while they are used, and removed.
 
 Below one directory, `trees/KEY/rootfs` is a tree: all of an image, or one of its layers, which is seen above those that it was made
 on. It is made in `incoming/` and renamed into place when it is complete and would outlast a power cut; a crash leaves nothing
@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from sandboxd.errors import Conflict, Invalid, NotFound, SandboxFailed
 from sandboxd.ids import new_id
@@ -21,14 +21,9 @@ from sandboxd.images.store.free_space import room_in
 from sandboxd.images.store.locks import hold, in_turn, locked, locked_alone, remove_unused
 from sandboxd.images.store.owners import owned
 from sandboxd.images.store.syncing import sync_directory, sync_file_system
-from sandboxd.isolation.launcher_client import Launcher
-from sandboxd.isolation.pool import Place, remove_place, see_dead
-from sandboxd.isolation.protocol import Done, Empty, OnTree, Read
-from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import SandboxSpec
+from sandboxd.images.store.tree_sandboxes import TreeSandboxes
+from sandboxd.isolation.protocol import Empty
 
-_WORK_SECONDS = 1800.0
-_READING_BYTES = 2**20
 _PAUSE_SECONDS = 0.05
 _HELD_SECONDS = 60.0
 """From when an image is taken for a job until a sandbox was made of it, and much more."""
@@ -69,8 +64,7 @@ class Trees:
     def __init__(
         self,
         directory: Path,
-        launcher: Launcher,
-        make_place: Callable[[], Place],
+        sandboxes: TreeSandboxes,
         *,
         most_bytes: int,
         most_entries: int,
@@ -81,8 +75,7 @@ class Trees:
         self._making = directory / "making"
         for made in (self._trees, self._incoming, self._making):
             made.mkdir(parents=True, exist_ok=True)
-        self._launcher = launcher
-        self._make_place = make_place
+        self.sandboxes = sandboxes
         self._most_bytes = most_bytes
         self._most_entries = most_entries
         self._held: dict[str, _Held] = {}
@@ -96,14 +89,13 @@ class Trees:
             os.close(held.descriptor)
         self._held.clear()
 
-    @property
-    def id_count(self) -> int:
-        """Ids that a file can have as owner, from 0 on; 0: only one."""
-        return self._launcher.ids.size if self._launcher.ids else 0
-
     def rootfs(self, key: str) -> Path:
         """Where a tree is."""
         return self._trees / key / "rootfs"
+
+    def paths(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """Where these trees are."""
+        return tuple(str(self.rootfs(key)) for key in keys)
 
     def size(self, key: str) -> Size | None:
         """What is in a tree. None: it is not there."""
@@ -141,7 +133,7 @@ class Trees:
     def _let_go(self) -> None:
         """Of what no sandbox is made of any more."""
         loop = asyncio.get_running_loop()
-        in_use = self._launcher.trees_in_use()
+        in_use = self.sandboxes.trees_in_use()
         for key, held in list(self._held.items()):
             if loop.time() - held.since >= _HELD_SECONDS and str(self.rootfs(key)) not in in_use:
                 os.close(self._held.pop(key).descriptor)
@@ -243,7 +235,7 @@ class Trees:
         return Room(
             min(self._most_bytes - sum(size.bytes for size in sizes), room_in(self._incoming)),
             self._most_entries - sum(size.entries for size in sizes),
-            self.id_count,
+            self.sandboxes.id_count,
         )
 
     async def throw_away(self, key: str) -> None:
@@ -271,7 +263,7 @@ class Trees:
     async def _remove(self, tree: Path) -> None:
         await self._remove_work(tree)
         if (tree / "rootfs").exists():
-            await self.work_inside(tree / "rootfs", Empty(), [])
+            await self.sandboxes.work(tree / "rootfs", Empty(), [])
             (tree / "rootfs").rmdir()
         for name in ("entries", "size", "lock"):
             (tree / name).unlink(missing_ok=True)
@@ -289,72 +281,10 @@ class Trees:
                         (inner / part).chmod(0o700)
                 shutil.rmtree(inner)
             except PermissionError:
-                await self.work_inside(inner, Empty(), [])
+                await self.sandboxes.work(inner, Empty(), [])
                 inner.rmdir()
         if work.exists():
             work.rmdir()
-
-    # Sandboxes
-
-    async def work_inside(
-        self,
-        rootfs: Path,
-        request: OnTree,
-        descriptors: Sequence[int],
-        below: tuple[str, ...] = (),
-    ) -> Done:
-        """Have a sandbox whose root is this directory, above those at the paths `below`, do the work. Raises SandboxFailed."""
-        spec = SandboxSpec(
-            rootfs=str(rootfs),
-            below=below,
-            scratch_bytes=0,
-            scratch_inodes=0,
-            writable_root=True,
-        )
-        async with self._sandbox(spec) as sandbox:
-            return await sandbox.work(request, descriptors)
-
-    def paths(self, keys: Sequence[str]) -> tuple[str, ...]:
-        """Where these trees are."""
-        return tuple(str(self.rootfs(key)) for key in keys)
-
-    async def read(self, keys: Sequence[str], files: Sequence[str]) -> list[bytes]:
-        """Up to a mebibyte of each file, as root of the image finds it; nothing of what is no file. Raises SandboxFailed."""
-        rootfs, *below = self.paths(keys)
-        spec = SandboxSpec(
-            rootfs=rootfs,
-            below=tuple(below),
-            scratch_bytes=_READING_BYTES,
-            scratch_inodes=64,
-        )
-        with contextlib.ExitStack() as opened:
-            outputs = [opened.enter_context(_file_in_memory()) for _ in files]
-            async with self._sandbox(spec) as sandbox:
-                request = Read(tuple(files), _READING_BYTES)
-                await sandbox.read(request, [output.fileno() for output in outputs])
-            return [os.pread(output.fileno(), _READING_BYTES, 0) for output in outputs]
-
-    @contextlib.asynccontextmanager
-    async def _sandbox(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
-        """One for what is asked for within. Raises SandboxFailed."""
-        place = self._make_place()
-        sandbox: Sandbox | None = None
-        gone = True
-        try:
-            sandbox = await self._launcher.create(
-                spec, join_files=place.join_files(), cgroup_fd=place.directory_fd()
-            )
-            async with asyncio.timeout(_WORK_SECONDS):
-                yield sandbox
-        except TimeoutError:
-            raise SandboxFailed("unpack images", f"not done in {_WORK_SECONDS:.0f} s") from None
-        finally:
-            if sandbox is not None:
-                sandbox.kill()
-                gone = await see_dead(sandbox, place)
-            await remove_place(place)
-        if not gone:
-            raise SandboxFailed("unpack images", "a process is stuck in the kernel")
 
 
 def _number_in(path: Path) -> int | None:
@@ -372,7 +302,3 @@ def _rename_unless_there(incoming: Path, tree: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-
-
-def _file_in_memory() -> BinaryIO:
-    return os.fdopen(os.memfd_create("file", os.MFD_CLOEXEC), "rb+", 0)
