@@ -29,9 +29,10 @@ from sandboxd.images.documents.manifests import (
     this_machine,
 )
 from sandboxd.images.documents.references import Reference
+from sandboxd.images.registries.failures import failed
 from sandboxd.images.registries.mirrors import open_registry
 from sandboxd.images.registries.registry import Document, Registry
-from sandboxd.images.registries.transport import Transport, failed
+from sandboxd.images.registries.transport import Transport
 from sandboxd.images.store.blobs import Blobs
 from sandboxd.images.store.layers import LayerFile, Stack, Step, layers_needed, steps_of, unpack
 from sandboxd.images.transfers import Progress, Tell, first_of

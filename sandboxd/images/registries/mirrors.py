@@ -12,8 +12,9 @@ from contextlib import aclosing
 from sandboxd.errors import Invalid, NotFound, Unavailable
 from sandboxd.images.documents.manifests import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from sandboxd.images.documents.references import Reference
+from sandboxd.images.registries.failures import failed
 from sandboxd.images.registries.registry import Document, Registry
-from sandboxd.images.registries.transport import Transport, failed
+from sandboxd.images.registries.transport import Transport
 
 _Failure = NotFound | Unavailable | Invalid
 

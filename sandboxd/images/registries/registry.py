@@ -29,7 +29,8 @@ from sandboxd.images.registries.challenges import Challenge, parse_challenges
 from sandboxd.images.registries.credential_helpers import ask_helper
 from sandboxd.images.registries.credentials import Credentials
 from sandboxd.images.registries.docker_config import name_for_helper
-from sandboxd.images.registries.transport import Answer, Broken, Transport, failed
+from sandboxd.images.registries.failures import Broken, failed
+from sandboxd.images.registries.transport import Answer, Transport
 
 _ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _MOST_TOKEN_BYTES = 2**20

@@ -10,32 +10,27 @@ import asyncio
 import contextlib
 import email.utils
 import functools
-import ipaddress
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import NamedTuple
 
 import httpx2
 
 from sandboxd import __version__
-from sandboxd.errors import Unavailable
 from sandboxd.images.registries.connection_faults import lasting_fault, passing_fault
+from sandboxd.images.registries.failures import Broken, failed
+from sandboxd.images.registries.look_ups import LookUps
 from sandboxd.images.registries.pacing import pace_connection, paced
 from sandboxd.images.registries.proxies import proxy_for
 from sandboxd.images.registries.terms import ANY_OTHER, UNKNOWN, USUAL_PATIENCE, Access, Patience
-from sandboxd.isolation.destinations import CLOSED
 
 _MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NOT_NOW = frozenset({429, 500, 502, 503, 504})
 _REMEDIES = {429: ": it limits how often it is asked; credentials for it help, or a mirror"}
 _MOST_URL_LENGTH = 8192
-_LOOK_UPS = 2
-"""Names that are looked up at once."""
 _PORTS = {"https": 443, "http": 80}
 
 Content = bytes | Callable[[], AsyncIterator[bytes]] | None
@@ -65,15 +60,6 @@ class Answer(NamedTuple):
         return bytes(content)
 
 
-class Broken(Exception):
-    """A connection or an answer broke off, says a sentence; it can be tried again."""
-
-
-def failed(detail: str) -> Unavailable:
-    """A registry did not do what was asked for."""
-    return Unavailable(detail, code="registry_failed")
-
-
 class Transport:
     """Connections to registries, for the length of one pull."""
 
@@ -87,15 +73,12 @@ class Transport:
         self._registries = {**shorter, **registries}
         self.patience = patience
         self._clients: dict[_Origin, httpx2.AsyncClient] = {}
-        self._without_address: set[str] = set()
-        """Hosts that only a proxy knows, so that they are looked up once."""
         self._tls: ssl.SSLContext | None = None
-        self._looking_up = ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="look-up")
-        """Threads of this pull alone: whose name servers do not answer keeps them, and nobody else's."""
+        self._look_ups = LookUps(patience.connect_seconds)
 
     async def close(self) -> None:
         """End all connections. Nobody waits for a name server."""
-        self._looking_up.shutdown(wait=False, cancel_futures=True)
+        self._look_ups.close()
         for client in self._clients.values():
             await client.aclose()
 
@@ -281,50 +264,15 @@ class Transport:
         return proxy_for(self.access(authority).proxy, url.scheme, url.host, port)
 
     async def _addresses(self, url: httpx2.URL, authority: str, proxy: str | None) -> list[str]:
-        """What is connected to: the addresses of a host; through a proxy, its name.
-
-        Raises Unavailable if one is not public and the operator did not name that host.
-        """
-        try:
-            addresses = [] if url.host in self._without_address else await self._look_up(url)
-        except Broken:
-            if not proxy:
-                raise
-            addresses = []
-        if not addresses:
-            if not proxy:
-                remedy = "if only a proxy knows it, images.proxy says which"
-                raise failed(f"{url.host} has no address: is the name right? {remedy}")
-            self._without_address.add(url.host)
-        if not self.access(authority).is_named:
-            for address in addresses:
-                if not _is_public(address):
-                    detail = (
-                        f"{authority} is at {address}, which is not public: "
-                        f'a section [registries."{authority}"] in the settings allows it'
-                    )
-                    raise failed(detail)
+        """What is connected to: the addresses of a host; through a proxy, its name. Raises Broken, Unavailable."""
+        addresses = await self._look_ups.addresses(
+            url.host,
+            url.port or _PORTS[url.scheme],
+            authority,
+            is_named=self.access(authority).is_named,
+            has_proxy=bool(proxy),
+        )
         return [url.host] if proxy else addresses
-
-    async def _look_up(self, url: httpx2.URL) -> list[str]:
-        """None if there is no such name. Raises Broken if that could not be told."""
-        loop = asyncio.get_running_loop()
-        host, port = url.host, url.port or _PORTS[url.scheme]
-        try:
-            async with asyncio.timeout(self.patience.connect_seconds):
-                ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-                found = await loop.run_in_executor(self._looking_up, ask)
-        except TimeoutError:
-            raise Broken(f"nobody told the address of {host} in time") from None
-        except socket.gaierror as error:
-            if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
-                return []
-            raise Broken(f"the address of {host} is not known: {error.strerror}") from error
-        except UnicodeError:
-            return []  # It has a part that is empty or too long for a name.
-        except OSError as error:
-            raise Broken(f"the address of {host} is not known: {error.strerror}") from error
-        return list(dict.fromkeys(str(each[4][0]) for each in found))
 
     def _client(self, url: httpx2.URL, authority: str, proxy: str | None) -> httpx2.AsyncClient:
         """Of this host alone: a connection is not used for another one at the same address."""
@@ -439,11 +387,6 @@ def _origin_of(url: httpx2.URL) -> _Origin:
 def _without_usual_port(name: str, access: Access) -> str:
     """As a URL's authority has it."""
     return name.removesuffix(":80" if access.insecure else ":443")
-
-
-def _is_public(text: str) -> bool:
-    address = ipaddress.ip_address(text)
-    return not any(address in closed for closed in CLOSED)
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -11,13 +11,12 @@ from urllib.parse import urlencode
 
 from sandboxd.images.documents.manifests import Descriptor
 from sandboxd.images.documents.references import Reference
+from sandboxd.images.registries.failures import Broken, failed
 from sandboxd.images.registries.registry import Registry
 from sandboxd.images.registries.transport import (
     Answer,
-    Broken,
     Content,
     Transport,
-    failed,
     is_same_origin,
     location_of,
 )
