@@ -139,7 +139,7 @@ class Execution:
         def set_usual_limits(taken: Taken[Cgroup]) -> None:
             """Most jobs have them: then there is nothing left to write."""
             if taken.sandbox.spec.runtime is None:
-                taken.place.apply(limits)
+                taken.place.prepare(limits)
                 taken.sandbox.show(usual)
 
         return Pool(

@@ -150,6 +150,8 @@ class Scheduler:
         self._inline_log_bytes = inline_log_bytes
         self._active: dict[str, _Active] = {}
         self._queued = 0
+        self._waiting: dict[str, str] = {}
+        """Job to tenant, of those that were accepted here and have not begun since: that they have not ended is known without the store."""
         self._may_wait = True
         """Whether the store may hold jobs that wait: only then is it asked."""
         self._wake = asyncio.Event()
@@ -299,6 +301,7 @@ class Scheduler:
         if occupant is not None:
             self._begin(submitted.job, occupant)
             return submitted
+        self._waiting[submitted.job.id] = submitted.job.tenant
         self.look_at_waiting()
         if job.spec.queue_seconds is not None:
             self._look_again.set()
@@ -363,7 +366,8 @@ class Scheduler:
         """The job when it has ended, or as it is after so long. Raises NotFound."""
         with self._ends.watching(job_id) as ended:
             active = self._active.get(job_id)
-            if active is None or active.job.tenant != tenant:
+            goes_on = active is not None and active.job.tenant == tenant
+            if not goes_on and self._waiting.get(job_id) != tenant:
                 job = await self._store.get(tenant, job_id)
                 if job.state in TERMINAL:
                     return job
@@ -623,6 +627,7 @@ class Scheduler:
             inline_bytes=self._inline_log_bytes,
         )
         active = self._active[job.id] = _Active(job, log, occupant)
+        self._waiting.pop(job.id, None)
         self._turn += 1
         self._turns[job.tenant] = self._turn
         if job.cancel_requested:
@@ -808,6 +813,7 @@ class Scheduler:
                 await asyncio.to_thread(contents.remove, [job.id])
 
     async def _end_waiting(self, job: Job) -> None:
+        self._waiting.pop(job.id, None)
         await self._remove(self._uploads, job, of=job.spec.has_upload)
         self._queued = max(0, self._queued - 1)
         if job.result is not None:

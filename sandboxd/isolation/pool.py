@@ -60,6 +60,8 @@ class _Shape(Generic[P]):
         self.drop_at: asyncio.TimerHandle | None = None
 
 
+_SETTLED_SECONDS = 0.06
+"""From when a sandbox stands until its init does nothing more: it has rehearsed by then, and its memory stays as it is."""
 _ANSWER_SECONDS = 0.005
 """From a sandbox's end until its job is on the disk and its client has the answer, mostly."""
 
@@ -77,7 +79,7 @@ class Pool(Generic[P]):
         shapes: int,
         idle_seconds: float,
     ) -> None:
-        """`make_ready` does to a sandbox that is to be parked what its job would wait for otherwise. May raise SandboxFailed."""
+        """`make_ready` does to a sandbox that is parked for a moment what its job would wait for otherwise. May raise SandboxFailed."""
         self._launcher = launcher
         self._make_place = make_place
         self._make_ready = make_ready
@@ -201,15 +203,16 @@ class Pool(Generic[P]):
                 if self._shapes.get(spec) is not shape:
                     return
                 taken = Taken(*await self._build(spec), warm=True)
-                self._make_ready_or_end(taken)
         except SandboxdError:
             return  # The next job of this shape builds its own and is told what is wrong.
         finally:
             shape.building -= 1
-        if self._shapes.get(spec) is shape:
-            shape.parked.append(taken)
-        else:
+        if self._shapes.get(spec) is not shape:
             self.discard(taken)
+            return
+        shape.parked.append(taken)
+        loop = asyncio.get_running_loop()
+        loop.call_later(_SETTLED_SECONDS, self._get_ready, shape, taken)
 
     async def _build(self, spec: SandboxSpec) -> tuple[Sandbox, P]:
         place = self._make_place()
@@ -223,14 +226,17 @@ class Pool(Generic[P]):
         place.watch(sandbox.pid)
         return sandbox, place
 
-    def _make_ready_or_end(self, taken: Taken[P]) -> None:
-        """Raises SandboxFailed. No other is built in its place: that would fail as well, again and again."""
+    def _get_ready(self, shape: _Shape[P], taken: Taken[P]) -> None:
+        """One that is taken before has a job that cannot wait for this, and does all of it by itself."""
+        if taken not in shape.parked:
+            return
         try:
             self._make_ready(taken)
-        except BaseException:
+        except SandboxFailed:
+            # No other is built in its place: that would fail as well, again and again.
+            shape.parked.remove(taken)
             taken.sandbox.kill()
             self._spawn(self._remove(taken))
-            raise
 
     async def _replace_later(self, taken: Taken[P]) -> None:
         try:

@@ -41,6 +41,8 @@ _FREEZE_ANEW = 20
 """After so many looks it is begun again."""
 
 PIDS_PEAK_SINCE = (6, 1)
+_NEAR_BYTES = 2**20
+"""Without having come so near to its limit no process is killed for want of memory (try_charge_memcg() in mm/memcontrol.c)."""
 
 
 class Driver1:
@@ -69,6 +71,7 @@ class Driver1:
             self.has_swap_limit = self._check_swap_limit(host)
             self.has_socket_limit = self._check_socket_limit()
             self.has_pids_peak = self._check_pids_peak(host)
+            self.has_usual_period = self._check_period()
             self.disks = disks if self._has_rates() else ()
             undo.pop_all()
 
@@ -136,6 +139,11 @@ class Driver1:
             )
         return False
 
+    def _check_period(self) -> bool:
+        """Whether a new cgroup has our period already, as it has the kernel's default: one file less to write for each job."""
+        fd = self.fds.get("cpu")
+        return fd is not None and read_number(fd, "cpu.cfs_period_us") == CPU_PERIOD_USEC
+
     def _has_rates(self) -> bool:
         """The kernel may have been built without (CONFIG_BLK_DEV_THROTTLING)."""
         fd = self.fds.get("blkio")
@@ -165,6 +173,9 @@ class Group1:
         self._cpuset_fd = driver.fds.get("cpuset")
         self._io_bytes_per_second = 0
         self._limits = Written()
+        self._quota_seconds = 0.0
+        """Of CPU time, in each period."""
+        self._memory_limit = 0
         self._memory_and_swap_limit = 0
         """0: none yet."""
         self._own_memory_bytes = 0
@@ -180,6 +191,11 @@ class Group1:
         """
         return tuple(f"{path}/{self._name}/tasks" for path in self._driver.instance_fds)
 
+    def prepare(self, limits: Limits) -> None:
+        """Set limits that are likely to be applied: then `apply` has less to do. Raises SandboxFailed."""
+        self._measure_own()
+        self.change(limits)
+
     def apply(self, limits: Limits, *, started: int = 0) -> None:
         """Set the limits, and count from here on. Raises SandboxFailed.
 
@@ -187,17 +203,21 @@ class Group1:
         `started` of the processes are not.
         """
         name = self._name
-        if self._memory_fd is not None:
-            self._own_memory_bytes = read_number(self._memory_fd, f"{name}/memory.usage_in_bytes")
-        if self._pids_fd is not None:
-            self._own_pids = read_number(self._pids_fd, f"{name}/pids.current") - started
-            if started and self._driver.has_pids_peak:
-                self._pids_peak_before = read_number(self._pids_fd, f"{name}/pids.peak")
+        self._measure_own(started)
+        if started and self._pids_fd is not None and self._driver.has_pids_peak:
+            self._pids_peak_before = read_number(self._pids_fd, f"{name}/pids.peak")
         self.change(limits)
         if self._memory_fd is not None:
             write_file(self._memory_fd, f"{name}/memory.max_usage_in_bytes", "0")
         if self._cpuacct_fd is not None:
             write_file(self._cpuacct_fd, f"{name}/cpuacct.usage", "0")
+
+    def _measure_own(self, started: int = 0) -> None:
+        name = self._name
+        if self._memory_fd is not None:
+            self._own_memory_bytes = read_number(self._memory_fd, f"{name}/memory.usage_in_bytes")
+        if self._pids_fd is not None:
+            self._own_pids = read_number(self._pids_fd, f"{name}/pids.current") - started
 
     def change(self, limits: Limits) -> None:
         """Set other limits, and go on counting. Raises SandboxFailed, also if it uses more memory than it may now."""
@@ -210,8 +230,10 @@ class Group1:
             self._most_pids = limits.pids
         if self._cpu_fd is not None:
             quota = round(limits.cpus * CPU_PERIOD_USEC)
-            self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
+            if not self._driver.has_usual_period:
+                self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
             self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_quota_us", str(quota))
+            self._quota_seconds = quota / 1e6
         if self._blkio_fd is not None and limits.io_bytes_per_second != self._io_bytes_per_second:
             self._change_io(self._blkio_fd, limits.io_bytes_per_second)
 
@@ -243,7 +265,7 @@ class Group1:
             files.append(("memory.kmem.tcp.limit_in_bytes", limit))
         for file, value in files:
             self._limits.write(memory_fd, f"{self._name}/{file}", str(value))
-        self._memory_and_swap_limit = with_swap
+        self._memory_limit, self._memory_and_swap_limit = limit, with_swap
 
     @property
     def can_freeze(self) -> bool:
@@ -297,7 +319,7 @@ class Group1:
         """All figures. Raises SandboxFailed."""
         name = self._name
         cpu = user = system = throttled = None
-        memory_peak = pids_peak = None
+        memory_peak = pids_peak = oom_kills = None
         if self._cpuacct_fd is not None:
             cpu = read_number(self._cpuacct_fd, f"{name}/cpuacct.usage") / 1e9
             user, system = split_cpu(
@@ -306,10 +328,14 @@ class Group1:
                 read_number(self._cpuacct_fd, f"{name}/cpuacct.usage_sys"),
             )
         if self._cpu_fd is not None:
-            throttled = read_table(self._cpu_fd, f"{name}/cpu.stat")["throttled_time"] / 1e9
+            throttled = self._throttled_seconds(cpu)
         if self._memory_fd is not None:
             peak = read_number(self._memory_fd, f"{name}/memory.max_usage_in_bytes")
             memory_peak = max(0, peak - self._own_memory_bytes)
+            if peak < self._memory_limit - _NEAR_BYTES:
+                oom_kills = 0
+            else:
+                oom_kills = self.oom_kills()
         if self._pids_fd is not None and self._driver.has_pids_peak:
             peak = read_number(self._pids_fd, f"{name}/pids.peak")
             pids_peak = peak_since(self._pids_peak_before, peak, self._own_pids)
@@ -324,7 +350,15 @@ class Group1:
             memory_peak_bytes=memory_peak,
             pids_peak=pids_peak,
             forks_refused=refused,
+            oom_kills=oom_kills,
         )
+
+    def _throttled_seconds(self, cpu_seconds: float | None) -> float:
+        """How long it had to wait because its share was used up: not at all where it never used what one period gives."""
+        if cpu_seconds is not None and cpu_seconds < self._quota_seconds / 2:
+            return 0.0
+        cpu_fd = self._driver.fds["cpu"]
+        return read_table(cpu_fd, f"{self._name}/cpu.stat")["throttled_time"] / 1e9
 
     def now(self) -> CgroupNow:
         """What the job has at this moment. Raises SandboxFailed."""

@@ -166,18 +166,18 @@ class Group2:
         """Processes that are not the job's."""
         return self._own_pids
 
+    def prepare(self, limits: Limits) -> None:
+        """Set limits that are likely to be applied: then `apply` has less to do. Raises SandboxFailed."""
+        self._measure_own()
+        self.change(limits)
+
     def apply(self, limits: Limits, *, started: int = 0) -> None:
         """Set the limits, and count from here on. Raises SandboxFailed.
 
         What is in the cgroup now (the sandbox's init, parked) is ours: it is added to the limits and taken off the figures.
         `started` of the processes are not.
         """
-        controllers = self._driver.controllers
-        if "memory" in controllers:
-            self._own_memory_bytes = read_number(self._fd, "memory.current")
-            self._limits.write(self._fd, "memory.oom.group", "1")
-        if "pids" in controllers:
-            self._own_pids = read_number(self._fd, "pids.current") - started
+        self._measure_own(started)
         self.change(limits)
         self._own_cpu = read_table(self._fd, "cpu.stat")
         self._stalls_before = self._read_stalls()
@@ -187,13 +187,20 @@ class Group2:
             if started and name in self._driver.offered
         }
 
+    def _measure_own(self, started: int = 0) -> None:
+        controllers = self._driver.controllers
+        if "memory" in controllers:
+            self._own_memory_bytes = read_number(self._fd, "memory.current")
+        if "pids" in controllers:
+            self._own_pids = read_number(self._fd, "pids.current") - started
+
     def change(self, limits: Limits) -> None:
         """Set other limits, and go on counting. Raises SandboxFailed."""
         controllers = self._driver.controllers
         if "memory" in controllers:
-            self._limits.write(
-                self._fd, "memory.max", str(limits.memory_bytes + self._own_memory_bytes)
-            )
+            self._limits.write(self._fd, "memory.oom.group", "1")
+            most_bytes = limits.memory_bytes + self._own_memory_bytes
+            self._limits.write(self._fd, "memory.max", str(most_bytes))
             if self._driver.has_swap_limit:
                 self._limits.write(self._fd, "memory.swap.max", str(limits.swap_bytes))
         if "pids" in controllers:
@@ -274,6 +281,7 @@ class Group2:
             io_read_bytes=io_read,
             io_write_bytes=io_write,
             forks_refused=refused,
+            oom_kills=self.oom_kills(),
         ).with_stalls(stalls)
 
     def now(self) -> CgroupNow:

@@ -211,6 +211,12 @@ class Cgroup:
         if self._group2 is not None:
             write_file(self._group2.directory_fd(), "cgroup.procs", str(pid))
 
+    def prepare(self, limits: Limits) -> None:
+        """Set limits that are likely to be applied: then `apply` has less to do. Raises SandboxFailed."""
+        for group in (self._group1, self._group2):
+            if group is not None:
+                group.prepare(limits)
+
     def apply(self, limits: Limits, *, started: int = 0) -> None:
         """Set the limits, now that the command is known, and count usage from here on. Raises SandboxFailed.
 

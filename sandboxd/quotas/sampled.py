@@ -91,7 +91,10 @@ class SampledGroup:
         """All figures; peaks are those that were seen."""
         cpu = self.cpu_seconds()
         return CgroupUsage(
-            cpu_seconds=cpu, memory_peak_bytes=self._memory_peak_bytes, pids_peak=self._pids_peak
+            cpu_seconds=cpu,
+            memory_peak_bytes=self._memory_peak_bytes,
+            pids_peak=self._pids_peak,
+            oom_kills=self.oom_kills(),
         )
 
     def kill(self) -> None:

@@ -18,6 +18,8 @@ class CgroupUsage(NamedTuple):
     io_write_bytes: int | None = None
     forks_refused: int | None = None
     """How often a process or thread was not made because of the limit."""
+    oom_kills: int | None = None
+    """How many processes the kernel killed because of the memory limit."""
     cpu_pressure_seconds: float | None = None
     """In which at least one process waited for a CPU, as the next two (`quotas.stalls`)."""
     memory_pressure_seconds: float | None = None

@@ -82,7 +82,7 @@ class Totals:
         self._alone = alone
         self._peak_is_own = alone and place.restart_memory_peak()
         self._before = place.read()
-        self._kills_before = place.oom_kills()
+        self._kills_before = self._before.oom_kills or 0
 
     def cpu_seconds(self) -> float | None:
         now = self._place.cpu_seconds()

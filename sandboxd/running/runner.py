@@ -299,8 +299,8 @@ class Runner:
             if samples is not None:
                 samples.stop()
             await disconnect(taken, connection, outcome, attempt.stop)
-            outcome.oom_kills = taken.place.oom_kills()
             outcome.usage = taken.place.read().plus_cpu(outcome.checkers_cpu_seconds)
+            outcome.oom_kills = outcome.usage.oom_kills or 0
 
     async def _keep(self, attempt: Attempt, result: Result) -> str | None:
         """Hand the sandbox of a job that failed over to who keeps it for a while, if the job says so. Its id from then on."""

@@ -46,6 +46,12 @@ class CountedPlace:
 Work = Callable[[Pool[CountedPlace], list[CountedPlace]], Awaitable[Any]]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10 * TIME_FACTOR):
+        while not condition():  # noqa: ASYNC110 (of the pool, which tells nobody)
+            await asyncio.sleep(0.005)
+
+
 def with_pool(bench: Bench, work: Work, busy: int = 1, **bounds: Any) -> Any:
     """Run `work` with a pool, close the pool, and see that nothing is left of it."""
 
@@ -106,19 +112,37 @@ def test_a_sandbox_in_which_nothing_runs_any_more_ends_a_moment_later(bench: Ben
     with_pool(bench, work)
 
 
-def test_a_sandbox_that_cannot_be_made_ready_is_not_parked(bench: Bench) -> None:
+def test_a_sandbox_that_cannot_be_made_ready_does_not_stay_parked(bench: Bench) -> None:
     def fails(_: Taken[CountedPlace]) -> None:
         raise SandboxFailed("cgroup memory.max", "no")
 
     async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
         pool.prepare(bench.spec())
         await pool.settled()
-        assert (pool.parked, len(places)) == (0, 0)
+        await until(lambda: pool.parked == 0)
+        await pool.settled()
+        assert len(places) == 0
         taken = await pool.take(bench.spec())
         assert not taken.warm
         pool.discard(taken)
 
     with_pool(bench, work, make_ready=fails)
+
+
+def test_a_parked_sandbox_is_made_ready_once_and_not_when_it_is_taken_before(bench: Bench) -> None:
+    ready: list[Taken[CountedPlace]] = []
+
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        await until(lambda: pool.parked == 2)
+        early = await pool.take(bench.spec())
+        await until(lambda: len(ready) == 2)
+        await asyncio.sleep(0.2)
+        assert len(ready) == 2
+        assert early not in ready
+        pool.discard(early)
+
+    with_pool(bench, work, make_ready=ready.append)
 
 
 def test_a_shape_that_is_not_parked_is_built_at_once_and_parked_when_it_is_used_again(

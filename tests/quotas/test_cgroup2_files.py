@@ -147,6 +147,7 @@ def test_usage_is_what_the_job_had_without_init(group: Group2) -> None:
         pids_peak=4,
         io_read_bytes=4196,
         io_write_bytes=8192,
+        oom_kills=2,
         cpu_pressure_seconds=0.0,
         memory_pressure_seconds=0.0,
         io_pressure_seconds=0.0,
