@@ -227,7 +227,9 @@ def _time_limits(
 ) -> Iterator[None]:
     """Stop the job when its wall time or its CPU time is used up, or when it writes nothing for too long."""
     loop, limits = asyncio.get_running_loop(), outcome.limits
-    wall = loop.call_later(limits.wall_seconds, stop, Reason.WALL_SECONDS)
+    begun = outcome.command_started or time.monotonic()  # Which we hear of a moment later.
+    left = max(0.0, begun + limits.wall_seconds - time.monotonic())
+    wall = loop.call_later(left, stop, Reason.WALL_SECONDS)
     watches = (
         _watch_cpu(cgroup, counted, limits, stop, cpu_count),
         _watch_output(outcome, stop),
