@@ -7,6 +7,8 @@ import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _LENGTH = 26
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_SHIFTS = range(5 * (_LENGTH - 2), -1, -10)
 _PATTERN = re.compile(rf"[a-z]{{2,8}}_[{_ALPHABET}]{{{_LENGTH}}}")
 
 
@@ -39,7 +41,7 @@ def new_id(prefix: str) -> str:
     version, variant = 0x7, 0x2
     number = milliseconds << 80 | version << 76 | (below >> 62) << 64 | variant << 62
     number |= below & ((1 << 62) - 1)
-    digits = [_ALPHABET[(number >> shift) & 31] for shift in range(5 * (_LENGTH - 1), -1, -5)]
+    digits = [_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS]
     return f"{prefix}_{''.join(digits)}"
 
 

@@ -1,10 +1,13 @@
 """How the service's own log looks: one line per event on standard error."""
 
+import json
 import logging
 import sys
+from collections.abc import Callable
 
+import msgspec
 import structlog
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from sandboxd.errors import BrokenOff
 from sandboxd.settings import LogSettings
@@ -13,20 +16,22 @@ from sandboxd.settings import LogSettings
 def configure_logging(settings: LogSettings) -> None:
     """For people on a terminal, JSON lines elsewhere, unless the settings say otherwise."""
     as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
-    renderer: Processor = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    processors: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    logger_factory: Callable[..., WrappedLogger]
     if as_json:
-        renderer = structlog.processors.JSONRenderer()
+        processors += [structlog.processors.format_exc_info, _tidy, _as_json]
+        logger_factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        processors += [structlog.dev.set_exc_info, _tidy, renderer]
+        logger_factory = structlog.PrintLoggerFactory(sys.stderr)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info if as_json else structlog.dev.set_exc_info,
-            _tidy,
-            renderer,
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(settings.level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=logger_factory,
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_Library()], level=logging.WARNING, force=True)
@@ -36,6 +41,20 @@ def _tidy(_logger: object, _method: str, event: EventDict) -> EventDict:
     """When, how bad and what come first, then the rest; what has no value is left out."""
     first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
     return first | {name: value for name, value in event.items() if value is not None}
+
+
+def _as_json(_logger: object, _method: str, event: EventDict) -> bytes:
+    """In ASCII, so that nothing in a line acts on a terminal or is taken for its end."""
+    try:
+        line = _to_json(event)
+    except (msgspec.MsgspecError, ValueError, OverflowError):
+        line = b""  # a lone surrogate of a file's name, or a number that is too long
+    if line and line.isascii():
+        return line
+    return json.dumps(event, default=repr).encode()
+
+
+_to_json = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 class _Library(logging.Handler):

@@ -50,6 +50,8 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                # Nobody asks for the client's address: what a proxy says of it is not read.
+                proxy_headers=False,
                 server_header=False,
                 limit_concurrency=most_connections,
                 timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_seconds)),

@@ -84,24 +84,39 @@ def create_api(
     )
     authentication: Authentication = BearerKeys(store) if settings.auth else NoAuthentication()
     guard = None if settings.auth else LocalOnly(parse_address(settings.listen))
-    return Envelope(_router(table, parts, authentication), metrics=metrics, guard=guard)
+    return Envelope(_Paths(table, parts, authentication), metrics=metrics, guard=guard)
 
 
-def _router(table: tuple[Route, ...], parts: Parts, authentication: Authentication) -> Router:
-    by_path: dict[str, list[Route]] = {}
-    for route in table:
-        by_path.setdefault(route.path, []).append(route)
-    resources: list[BaseRoute] = [
-        StarletteRoute(path, Resource(routes, parts, authentication))
-        for path, routes in by_path.items()
-    ] + [
-        WebSocketRoute(
-            exec_socket.PATH,
-            SocketResource(exec_socket.connect, exec_socket.PATH, parts, authentication),
-        )
-    ]
-    # A path with a slash at its end is another path: it is not there, rather than redirected.
-    return Router(routes=resources, redirect_slashes=False, default=_not_found)
+class _Paths:
+    """All resources: one whose path has no parameters is looked up, the others are tried one after the other."""
+
+    def __init__(
+        self, table: tuple[Route, ...], parts: Parts, authentication: Authentication
+    ) -> None:
+        by_path: dict[str, list[Route]] = {}
+        for route in table:
+            by_path.setdefault(route.path, []).append(route)
+        resources = {
+            path: Resource(routes, parts, authentication) for path, routes in by_path.items()
+        }
+        self._plain = {path: each for path, each in resources.items() if "{" not in path}
+        others: list[BaseRoute] = [
+            StarletteRoute(path, each)
+            for path, each in resources.items()
+            if path not in self._plain
+        ]
+        socket = SocketResource(exec_socket.connect, exec_socket.PATH, parts, authentication)
+        others.append(WebSocketRoute(exec_socket.PATH, socket))
+        # A path with a slash at its end is another path: it is not there, rather than redirected.
+        self._others = Router(routes=others, redirect_slashes=False, default=_not_found)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        resource = self._plain.get(scope["path"]) if scope["type"] == "http" else None
+        if resource is None:
+            await self._others(scope, receive, send)
+        else:
+            scope["path_params"] = {}
+            await resource(scope, receive, send)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

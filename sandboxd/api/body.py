@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
+from sandboxd.api.connections import WHOLE
 from sandboxd.api.problems import HttpRefused
 from sandboxd.errors import Malformed, TooLarge
 
@@ -41,6 +42,8 @@ async def read_body(
     if (declared_size(scope) or 0) > max_bytes:
         raise too_large(max_bytes)
     refuse_coding(scope)
+    if scope.get("state", {}).get(WHOLE):
+        return await _receive_all(receive, max_bytes)
     try:
         async with asyncio.timeout(timeout_seconds):
             return await _receive_all(receive, max_bytes)

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import termios
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -26,6 +26,8 @@ OVER_LIMIT = "over_limit"
 """In the scope's state of requests on a connection that was one too many: they are to be refused."""
 AUTHORITY = "authority"
 """In the scope's state: the authority that an absolute request target names (RFC 9112, 3.2.2)."""
+WHOLE = "whole"
+"""In the scope's state: the whole body is here, and nothing is to be waited for."""
 MOST_TOLD = 64
 """So many connections over the limit are kept until they are told so; any more are closed at once."""
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
@@ -75,6 +77,42 @@ class _CutsOff(asyncio.Protocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+
+
+class _OneWrite:
+    """What one answer is written to: its head goes out together with what follows in the same turn of the loop.
+
+    Apart, each would be a system call and a segment of its own.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+        self._begun = False
+
+    def write(self, piece: bytes) -> None:
+        if not self._begun:
+            self._begun = True
+            self._head = piece
+            self._loop.call_soon(self._flush)
+        elif self._head is not None:
+            head, self._head = self._head, None
+            self._transport.writelines((head, piece))
+        else:
+            self._transport.write(piece)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        head, self._head = self._head, None
+        if head is not None and not self._transport.is_closing():
+            self._transport.write(head)
 
 
 class SocketConnection(_CutsOff, WebSocketsSansIOProtocol):
@@ -132,7 +170,14 @@ class Connection(_CutsOff, HttpToolsProtocol):
         absolute = _ABSOLUTE.match(self.url)
         if absolute is not None:
             self.scope["state"][AUTHORITY] = absolute[1]
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = cast(asyncio.Transport, _OneWrite(self.transport, self.loop))
+
+    def on_message_complete(self) -> None:
+        self.scope["state"][WHOLE] = True
+        super().on_message_complete()
 
     def _await_head(self) -> None:
         if self._head_timer is None:

@@ -1,6 +1,7 @@
 """Request headers that steer a call: Prefer, Idempotency-Key, traceparent, If-None-Match, Accept, Range."""
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sandboxd.errors import Malformed
@@ -11,6 +12,17 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _WAIT = re.compile(r'wait\s*=\s*"?([0-9]{1,6})"?')
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _QUALITY = re.compile(r"q\s*=\s*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+
+
+Headers = Mapping[bytes, list[bytes]]
+"""By name in lower case, each with every value that was given."""
+
+
+def headers_by_name(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        found.setdefault(name, []).append(value)
+    return found
 
 
 class Preference(NamedTuple):

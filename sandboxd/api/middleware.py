@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandboxd.api.auth import LocalOnly
 from sandboxd.api.connections import AUTHORITY, OVER_LIMIT
-from sandboxd.api.headers import parse_traceparent
+from sandboxd.api.headers import Headers, headers_by_name, parse_traceparent
 from sandboxd.api.parts import Metrics
 from sandboxd.api.problems import TooManyConnections, is_internal, problem_of
 from sandboxd.api.tenants import RATES, rate_headers
@@ -66,8 +66,8 @@ class Envelope:
         try:
             if exchange.state.get(OVER_LIMIT):
                 raise TooManyConnections
-            _check_origin(scope)
-            _check_path(scope)
+            _check_origin(exchange.headers, exchange.state.get(AUTHORITY))
+            _check_path(exchange.raw_path)
             if self._guard is not None:
                 self._guard.check(scope)
             await self._app(scope, receive, exchange.send)
@@ -89,7 +89,7 @@ class Envelope:
             "request",
             request_id=exchange.request_id,
             method=exchange.scope["method"],
-            path=_raw_path(exchange.scope).decode("ascii", "backslashreplace"),
+            path=exchange.raw_path.decode("ascii", "backslashreplace"),
             route=route,
             status=exchange.status,
             seconds=round(seconds, 6),
@@ -106,10 +106,12 @@ class _Exchange:
         self.scope = scope
         self.started = time.perf_counter()
         self.status = 0
-        self.request_id = _request_id(scope)
+        self.headers = headers_by_name(scope["headers"])
+        self.raw_path = _raw_path(scope)
+        self.request_id = _request_id(self.headers)
         self.state: dict[str, Any] = scope.setdefault("state", {})
         self.state["request_id"] = self.request_id
-        self.state["traceparent"] = _traceparent(scope)
+        self.state["traceparent"] = _traceparent(self.headers)
         self._send = send
 
     async def send(self, message: Message) -> None:
@@ -162,20 +164,17 @@ class _SocketExchange(_Exchange):
         await self._send({"type": "websocket.http.response.body", "body": problem.body})
 
 
-def _check_origin(scope: Scope) -> None:
+def _check_origin(headers: Headers, authority: bytes | None) -> None:
     """Raises Malformed where a proxy in front of us and we could take the request for different ones."""
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    origins = [value for name, value in scope["headers"] if name == b"origin"]
-    if len(hosts) > 1 or len(origins) > 1:
+    hosts = headers.get(b"host", [])
+    if len(hosts) > 1 or len(headers.get(b"origin", [])) > 1:
         raise Malformed("Host and Origin may be there once only.", code="header_repeated")
-    authority: bytes | None = scope["state"].get(AUTHORITY)
     if authority is not None and [authority.lower()] != [host.strip().lower() for host in hosts]:
         raise Malformed("The target of the request and Host differ.", code="target_malformed")
 
 
-def _check_path(scope: Scope) -> None:
+def _check_path(raw_path: bytes) -> None:
     """Raises Malformed for a path that two readers could read differently."""
-    raw_path = _raw_path(scope)
     if raw_path.startswith(_IMAGES):
         raw_path = _ESCAPED_SLASH.sub(b"/", raw_path)
     if _TRICKY_ESCAPE.search(raw_path) or _TRICKY_PATH.search(raw_path):
@@ -191,13 +190,11 @@ def _raw_path(scope: Scope) -> bytes:
     return raw_path if raw_path is not None else scope["path"].encode("utf-8")
 
 
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            return value.decode("ascii") if _REQUEST_ID.fullmatch(value) else new_id("req")
-    return new_id("req")
+def _request_id(headers: Headers) -> str:
+    value, *_ = headers.get(b"x-request-id", [b""])
+    return value.decode("ascii") if _REQUEST_ID.fullmatch(value) else new_id("req")
 
 
-def _traceparent(scope: Scope) -> str | None:
-    values = [value for name, value in scope["headers"] if name == b"traceparent"]
+def _traceparent(headers: Headers) -> str | None:
+    values = headers.get(b"traceparent", [])
     return parse_traceparent(values[0].decode("latin-1")) if len(values) == 1 else None

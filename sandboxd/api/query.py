@@ -1,5 +1,6 @@
 """Query parameters: only known ones, each with a value that can be used, all faults told at once."""
 
+import functools
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -184,6 +185,11 @@ class QueryReader:
 
 def rfc3339(unix_seconds: float) -> str:
     """A time as we write it: UTC with milliseconds."""
-    milliseconds = math.floor(unix_seconds * 1000)
-    moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z"
+    seconds, milliseconds = divmod(math.floor(unix_seconds * 1000), 1000)
+    return f"{_up_to_the_second(seconds)}.{milliseconds:03d}Z"
+
+
+@functools.lru_cache(maxsize=256)
+def _up_to_the_second(unix_seconds: int) -> str:
+    """Of a job, most times are of one second, or of two."""
+    return f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%dT%H:%M:%S}"

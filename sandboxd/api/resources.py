@@ -96,6 +96,7 @@ class Resource:
         self._routes = {route.method: route for route in routes}
         if "GET" in self._routes:
             self._routes["HEAD"] = self._routes["GET"]
+        self._media_types = {route.method: route.media_types for route in routes}
         self._known_parameters = {
             route.method: frozenset(
                 parameter.name.removesuffix("KEY")
@@ -134,11 +135,12 @@ class Resource:
             count_request(self._parts, principal, scope)
             require_scope(principal, route.scope)
         parameters: dict[str, str] = scope["path_params"]
-        media_type = _media_type_for(route, scope)
+        media_type = _media_type_for(self._media_types[route.method], scope)
         _check_ids(parameters)
         state["job_id"] = parameters.get("job_id")
-        query = parse_query(scope["query_string"], self._known_parameters[route.method])
-        if not self._known_parameters[route.method]:
+        known = self._known_parameters[route.method]
+        query = parse_query(scope["query_string"], known)
+        if query.unknown and not known:
             query.reader().done()  # handlers without parameters read none
         return Call(
             parts=self._parts,
@@ -189,12 +191,11 @@ class SocketResource:
         await self._handler(call, WebSocket(scope, receive, send))
 
 
-def _media_type_for(route: Route, scope: Scope) -> str:
-    """What the client likes best of the forms in which the route answers (RFC 9110, 12.5.1); empty if there are none.
+def _media_type_for(offered: tuple[str, ...], scope: Scope) -> str:
+    """What the client likes best of the forms in which a route answers (RFC 9110, 12.5.1); empty if there are none.
 
     Raises HttpRefused (406) if it takes none of them. Problems are sent whatever it takes.
     """
-    offered = route.media_types
     if not offered:
         return ""
     accept = b", ".join(value for name, value in scope["headers"] if name == b"accept")

@@ -1,5 +1,6 @@
 """Limits of a job: what they are, and what happens when a job asks for more than the operator allows."""
 
+import functools
 import math
 
 import msgspec
@@ -116,6 +117,15 @@ def settle(
     A default above its ceiling is lowered without a word; an explicit wish above it is refused. `own`: ceilings of the
     tenant, which hold where they are lower.
     """
+    limits, faults = _settled(asked, defaults, ceilings, own)
+    return limits, list(faults)
+
+
+@functools.lru_cache(maxsize=256)
+def _settled(
+    asked: LimitsAsked, defaults: Limits, ceilings: Limits, own: LimitsAsked
+) -> tuple[Limits, tuple[Fault, ...]]:
+    """Most jobs ask for what others asked for before."""
     faults: list[Fault] = []
     values: dict[str, float | int] = {}
     for name in Limits.__struct_fields__:
@@ -132,7 +142,7 @@ def settle(
             faults.append(Fault(f"/limits/{word}", _out_of_bounds(name, wish, least, most) + note))
             wish = most
         values[name] = wish
-    return Limits(**values), faults  # type: ignore[arg-type]
+    return Limits(**values), tuple(faults)  # type: ignore[arg-type]
 
 
 def _out_of_bounds(name: str, wish: float, least: float, most: float) -> str:
