@@ -1,15 +1,15 @@
 """Who runs next: waiting jobs are shown to who chooses, and those that are chosen are claimed, in one transaction."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, insert, select, update
 
 from sandboxd.admission import Choose
 from sandboxd.jobs import WAITING, Candidate, Job, Reason, State
-from sandboxd.store import tables
+from sandboxd.store import stored_input, tables
 from sandboxd.store.prepared import Prepared
-from sandboxd.store.records import event_values, has_contents, job_from, with_input
+from sandboxd.store.records import event_values, job_from
 
 _job = tables.job
 _INSERT_EVENT = Prepared(insert(tables.job_event))
@@ -65,9 +65,10 @@ _CANDIDATES_OF_OTHER_KEYS = _candidates(_OF_OTHER_KEYS)
 """A key that has enough must not fill the part of its tenant's line that is looked at."""
 _CANDIDATES_OF_OTHER_IMAGES = _candidates(_OF_OTHER_KEYS, _OF_OTHER_IMAGES)
 """The same for an image that is crowded."""
-_CLAIM = (
+_USUAL_CANDIDATES = Prepared(_CANDIDATES)
+_CLAIM = Prepared(
     update(_job)
-    .where(_job.c.id.in_(bindparam("job_ids", expanding=True)), _WAITS)
+    .where(_job.c.id == bindparam("of_job"), _WAITS)
     .values(
         state=State.STARTING.value,
         reason=Reason.CLAIMED.value,
@@ -92,6 +93,7 @@ def claim(
 
     `passed_over`: keys whose jobs are not looked at; `of_images`: tenants and images, the same.
     """
+    rows: Iterable[Any]
     if of_images:
         names = [f"{tenant} {image}" for tenant, image in of_images]
         values = {"now": now, "passed_over": list(passed_over), "of_images": names}
@@ -100,26 +102,10 @@ def claim(
         values = {"now": now, "passed_over": list(passed_over)}
         rows = connection.execute(_CANDIDATES_OF_OTHER_KEYS, values)
     else:
-        rows = connection.execute(_CANDIDATES, {"now": now})
+        rows = _USUAL_CANDIDATES.rows(connection, {"now": now})
     candidates = [Candidate(*row) for row in rows]
-    job_ids = list(choose(candidates)) if candidates else []
-    if not job_ids:
-        return []
-    claimed = connection.execute(_CLAIM, {"owner": owner, "job_ids": job_ids}).all()
-    wanted = tables.job_stdin.c.job_id.in_([row.id for row in claimed])
-    stdin = {
-        row.job_id: row.stdin for row in connection.execute(select(tables.job_stdin).where(wanted))
-    }
-    jobs = [job_from(row) for row in claimed]
-    contents = _contents_of(connection, [job.id for job in jobs if has_contents(job)])
-    jobs = [with_input(job, stdin.get(job.id), contents.get(job.id)) for job in jobs]
+    job_ids = choose(candidates) if candidates else ()
+    claimed = [_CLAIM.row(connection, {"owner": owner, "of_job": job_id}) for job_id in job_ids]
+    jobs = [stored_input.added(connection, job_from(row)) for row in claimed if row is not None]
     _INSERT_EVENT.execute_each(connection, [event_values(job, now) for job in jobs])
-    return sorted(jobs, key=lambda job: job_ids.index(job.id))
-
-
-def _contents_of(connection: Connection, job_ids: list[str]) -> dict[str, bytes]:
-    if not job_ids:
-        return {}
-    part = tables.job_contents
-    rows = connection.execute(select(part).where(part.c.job_id.in_(job_ids)))
-    return {row.job_id: row.contents for row in rows}
+    return jobs

@@ -9,25 +9,27 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, se
 
 from sandboxd.errors import NotFound
 from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobEvent, Sample, State
-from sandboxd.store import tables
+from sandboxd.store import stored_input, tables
 from sandboxd.store.cursors import decode_cursor, encode_cursor
 from sandboxd.store.log_index import LogIndex
 from sandboxd.store.logs import StoredLog
+from sandboxd.store.prepared import Prepared
 from sandboxd.store.records import (
     PAGE_BYTES,
     Conservation,
     Page,
     artifact_from,
     event_from,
-    has_contents,
     job_from,
     listed,
     listed_bytes,
     log_from,
-    with_input,
 )
 
 _job = tables.job
+_MINE = and_(_job.c.id == bindparam("of_job"), _job.c.tenant == bindparam("of_tenant"))
+_GET = Prepared(select(_job).where(_MINE))
+_LOG = Prepared(select(_job.c.state, tables.job_log).outerjoin(tables.job_log).where(_MINE))
 _to_samples = msgspec.json.Decoder(tuple[Sample, ...]).decode
 
 
@@ -36,18 +38,11 @@ def get(connection: Connection, tenant: str, job_id: str, with_stdin: bool) -> J
 
     Raises NotFound.
     """
-    row = connection.execute(select(_job).where(_mine(tenant, job_id))).one_or_none()
+    row = _GET.row(connection, {"of_tenant": tenant, "of_job": job_id})
     if row is None:
         raise _not_found(job_id)
     job = _with_artifacts(connection, job_from(row))
-    if not with_stdin:
-        return job
-    part, of_files = tables.job_stdin, tables.job_contents
-    stdin = connection.scalar(select(part.c.stdin).where(part.c.job_id == job_id))
-    contents = None
-    if has_contents(job):
-        contents = connection.scalar(select(of_files.c.contents).where(of_files.c.job_id == job_id))
-    return with_input(job, stdin, contents)
+    return stored_input.added(connection, job) if with_stdin else job
 
 
 def _with_artifacts(connection: Connection, job: Job) -> Job:
@@ -156,10 +151,7 @@ def log(connection: Connection, tenant: str, job_id: str, base: Path) -> StoredL
 
     Raises NotFound, also (`log_gone`) if the log was a file that somebody removed.
     """
-    question = (
-        select(_job.c.state, tables.job_log).outerjoin(tables.job_log).where(_mine(tenant, job_id))
-    )
-    row = connection.execute(question).one_or_none()
+    row = _LOG.row(connection, {"of_tenant": tenant, "of_job": job_id})
     if row is None:
         raise _not_found(job_id)
     if State(row.state) not in TERMINAL:

@@ -5,6 +5,7 @@ PostgreSQL's `commit_delay`). So what belongs together and follows closely costs
 """
 
 import asyncio
+import math
 import queue
 import sqlite3
 import threading
@@ -21,7 +22,7 @@ T = TypeVar("T")
 Operation = Callable[[Connection], Any]
 
 MAX_GROUP = 256
-"""Operations per commit."""
+"""A commit of so many operations takes in no more that come."""
 
 
 class _Waiting(NamedTuple):
@@ -46,7 +47,9 @@ class Writer:
         self._driver = cast(sqlite3.Connection, connection.connection.driver_connection)
         self._check = check
         self._loop = asyncio.get_running_loop()
-        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._coming: list[_Waiting] = []
+        """Those of this turn of the loop: they are handed over together, which wakes the thread once."""
+        self._waiting: queue.SimpleQueue[list[_Waiting] | None] = queue.SimpleQueue()
         self._closing = False
         self._ended = False
         """For the thread: nothing comes any more."""
@@ -65,15 +68,23 @@ class Writer:
             raise Unavailable("the store is closed", code="store_closed")
         future: asyncio.Future[T] = self._loop.create_future()
         until = time.monotonic() + patience_seconds if patience_seconds else 0.0
-        self._waiting.put(_Waiting(operation, future, until))
+        if not self._coming:
+            self._loop.call_soon(self._hand_over)
+        self._coming.append(_Waiting(operation, future, until))
         return await future
 
     async def close(self) -> None:
         """Finish what was asked for, then end the thread. Twice is harmless."""
         if not self._closing:
             self._closing = True
+            self._hand_over()
             self._waiting.put(None)
         await asyncio.to_thread(self._thread.join)
+
+    def _hand_over(self) -> None:
+        if self._coming:
+            coming, self._coming = self._coming, []
+            self._waiting.put(coming)
 
     def _work(self) -> None:
         while not self._ended:
@@ -83,14 +94,14 @@ class Writer:
             else:
                 self._ended = True
 
-    def _commit(self, first: _Waiting) -> list[_Outcome]:
+    def _commit(self, first: list[_Waiting]) -> list[_Outcome]:
         """Try all that comes in one transaction; where that fails, one by one, so that only the guilty suffer."""
         group: list[_Waiting] = []
         try:
             return self._commit_together(self._arriving(first, group))
         except Exception as error:  # noqa: BLE001 whatever it is, it belongs to who waits
             if len(group) <= 1:
-                return [_Outcome(first.future, None, error)]
+                return [_Outcome(first[0].future, None, error)]
         return [outcome for waiting in group for outcome in self._commit_alone(waiting)]
 
     def _commit_alone(self, waiting: _Waiting) -> list[_Outcome]:
@@ -99,19 +110,19 @@ class Writer:
         except Exception as error:  # noqa: BLE001 as above
             return [_Outcome(waiting.future, None, error)]
 
-    def _arriving(self, first: _Waiting, group: list[_Waiting]) -> Iterator[_Waiting]:
+    def _arriving(self, first: list[_Waiting], group: list[_Waiting]) -> Iterator[_Waiting]:
         """`first`, then those that wait now, and those that come while all are patient. Each is put into `group`, too."""
-        waiting: _Waiting | None = first
-        until = first.until
-        while waiting is not None:
-            group.append(waiting)
-            yield waiting
-            if len(group) == MAX_GROUP:
+        coming: list[_Waiting] | None = first
+        until = math.inf
+        while coming is not None:
+            group += coming  # Also those that are not reached: whoever was taken out is answered.
+            yield from coming
+            if len(group) >= MAX_GROUP:
                 return
-            until = min(until, waiting.until)
+            until = min(until, *(waiting.until for waiting in coming))
             patience = max(0.0, until - time.monotonic())
             try:
-                waiting = self._waiting.get(patience > 0, patience)
+                coming = self._waiting.get(patience > 0, patience)
             except queue.Empty:
                 return
         self._ended = True

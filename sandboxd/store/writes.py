@@ -62,14 +62,21 @@ _HELD = and_(
     _job.c.lease_token == bindparam("token"),
     tables.state_in(ACTIVE),
 )
+_JOB = Prepared(select(_job).where(_job.c.id == bindparam("of_job")))
 _INSERT_JOB = Prepared(insert(_job))
-_INSERT_STDIN = insert(tables.job_stdin)
-_INSERT_CONTENTS = insert(tables.job_contents)
-_INSERT_STATS = insert(tables.job_stats)
-_INSERT_ARTIFACT = insert(tables.job_artifact)
-_INSERT_LABEL = insert(tables.job_label)
+_INSERT_STDIN = Prepared(insert(tables.job_stdin))
+_INSERT_CONTENTS = Prepared(insert(tables.job_contents))
+_INSERT_STATS = Prepared(insert(tables.job_stats))
+_INSERT_ARTIFACT = Prepared(insert(tables.job_artifact))
+_INSERT_LABEL = Prepared(insert(tables.job_label))
 _INSERT_EVENT = Prepared(insert(_event))
 _INSERT_LOG = Prepared(insert(tables.job_log))
+_OF_KEY = and_(
+    _idempotency.c.tenant == bindparam("of_tenant"), _idempotency.c.key == bindparam("of_key")
+)
+_FORMER = Prepared(select(_idempotency).where(_OF_KEY))
+_FORGET = Prepared(delete(_idempotency).where(_OF_KEY))
+_REMEMBER = Prepared(insert(_idempotency))
 _COUNT = Prepared(
     update(tables.job_total)
     .where(tables.job_total.c.name == bindparam("of_name"))
@@ -112,14 +119,13 @@ def submit(
     _INSERT_EVENT.execute_each(connection, events)
     _COUNT.execute(connection, {"of_name": "accepted"})
     if coming.stdin:
-        connection.execute(_INSERT_STDIN, {"job_id": job.id, "stdin": coming.stdin})
+        _INSERT_STDIN.execute(connection, {"job_id": job.id, "stdin": coming.stdin})
     if job.spec.contents:
-        values = {"job_id": job.id, "contents": job.spec.contents}
-        connection.execute(_INSERT_CONTENTS, values)
+        _INSERT_CONTENTS.execute(connection, {"job_id": job.id, "contents": job.spec.contents})
     if job.spec.labels:
         labels = job.spec.labels.items()
-        connection.execute(
-            _INSERT_LABEL,
+        _INSERT_LABEL.execute_each(
+            connection,
             [{"job_id": job.id, "name": name, "value": value} for name, value in labels],
         )
     return Submitted(job, replayed=False)
@@ -127,18 +133,14 @@ def submit(
 
 def _remembered(connection: Connection, job: Job, idempotency: Idempotency) -> Job | None:
     """The job of an earlier request with this key. Raises Invalid, Conflict."""
-    here = and_(
-        _idempotency.c.tenant == job.tenant,
-        _idempotency.c.key == idempotency.key,
-    )
-    former = connection.execute(select(_idempotency).where(here)).one_or_none()
+    former = _FORMER.row(connection, {"of_tenant": job.tenant, "of_key": idempotency.key})
     if former is None or former.created_at <= job.created_at - IDEMPOTENCY_SECONDS:
         return None
     if former.request_sha256 != idempotency.request_sha256:
         raise Invalid(
             "this idempotency key was used with another request", code="idempotency_key_reused"
         )
-    row = connection.execute(select(_job).where(_job.c.id == former.job_id)).one_or_none()
+    row = _JOB.row(connection, {"of_job": former.job_id})
     if row is None:
         raise Conflict(
             f"this request made {former.job_id}, whose record was deleted",
@@ -149,13 +151,12 @@ def _remembered(connection: Connection, job: Job, idempotency: Idempotency) -> J
 
 def _remember(connection: Connection, job: Job, idempotency: Idempotency) -> None:
     """This request's key stands for this job, and no longer for one that it stood for too long ago."""
-    here = and_(_idempotency.c.tenant == job.tenant, _idempotency.c.key == idempotency.key)
-    connection.execute(delete(_idempotency).where(here))
+    _FORGET.execute(connection, {"of_tenant": job.tenant, "of_key": idempotency.key})
     values = {"tenant": job.tenant, "job_id": job.id, "created_at": job.created_at}
-    connection.execute(insert(_idempotency), values | idempotency._asdict())
+    _REMEMBER.execute(connection, values | idempotency._asdict())
 
 
-_MARK_RUNNING = (
+_MARK_RUNNING = Prepared(
     update(_job)
     .where(_HELD, _job.c.state == State.STARTING.value)
     .values(
@@ -171,12 +172,12 @@ _MARK_RUNNING = (
 def mark_running(connection: Connection, job_id: str, lease_token: int, started_at: float) -> None:
     """Note that the command started. Nothing happens if the lease is stale or the job is known to run."""
     key = {"of_job": job_id, "token": lease_token}
-    row = connection.execute(_MARK_RUNNING, key | {"at": started_at}).one_or_none()
+    row = _MARK_RUNNING.row(connection, key | {"at": started_at})
     if row is not None:
         _INSERT_EVENT.execute(connection, event_values(job_from(row), started_at))
 
 
-_NOTE_START = (
+_NOTE_START = Prepared(
     update(_job)
     .where(_HELD, _job.c.state == State.STARTING.value)
     .values(reason=bindparam("to_reason"), sequence=_job.c.sequence + 1)
@@ -189,7 +190,7 @@ def note_start(
 ) -> None:
     """Note how far a job that starts has come. Nothing happens if the lease is stale."""
     values = {"of_job": job_id, "token": lease_token, "to_reason": reason.value}
-    row = connection.execute(_NOTE_START, values).one_or_none()
+    row = _NOTE_START.row(connection, values)
     if row is not None:
         event = event_values(job_from(row), now) | {"message": message}
         _INSERT_EVENT.execute(connection, event)
@@ -256,15 +257,15 @@ def finish(
     files_bytes = sum(artifact.size_bytes for artifact in result.artifacts)
     end = _end_values(result, finished_at, log.kept_bytes + files_bytes + len(samples))
     values = {"started_at": result.started_at, "changes": changes}
-    row = _FINISH.returned(connection, key | values | end)
+    row = _FINISH.row(connection, key | values | end)
     if row is None:
         return None
     if not log.empty:
         _INSERT_LOG.execute(connection, log_values(job_id, log, log_base))
     if result.artifacts:
-        connection.execute(_INSERT_ARTIFACT, artifact_values(job_id, result))
+        _INSERT_ARTIFACT.execute_each(connection, artifact_values(job_id, result))
     if samples:
-        connection.execute(_INSERT_STATS, {"job_id": job_id, "samples": samples})
+        _INSERT_STATS.execute(connection, {"job_id": job_id, "samples": samples})
     job = msgspec.structs.replace(job_from(row), result=result)
     _count_use(connection, job, result, bounds, finished_at)
     return _ended(connection, job, finished_at), log
@@ -287,7 +288,7 @@ def _count_use(
         outbox.note_thresholds(connection, job.tenant, bounds.tenant, now)
 
 
-_RETRY = (
+_RETRY = Prepared(
     update(_job)
     .where(_HELD)
     .values(
@@ -316,14 +317,14 @@ def retry(
 ) -> bool:
     """Let a job wait for another attempt, not before `run_at`. False: the lease was lost."""
     values = {"of_job": job_id, "token": lease_token, "to_reason": reason.value, "at": run_at}
-    row = connection.execute(_RETRY, values).one_or_none()
+    row = _RETRY.row(connection, values)
     if row is None:
         return False
     _INSERT_EVENT.execute(connection, event_values(job_from(row), now, message))
     return True
 
 
-_REQUEST_CANCEL = (
+_REQUEST_CANCEL = Prepared(
     update(_job)
     .where(_job.c.id == bindparam("of_job"))
     .values(cancel_requested=True, sequence=_job.c.sequence + 1)
@@ -343,9 +344,8 @@ def request_cancel(
 
     Raises NotFound.
     """
-    mine = and_(_job.c.id == job_id, _job.c.tenant == tenant)
-    row = connection.execute(select(_job).where(mine)).one_or_none()
-    if row is None:
+    row = _JOB.row(connection, {"of_job": job_id})
+    if row is None or row.tenant != tenant:
         raise NotFound(f"there is no job {job_id}")
     job = job_from(row)
     if job.state in TERMINAL or job.cancel_requested:
@@ -354,7 +354,7 @@ def request_cancel(
         text = message or "cancelled before it started"
         error = JobError(component=None, code=reason, message=text)
         return _end_waiting(connection, job, State.CANCELLED, reason, error, now)
-    job = job_from(connection.execute(_REQUEST_CANCEL, {"of_job": job_id}).one())
+    job = job_from(_REQUEST_CANCEL.row(connection, {"of_job": job_id}))
     asked = event_values(job, now, message) | {"reason": reason.value}
     _INSERT_EVENT.execute(connection, asked)
     return job
@@ -375,7 +375,7 @@ def expire_waiting(connection: Connection, now: float) -> list[Job]:
     return expired
 
 
-_END_WAITING = (
+_END_WAITING = Prepared(
     update(_job)
     .where(_job.c.id == bindparam("of_job"), tables.state_in(WAITING))
     .values(
@@ -392,8 +392,7 @@ def _end_waiting(
     usage = Usage(queue_seconds=max(0.0, now - job.queued_at))
     result = Result(state=state, reason=reason, error=error, usage=usage)
     values = {"of_job": job.id} | _end_values(result, now, 0)
-    row = connection.execute(_END_WAITING, values).one()
-    return _ended(connection, job_from(row), now)
+    return _ended(connection, job_from(_END_WAITING.row(connection, values)), now)
 
 
 _RECOVER = (
