@@ -70,8 +70,11 @@ def first_that_starts(command: Command, attempt: Callable[[str], int]) -> int | 
 def enter_workdir(path: str) -> int:
     """Make the directory if it is not there, and go there. Returns an errno, 0 if it went well."""
     try:
-        os.makedirs(path, exist_ok=True)
-        os.chdir(path)
+        try:
+            os.chdir(path)
+        except FileNotFoundError:
+            os.makedirs(path, exist_ok=True)
+            os.chdir(path)
         # A working directory outside the root (by way of /proc/self/fd) is reported as "(unreachable)/…" (CVE-2024-21626).
         if not os.getcwd().startswith("/"):
             os.chdir("/")

@@ -108,8 +108,10 @@ class Init:
         mapper_copy = fcntl.fcntl(mapper, fcntl.F_DUPFD_CLOEXEC, _LOWEST_OTHER)
         os.dup2(channel_copy, _CHANNEL, inheritable=False)
         os.dup2(mapper_copy, _MAPPER, inheritable=False)
-        self.channel = socket.socket(fileno=_CHANNEL)
-        self.mapper = socket.socket(fileno=_MAPPER)
+        # Said what they are, so that nobody has to ask the kernel.
+        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CHANNEL)
+        self.mapper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _MAPPER)
+        self.maps_due = False
         self.oom_score: int | None = None
         self.own_oom_score = b"0"
         """The one that it began with, inherited from the service."""
@@ -236,12 +238,10 @@ class Init:
         syscalls.sethostname(self.spec.hostname)
 
     def enter_user_namespace(self) -> None:
-        """U2. Its maps are written by the launcher, which also proves that the launcher still lives."""
+        """U2. Its maps are written by the launcher, while this process does what needs none: `become_user` waits for them."""
         syscalls.unshare(syscalls.CLONE_NEWUSER)
         self.mapper.send(b"u")
-        if not self.mapper.recv(1):
-            raise EOFError
-        self.mapper.close()
+        self.maps_due = True
 
     def limit_shared_quotas(self) -> None:
         """What the kernel also counts for all sandboxes together, with the service's own limit: one must not take it all.
@@ -264,6 +264,11 @@ class Init:
         privileges.drop_bounding_set()
 
     def become_user(self) -> None:
+        if self.maps_due:
+            # They also prove that the launcher still lives.
+            if not self.mapper.recv(1):
+                raise EOFError
+            self.mapper.close()
         if self.order.id_count:
             os.setgroups(self.spec.groups)
         os.setresgid(self.spec.gid, self.spec.gid, self.spec.gid)

@@ -78,7 +78,7 @@ class Files:
         self._used, self._used_at = Used(0, 0.0), self._began
         self._loads = [0.0] * len(_LOADS_SECONDS)
         place = f"{templates.stage}/machine"
-        size = {"size": _MOST_BYTES, "nr_inodes": str(len(FILES) + 1), "mode": "0755"}
+        size = f"size={_MOST_BYTES},nr_inodes={len(FILES) + 1},mode=0755"
         self._directory = mounts.attach_and_hold("tmpfs", size, place)
         for name, target in FILES.items():
             os.mknod(name, 0o644, dir_fd=self._directory)

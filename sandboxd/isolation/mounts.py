@@ -1,4 +1,7 @@
-"""The file system of a sandbox, built with the new mount API (fsopen, open_tree, move_mount).
+"""The file system of a sandbox.
+
+The launcher's part is built with the new mount API (fsopen, open_tree, move_mount), what each sandbox has of its own with
+mount(2): one call for each mount instead of up to eleven.
 
 Two parts. *Templates* are what every sandbox has alike (/dev, /sys, the paths of /proc to hide): the launcher makes them once
 and a sandbox attaches copies. *The tree* of one sandbox: a tmpfs as writable layer, an overlay over the image's
@@ -25,6 +28,7 @@ _RO = syscalls.MOUNT_ATTR_RDONLY
 _NOSUID = syscalls.MOUNT_ATTR_NOSUID
 _NODEV = syscalls.MOUNT_ATTR_NODEV
 _NOEXEC = syscalls.MOUNT_ATTR_NOEXEC
+_MS_NO_PROGRAMS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 
 DEVICES = {
     "null": (1, 3),
@@ -84,6 +88,7 @@ MASKED_IN_SYS = [
 SHM_BYTES = 64 * 2**20
 _MOUNT_POINTS = ("/proc", "/sys", "/dev", "/etc", "/tmp")  # noqa: S108 (inside the sandbox)
 _DEV_BYTES = 64 * 2**10
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _MOST_TERMINALS = 64
 """All sandboxes together can have 3,072 (kernel.pty.max less pty.reserve): one must not take them all."""
 
@@ -99,8 +104,8 @@ class Templates(NamedTuple):
     """An empty read-only tmpfs to hide directories with."""
     null: str
     """A read-only bind of /dev/null to hide files with."""
-    proc_masks: tuple[tuple[str, bool], ...]
-    """(path below /proc, is a directory), of those that this kernel has."""
+    proc_masks: tuple[tuple[str, str], ...]
+    """What hides, and what is to be hidden of a sandbox's /proc, of all that this kernel has."""
 
 
 def make_templates(stage: str) -> Templates:
@@ -120,14 +125,13 @@ def make_templates(stage: str) -> Templates:
     _make_dev(f"{stage}/dev")
     _make_null(f"{stage}/null")
     _make_sys(f"{stage}/sys", f"{stage}/empty", f"{stage}/null")
+    empty, null = f"{stage}/empty", f"{stage}/null"
     masks = tuple(
-        (name, os.path.isdir(f"/proc/{name}"))
+        (empty if os.path.isdir(f"/proc/{name}") else null, f"{stage}/root/proc/{name}")
         for name in MASKED_IN_PROC
         if os.path.lexists(f"/proc/{name}")
     )
-    return Templates(
-        stage, f"{stage}/dev", f"{stage}/sys", f"{stage}/empty", f"{stage}/null", masks
-    )
+    return Templates(stage, f"{stage}/dev", f"{stage}/sys", empty, null, masks)
 
 
 def _make_dev(path: str) -> None:
@@ -235,12 +239,8 @@ def _mount_writable(spec: SandboxSpec, root: str, id_count: int) -> None:
 
 
 def _mount_layers(spec: SandboxSpec, stage: str, id_count: int) -> None:
-    size = {
-        "size": str(spec.scratch_bytes),
-        "nr_inodes": str(spec.scratch_inodes),
-        "mode": "0755",
-    }
-    _attach(_new_mount("tmpfs", size, _NOSUID | _NODEV), f"{stage}/scratch")
+    size = f"size={spec.scratch_bytes},nr_inodes={spec.scratch_inodes},mode=0755"
+    _mount("tmpfs", f"{stage}/scratch", syscalls.MS_NOSUID | syscalls.MS_NODEV, size)
     upper = f"{stage}/scratch/upper"
     os.mkdir(upper)
     os.mkdir(f"{stage}/scratch/work")
@@ -285,10 +285,12 @@ def _fill_upper(spec: SandboxSpec, upper: str, id_count: int) -> None:
     for path in spec.writable:
         os.chown(f"{upper}{path}", uid, gid)
     for name, content in _etc_files(spec).items():
-        path = f"{upper}/etc/{name}"
-        with open(path, "x", encoding="ascii") as file:
-            file.write(content)
-        os.chown(path, root_id, root_id)
+        file = os.open(f"{upper}/etc/{name}", _NEW_FILE, 0o644)
+        try:
+            os.write(file, content.encode("ascii"))
+            os.fchown(file, root_id, root_id)
+        finally:
+            os.close(file)
 
 
 def _make_directories(upper: str, path: str, owner: int) -> None:
@@ -325,18 +327,11 @@ def made_in_layer(spec: SandboxSpec) -> frozenset[str]:
 
 def _mount_dev_parts(dev: str, id_count: int) -> None:
     """The parts of /dev that a sandbox must not share with another."""
-    terminals: dict[str, str | None] = {
-        "newinstance": None,
-        "ptmxmode": "0666",
-        "mode": "0620",
-        "max": str(_MOST_TERMINALS),
-    }
-    if id_count:
-        terminals["gid"] = str(inside_to_launcher(5, id_count))
-    _attach(_new_mount("devpts", terminals, _NOSUID | _NOEXEC), f"{dev}/pts")
-    shm = {"size": str(SHM_BYTES), "nr_inodes": "4096", "mode": "1777"}
-    _attach(_new_mount("tmpfs", shm, _NOSUID | _NODEV | _NOEXEC), f"{dev}/shm")
-    _attach(_new_mount("mqueue", {}, _NOSUID | _NODEV | _NOEXEC), f"{dev}/mqueue")
+    group = f",gid={inside_to_launcher(5, id_count)}" if id_count else ""
+    terminals = f"newinstance,ptmxmode=0666,mode=0620,max={_MOST_TERMINALS}{group}"
+    _mount("devpts", f"{dev}/pts", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, terminals)
+    _mount("tmpfs", f"{dev}/shm", _MS_NO_PROGRAMS, f"size={SHM_BYTES},nr_inodes=4096,mode=1777")
+    _mount("mqueue", f"{dev}/mqueue", _MS_NO_PROGRAMS)
 
 
 def mount_proc(templates: Templates) -> int:
@@ -345,11 +340,11 @@ def mount_proc(templates: Templates) -> int:
     Returns a descriptor of a detached copy without the read-only parts, for init's own use before the command runs.
     """
     proc = f"{templates.stage}/root/proc"
-    _attach(_new_mount("proc", {}, _NOSUID | _NODEV | _NOEXEC), proc)
+    _mount("proc", proc, _MS_NO_PROGRAMS)
     # Cloned once it is attached: before Linux 6.15 a detached mount cannot be (EINVAL).
     unmasked = syscalls.open_tree(syscalls.AT_FDCWD, proc, syscalls.OPEN_TREE_CLONE)
-    for name, is_directory in templates.proc_masks:
-        attach_copy(templates.empty if is_directory else templates.null, f"{proc}/{name}")
+    for mask, path in templates.proc_masks:
+        attach_copy(mask, path)
     for name in READ_ONLY_IN_PROC:
         bind_read_only(f"{proc}/{name}", f"{proc}/{name}", extra=_NOEXEC)
     return unmasked
@@ -367,26 +362,21 @@ def enter_root(root: str) -> None:
 
 
 def bind_read_only(source: str, target: str, extra: int = 0) -> None:
-    """Bind what is at `source`, and below it, at `target`."""
-    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
-    tree = syscalls.open_tree(syscalls.AT_FDCWD, source, flags)
-    try:
-        # Private: what the host mounts below later must not appear here, neither read-only nor nosuid.
-        syscalls.mount_setattr(
-            tree,
-            _RO | _NOSUID | _NODEV | extra,
-            recursive=True,
-            propagation=syscalls.MS_PRIVATE,
-        )
-        syscalls.move_mount(tree, syscalls.AT_FDCWD, target)
-    finally:
-        os.close(tree)
+    """Bind what is at `source`, and below it, at `target`. Nothing may run yet that could write there in between."""
+    attach_copy(source, target)
+    # Private: what the host mounts below later must not appear here, neither read-only nor nosuid.
+    syscalls.mount_setattr(
+        syscalls.AT_FDCWD,
+        _RO | _NOSUID | _NODEV | extra,
+        path=target,
+        recursive=True,
+        propagation=syscalls.MS_PRIVATE,
+    )
 
 
 def attach_copy(source: str, target: str) -> None:
     """Attach a copy of the mount at `source`, and of those below it, at `target`."""
-    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
-    _attach(syscalls.open_tree(syscalls.AT_FDCWD, source, flags), target)
+    syscalls.mount(source, target, None, syscalls.MS_BIND | syscalls.MS_REC)
 
 
 def attach_new(
@@ -397,15 +387,17 @@ def attach_new(
     _attach(_new_mount(filesystem, options, attributes), target)
 
 
-def attach_and_hold(filesystem: str, options: Mapping[str, str | None], target: str) -> int:
+def attach_and_hold(filesystem: str, options: str, target: str) -> int:
     """Mount a new file system for files that nobody runs. Returns its root, the caller's to close."""
-    mount = _new_mount(filesystem, options, _NOSUID | _NODEV | _NOEXEC)
+    _mount(filesystem, target, _MS_NO_PROGRAMS, options)
+    return os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _mount(filesystem: str, target: str, flags: int, options: str = "") -> None:
     try:
-        syscalls.move_mount(mount, syscalls.AT_FDCWD, target)
-    except BaseException:
-        os.close(mount)
-        raise
-    return mount
+        syscalls.mount("none", target, filesystem, flags, options)
+    except OSError as error:
+        raise OSError(error.errno, f"{filesystem}: {error.strerror}") from error
 
 
 def _attach(mount_fd: int, target: str) -> None:

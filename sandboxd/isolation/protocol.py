@@ -330,6 +330,8 @@ _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
     )
 }
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 M = TypeVar("M")
 
 
@@ -350,9 +352,12 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
 
     Raises OSError; BlockingIOError if the peer does not read.
     """
-    encoded = json.dumps((type(message).__name__, *message), separators=(",", ":")).encode()
+    encoded = _encode((type(message).__name__, *message)).encode()
     if len(encoded) <= INLINE_BYTES:
-        socket.send_fds(channel, [b"i", encoded], list(descriptors))
+        if descriptors:
+            socket.send_fds(channel, [b"i", encoded], list(descriptors))
+        else:
+            channel.send(b"i" + encoded)
         return
     memory = os.memfd_create("message", os.MFD_CLOEXEC)
     try:

@@ -1,6 +1,9 @@
 """System calls that Python's `os` does not offer: one small wrapper each, kernel names kept, so that the man page is the documentation.
 
 Every wrapper raises OSError with the kernel's errno. This is the only module that uses ctypes.
+
+All functions are looked up, and told what they take, when this module is imported: what ctypes does at a function's first use
+would be done anew by each init, a clone, and each page that it writes to for that is copied.
 """
 
 import ctypes
@@ -9,11 +12,33 @@ import platform
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc["syscall"]
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = (ctypes.c_long, *[ctypes.c_void_p] * 6)
+_unshare, _setns, _ptrace = _libc.unshare, _libc.setns, _libc.ptrace
+_unshare.argtypes = (ctypes.c_int,)
+_setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_ulong)
+_mount, _umount2 = _libc.mount, _libc.umount2
+_mount.argtypes = (*[ctypes.c_char_p] * 3, ctypes.c_ulong, ctypes.c_char_p)
+_umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_sethostname, _fstatfs, _syncfs = _libc.sethostname, _libc.fstatfs, _libc.syncfs
+_sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+_fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
+_syncfs.argtypes = (ctypes.c_int,)
+_signalfd, _prctl = _libc.signalfd, _libc.prctl
+_signalfd.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_prctl.argtypes = (ctypes.c_int, *[ctypes.c_void_p] * 4)
+
 # PyDLL keeps the interpreter lock during the call: a clone of this process must find it held by itself.
 _syscall_holding_lock = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall_holding_lock.restype = ctypes.c_long
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+_syscall_holding_lock.argtypes = (ctypes.c_long, ctypes.c_char_p, ctypes.c_size_t)
+_before_fork = ctypes.pythonapi.PyOS_BeforeFork
+_after_fork_in_child = ctypes.pythonapi.PyOS_AfterFork_Child
+_after_fork_in_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
+for _hook in (_before_fork, _after_fork_in_child, _after_fork_in_parent):
+    _hook.restype = None
 
 MACHINE = platform.machine()
 
@@ -29,6 +54,7 @@ _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _NR_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_NR_CAPSET = {"x86_64": 126, "aarch64": 91}
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -48,6 +74,7 @@ CLONE_INTO_CGROUP = 0x200000000
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_BIND = 4096
 MS_SLAVE = 1 << 19
 MS_PRIVATE = 1 << 18
 MS_REC = 1 << 14
@@ -85,6 +112,8 @@ WAIT_ALL = 0x40000000
 CLOSE_RANGE_CLOEXEC = 4
 KEYCTL_JOIN_SESSION_KEYRING = 1
 PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+LINUX_CAPABILITY_VERSION_3 = 0x20080522
 SECCOMP_MODE_FILTER = 2
 SFD_CLOEXEC = os.O_CLOEXEC
 SFD_NONBLOCK = os.O_NONBLOCK
@@ -97,25 +126,34 @@ def _check(result: int) -> int:
     return result
 
 
-def _call(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
-    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    return _check(_syscall(ctypes.c_long(number), *converted))
+_Argument = int | bytes | None
+
+
+def _call(
+    number: int,
+    first: _Argument = 0,
+    second: _Argument = 0,
+    third: _Argument = 0,
+    fourth: _Argument = 0,
+    fifth: _Argument = 0,
+) -> int:
+    """syscall(2). What a call does not take, the kernel does not look at."""
+    return _check(_syscall(number, first, second, third, fourth, fifth, 0))
 
 
 def unshare(flags: int) -> None:
     """unshare(2)."""
-    _check(_libc.unshare(ctypes.c_int(flags)))
+    _check(_unshare(flags))
 
 
 def setns(descriptor: int, kind: int) -> None:
     """setns(2)."""
-    _check(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(kind)))
+    _check(_setns(descriptor, kind))
 
 
 def ptrace(request: int, pid: int, value: int = 0) -> None:
     """ptrace(2), for requests that need no address."""
-    arguments = (ctypes.c_long(request), ctypes.c_long(pid), None, ctypes.c_ulong(value))
-    _check(_libc.ptrace(*arguments))
+    _check(_ptrace(request, pid, None, value))
 
 
 def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
@@ -141,32 +179,34 @@ def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
         0,
         cgroup_fd or 0,
     )
-    ctypes.pythonapi.PyOS_BeforeFork()
-    pid = _syscall_holding_lock(ctypes.c_long(_NR_CLONE3), arguments, ctypes.c_long(len(arguments)))
+    _before_fork()
+    pid = _syscall_holding_lock(_NR_CLONE3, arguments, len(arguments))
     number = ctypes.get_errno()
     if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
+        _after_fork_in_child()
         return 0, -1
-    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    _after_fork_in_parent()
     if pid < 0:
         raise OSError(number, os.strerror(number))
     return pid, pidfd.value
 
 
-def mount(source: str, target: str, filesystem: str, flags: int, options: str) -> None:
-    """mount(2) of a new file system; `options` are less than a page."""
-    words = (source.encode(), os.fsencode(target), filesystem.encode())
-    _check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode()))
+def mount(
+    source: str, target: str, filesystem: str | None, flags: int, options: str = ""
+) -> None:
+    """mount(2) of a new file system, or with MS_BIND of one that is there; `options` are less than a page."""
+    kind = filesystem.encode() if filesystem is not None else None
+    _check(_mount(os.fsencode(source), os.fsencode(target), kind, flags, options.encode()))
 
 
 def mount_propagation(path: str, flags: int) -> None:
     """mount(2) used to change how mounts below `path` propagate."""
-    _check(_libc.mount(None, path.encode(), None, ctypes.c_ulong(flags), None))
+    _check(_mount(None, path.encode(), None, flags, None))
 
 
 def umount2(path: str, flags: int) -> None:
     """umount2(2)."""
-    _check(_libc.umount2(path.encode(), ctypes.c_int(flags)))
+    _check(_umount2(path.encode(), flags))
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
@@ -207,11 +247,16 @@ def fsmount(filesystem_fd: int, attributes: int) -> int:
     return _call(_NR_FSMOUNT, filesystem_fd, FSMOUNT_CLOEXEC, attributes)
 
 
-def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool, propagation: int = 0) -> None:
-    """mount_setattr(2): set MOUNT_ATTR_*, and MS_PRIVATE or MS_SLAVE, on the mount (and all below it)."""
+def mount_setattr(
+    mount_fd: int, attributes: int, *, path: str = "", recursive: bool, propagation: int = 0
+) -> None:
+    """mount_setattr(2): set MOUNT_ATTR_*, and MS_PRIVATE or MS_SLAVE, on the mount (and all below it).
+
+    The mount is that of the descriptor, or with a `path` the one that is there.
+    """
     request = struct.pack("=4Q", attributes, 0, propagation, 0)
-    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    _call(_NR_MOUNT_SETATTR, mount_fd, b"", flags, request, len(request))
+    flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
+    _call(_NR_MOUNT_SETATTR, mount_fd, os.fsencode(path), flags, request, len(request))
 
 
 def openat2(directory_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
@@ -229,7 +274,7 @@ def close_range(first: int, last: int = 0x7FFFFFFF, flags: int = 0) -> None:
 
 def syncfs(descriptor: int) -> None:
     """syncfs(2): write out the file system that the descriptor is on."""
-    _check(_libc.syncfs(ctypes.c_int(descriptor)))
+    _check(_syncfs(descriptor))
 
 
 def join_new_session_keyring() -> None:
@@ -237,23 +282,35 @@ def join_new_session_keyring() -> None:
     _call(_NR_KEYCTL[MACHINE], KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
+def capset(capabilities: int) -> None:
+    """capset(2): have these (a bit for each) permitted and effective, and none inheritable."""
+    header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    low, high = capabilities & 0xFFFFFFFF, capabilities >> 32
+    _call(_NR_CAPSET[MACHINE], header, struct.pack("=6I", low, low, 0, high, high, 0))
+
+
+def drop_from_bounding_set(capability: int) -> None:
+    """prctl(PR_CAPBSET_DROP)."""
+    _check(_prctl(PR_CAPBSET_DROP, capability, 0, 0, 0))
+
+
 def sethostname(name: str) -> None:
     """sethostname(2)."""
     encoded = name.encode()
-    _check(_libc.sethostname(encoded, ctypes.c_size_t(len(encoded))))
+    _check(_sethostname(encoded, len(encoded)))
 
 
 def file_system_type(descriptor: int) -> int:
     """f_type of fstatfs(2): the magic number of the file system that an open file is in."""
     answer = ctypes.create_string_buffer(256)
-    _check(_libc.fstatfs(descriptor, answer))
+    _check(_fstatfs(descriptor, answer))
     return int.from_bytes(answer.raw[:4], "little")
 
 
 def signalfd(signal_number: int) -> int:
     """signalfd(2) for one signal, which must be blocked: non-blocking, closed on exec."""
     mask = (1 << (signal_number - 1)).to_bytes(128, "little")
-    return _check(_libc.signalfd(-1, mask, SFD_CLOEXEC | SFD_NONBLOCK))
+    return _check(_signalfd(-1, mask, SFD_CLOEXEC | SFD_NONBLOCK))
 
 
 def install_seccomp_filter(program: bytes) -> None:
@@ -261,9 +318,7 @@ def install_seccomp_filter(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog { unsigned short len; struct sock_filter *filter; }
     fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    _check(
-        _libc.prctl(ctypes.c_int(PR_SET_SECCOMP), ctypes.c_ulong(SECCOMP_MODE_FILTER), fprog, 0, 0)
-    )
+    _check(_prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog, 0, 0))
 
 
 def find_title() -> tuple[int, int]:
