@@ -3,38 +3,37 @@
     python bench/all.py [--quick] [--row NAME]… [--long] [--json FILE] [--compare FILE] [--data-dir DIR]
 
 Rows of a group take turns, block by block, so that their ratios hold while the machine's speed drifts. What cannot be measured here
-says why. Run it as the service's user, on a machine that does nothing else.
+says why. A run that is interrupted shows and writes what there is until then. Run it as the service's user, on a machine that does
+nothing else.
 """
 
 import argparse
 import contextlib
 import datetime
-import itertools
 import os
+import pwd
 import signal
-import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from subprocess import SubprocessError
 
 import msgspec
 import table
-from figures import Absent, Blocks, Figure, compared, figure, percentile
-from groups import GROUPS, RATIO
-from rows import Ground, Group, NotHereError, Row
+from figures import Absent
+from groups import GROUPS
+from record import Measured, Record
+from rows import Block, Ground, Group, NotHereError
 from service import WentWrongError
-from table import Report, Section
+from table import Report
 
 import sandboxd
 
 WRONG = (WentWrongError, NotHereError, AssertionError, HTTPException, OSError, SubprocessError)
 """An assertion of the tests' helpers is one: something did not come in time."""
 QUICK_BLOCKS, QUICK_RUNS = 2, 3
-PARTS = 5
-"""The spread of a 99th percentile is that of so many parts of the run."""
 
 
 def main() -> None:
@@ -47,26 +46,27 @@ def main() -> None:
     if not groups:
         names = ", ".join(row.name for group in GROUPS for row in group.rows)
         sys.exit(f"no such row; there are: {names}")
-    began_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="sandboxd-bench-", dir="/var/tmp")
-        )
-        ground = Ground(Path(directory), asked.data_dir, stack)
-        sections = tuple(measured(group, ground, quick=asked.quick) for group in groups)
-    report = Report(
+    # All that is needed at the end is tried before anything is measured.
+    before = earlier(asked.compare or table.newest_release())
+    path = writable(asked.json)
+    record = Record(
         version=sandboxd.__version__,
-        began_at=began_at,
+        began_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         quick=asked.quick,
         machine=table.machine(),
-        sections=sections,
     )
-    about = {row.name: row.about for group in groups for row in group.rows}
-    before = asked.compare or table.newest_release()
-    then = msgspec.json.decode(before.read_bytes(), type=Report) if before else None
-    table.show(report, about, then)
-    print(f"\nThe same as JSON: {written(report, asked.json)}")
-    if any(absent.went_wrong for section in sections for absent in section.absent):
+    try:
+        with ground(asked.data_dir) as shared:
+            for group in groups:
+                measure(group, shared, record.begin(group), quick=asked.quick)
+        record.complete = True
+    finally:
+        report = record.report()
+        said = written(report, path)
+        about = {row.name: row.about for group in groups for row in group.rows}
+        table.show(report, about, before)
+        print(f"\n{said}", flush=True)
+    if any(absent.went_wrong for section in report.sections for absent in section.absent):
         sys.exit(1)
 
 
@@ -88,37 +88,86 @@ def chosen(group: Group, names: Sequence[str], *, long: bool) -> Group:
     return group if long or not group.extra else group._replace(rows=())
 
 
-def measured(group: Group, ground: Ground, *, quick: bool) -> Section:
-    """Block after block of each row in turns."""
-    absent: list[Absent] = []
-    blocks: Blocks = {}
+def earlier(path: Path | None) -> Report | None:
+    """The run to compare with."""
+    if path is None:
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Report)
+    except OSError as error:
+        sys.exit(f"{path.absolute()} cannot be read by {user()}: {error.strerror}")
+    except msgspec.MsgspecError as error:
+        sys.exit(f"{path.absolute()} is no file of this bench: {error}")
+
+
+def writable(path: Path | None) -> Path:
+    """Where the file goes: it can be written."""
+    if path is None:
+        descriptor, name = tempfile.mkstemp(prefix="sandboxd-bench-", suffix=".json")
+        os.close(descriptor)
+        return Path(name)
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        sys.exit(f"{path.absolute()} cannot be written by {user()}: {error.strerror}")
+    return path
+
+
+def written(report: Report, path: Path) -> str:
+    """Write the file. Returns what to say of it."""
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    except OSError as error:
+        return f"{path} was not written: {error.strerror}"
+    return f"The same as JSON: {path}"
+
+
+def user() -> str:
+    """Who the bench is: where root says `make bench`, the service's user."""
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+@contextlib.contextmanager
+def ground(data_dir: Path | None) -> Iterator[Ground]:
     with contextlib.ExitStack() as stack:
-        opened = []
-        for row in group.rows:
-            tell(f"{group.name}: {row.name}")
-            try:
-                opened.append((row, stack.enter_context(row.open(ground))))
-                blocks[row.name] = []
-            except NotHereError as error:
-                absent.append(Absent(name=row.name, reason=str(error)))
-            except WRONG as error:
-                absent.append(failed(row, error))
-        for number in range(QUICK_BLOCKS if quick else group.blocks):
-            for row, block in list(opened):
-                tell(f"{group.name}: {number + 1} of {group.blocks}, {row.name}")
-                try:
-                    blocks[row.name].append(block(min(row.runs, QUICK_RUNS) if quick else row.runs))
-                except WRONG as error:
-                    absent.append(failed(row, error))
-                    opened.remove((row, block))
-                    del blocks[row.name]
+        made = tempfile.TemporaryDirectory(prefix="sandboxd-bench-", dir="/var/tmp")
+        yield Ground(Path(stack.enter_context(made)), data_dir, stack)
+
+
+def measure(group: Group, shared: Ground, found: Measured, *, quick: bool) -> None:
+    """Block after block of each row in turns."""
+    try:
+        with contextlib.ExitStack() as stack:
+            blocks = dict(opened(group, shared, found, stack))
+            for number in range(QUICK_BLOCKS if quick else group.blocks):
+                for row in [row for row in group.rows if row.name in blocks]:
+                    tell(f"{group.name}: {number + 1} of {group.blocks}, {row.name}")
+                    runs = min(row.runs, QUICK_RUNS) if quick else row.runs
+                    try:
+                        found.blocks[row.name].append(blocks[row.name](runs))
+                    except WRONG as error:
+                        found.failed(row.name, error)
+                        del blocks[row.name]
+    except WRONG as error:  # The rows have their figures; the next ones are measured all the same.
+        found.failed(f"the end of {group.name}", error)
     tell("")
-    return Section(group.name, tuple(figures_of(group, blocks)), tuple(absent))
 
 
-def failed(row: Row, error: Exception) -> Absent:
-    """A row that went wrong: the others are measured all the same."""
-    return Absent(name=row.name, reason=f"{error}", went_wrong=True)
+def opened(
+    group: Group, shared: Ground, found: Measured, stack: contextlib.ExitStack
+) -> Iterator[tuple[str, Block]]:
+    """The rows that are here, by name."""
+    for row in group.rows:
+        tell(f"{group.name}: {row.name}")
+        try:
+            block = stack.enter_context(row.open(shared))
+        except NotHereError as error:
+            found.absent.append(Absent(name=row.name, reason=str(error)))
+        except WRONG as error:
+            found.failed(row.name, error)
+        else:
+            found.blocks[row.name] = []
+            yield row.name, block
 
 
 def tell(what: str) -> None:
@@ -127,50 +176,14 @@ def tell(what: str) -> None:
         print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
 
 
-def figures_of(group: Group, blocks: Blocks) -> Iterable[Figure]:
-    for row in group.rows:
-        if row.name in blocks:
-            yield figure(row.name, row.unit, values_of(blocks[row.name]), row.target)
-            if row.tail is not None:
-                yield from tail_of(row, blocks[row.name])
-    for comparison in group.comparisons:
-        found = compared(comparison, blocks)
-        if found is not None:
-            yield found
-
-
-def values_of(blocks: Sequence[Sequence[float]]) -> list[float]:
-    return list(itertools.chain.from_iterable(blocks))
-
-
-def tail_of(row: Row, blocks: Sequence[Sequence[float]]) -> Iterable[Figure]:
-    """The 99th percentile, and how far it is from the median; its spread is that of parts of the run."""
-    whole = values_of(blocks)
-    parts = [values_of(blocks[number::PARTS]) for number in range(min(PARTS, len(blocks)))]
-    p99s = [percentile(part, 99) for part in parts]
-    multiples = [percentile(part, 99) / statistics.median(part) for part in parts]
-    p99 = percentile(whole, 99)
-    for name, unit, value, spread, target in (
-        (f"{row.name} p99", row.unit, p99, p99s, None),
-        (f"{row.name} p99 to p50", RATIO, p99 / statistics.median(whole), multiples, row.tail),
-    ):
-        base = figure(name, unit, spread, target)
-        met = None if target is None else target.is_met_by(value)
-        yield msgspec.structs.replace(base, value=value, met=met, count=len(whole))
-
-
-def written(report: Report, path: Path | None) -> Path:
-    if path is None:
-        descriptor, name = tempfile.mkstemp(prefix="sandboxd-bench-", suffix=".json")
-        os.close(descriptor)
-        path = Path(name)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    return path
+def ended(number: int, _: object) -> None:
+    """However it ends: what there is is written; services, daemons and what they left are taken away."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    # However it ends: services, daemons and what they left are taken away.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, ended)
     try:
         main()
     except KeyboardInterrupt:

@@ -33,6 +33,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     began_at: str
     quick: bool
     """Then the figures show that everything runs, and no more."""
+    complete: bool = True
+    """Not interrupted: else some figures are of fewer runs, and some are not there."""
     machine: dict[str, str | int]
     sections: tuple[Section, ...]
 
@@ -66,6 +68,8 @@ def show(report: Report, about: dict[str, str], before: Report | None) -> None:
     print(f"sandboxd {report.version}; {machine}")
     if report.quick:
         print("Few runs of each: that shows that they run, not how fast.")
+    if not report.complete:
+        print("It was interrupted: this is what there was until then.")
     if sys.stdout.isatty():
         _draw(sections, headings)
     else:

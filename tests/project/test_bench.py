@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,58 @@ def test_a_row_that_does_not_exist_is_refused_with_those_that_do() -> None:
 
     assert done.returncode == 1
     assert "parked, cold" in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    path = closed / "figures.json"
+
+    done = run("bench/all.py", "--quick", "--row", "bwrap", "--json", str(path))
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert f"{path} cannot be written by " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"not JSON", b'{"version": 1}', b'{"version": "0.1.0"}'])
+def test_a_file_that_cannot_be_compared_with_is_told_before_anything_is_measured(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    if content is not None:
+        before.write_bytes(content)
+
+    done = run("bench/all.py", "--row", "bwrap", "--json", str(after), "--compare", str(before))
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert str(before) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not after.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_shows_and_writes_what_there_is(
+    prepared_host: None, tmp_path: Path, number: signal.Signals
+) -> None:
+    path = tmp_path / "figures.json"
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "bench/all.py", "--row", "floor", "--json", str(path)]
+    with subprocess.Popen(words, cwd=TREE, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        told = b""
+        while b"3 of 30, floor" not in told:
+            told += os.read(ours, 2**12)
+        process.send_signal(number)
+        shown, _ = process.communicate(timeout=60 * TIME_FACTOR)
+    os.close(ours)
+
+    assert process.returncode == 128 + number
+    assert b"It was interrupted" in shown
+    assert json.loads(path.read_text())["complete"] is False
+    assert figures(path)["floor"]["count"] >= 20
 
 
 def test_each_row_has_a_name_of_its_own_and_each_comparison_two_rows_of_its_group() -> None:
