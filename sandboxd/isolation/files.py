@@ -33,6 +33,8 @@ from sandboxd.isolation.spec import File
 
 FILE, DIRECTORY, PASSED_OVER = "file", "directory", "passed_over"
 CHUNK_BYTES = 2**20
+_PLACED_BYTES = 2**18
+"""So much is in the processor's cache from reading to writing."""
 DEEPEST = 64
 """Levels of directories below where a pattern starts."""
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -161,12 +163,13 @@ def _make_file(file: File, size_bytes: int, contents: int) -> None:
         made = os.open(name, _WRITE_NEW, 0o600, dir_fd=directory)
     try:
         left = size_bytes
+        space = memoryview(bytearray(min(left, _PLACED_BYTES)))
         while left:
-            piece = os.read(contents, min(left, CHUNK_BYTES))
-            if not piece:
+            count = os.readv(contents, [space[:left]])
+            if not count:
                 raise OSError(errno.EPIPE, "the contents ended too early")
-            _write_all(made, piece)
-            left -= len(piece)
+            _write_all(made, space[:count])
+            left -= count
         os.fchmod(made, file.mode)
     finally:
         os.close(made)
@@ -353,7 +356,7 @@ def _is_utf8(path: str) -> bool:
     return True
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
+def _write_all(descriptor: int, content: bytes | memoryview) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
