@@ -187,7 +187,7 @@ def remove_inside(words: list[str], environment: dict[str, str], paths: list[str
 def daemon(words: list[str], environment: dict[str, str], socket: Path) -> Iterator[None]:
     """A service that listens on a unix socket. Raises NotHereError with what it said if it does not."""
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(words, cwd="/", env=environment, stdout=log, stderr=log)
         try:
             wait_for_socket(process, socket, log.fileno())
             yield
