@@ -1,7 +1,8 @@
 """Requests that bring files beside the job's JSON: a form, or a tar archive with the JSON in a header.
 
-The body goes to a file on the disk while it arrives, a block at a time, and is never whole in memory. The file is the job's own
-from the moment the job is on the record; before that it is removed whenever something is wrong.
+The body goes to a file on the disk while it arrives and is never whole in memory: one block is on its way to the disk, and one
+more is read. The file is the job's own from the moment the job is on the record; before that it is removed whenever something is
+wrong.
 """
 
 import asyncio
@@ -152,27 +153,67 @@ def _files_of_archive(contents: Contents, job_id: str, size_bytes: int) -> list[
 
 
 async def spool(receive: Receive, take: Callable[[bytes], None], most_bytes: int) -> None:
-    """Hand the body on in blocks, in a thread; the next one is not read before that is done."""
+    """Hand the body on in blocks, in a thread. Meanwhile the next block is read, and not the one after it."""
+    loop = asyncio.get_running_loop()
     began, size_bytes = time.monotonic(), 0
-    block = bytearray()
+    taking: asyncio.Future[None] | None = None
     more = True
-    while more:
-        try:
+    try:
+        while more:
             deadline = began + _GRACE_SECONDS + size_bytes / _LEAST_BYTES_PER_SECOND
-            async with asyncio.timeout(deadline - time.monotonic()):
-                message = await receive()
-        except TimeoutError:
-            seconds = time.monotonic() - began
-            detail = f"The body comes too slowly: {size_bytes} bytes in {seconds:.0f} s."
-            raise too_slow(detail) from None
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    block, more = await _next_block(receive)
+            except TimeoutError:
+                seconds = time.monotonic() - began
+                detail = f"The body comes too slowly: {size_bytes} bytes in {seconds:.0f} s."
+                raise too_slow(detail) from None
+            size_bytes += sum(map(len, block))
+            if size_bytes > most_bytes:
+                raise too_large(most_bytes)
+            await _over(taking)
+            taking = loop.run_in_executor(None, _hand_on, take, block)
+        await _over(taking)
+    finally:
+        if taking is not None:
+            await _ended(taking)
+
+
+async def _next_block(receive: Receive) -> tuple[list[bytes], bool]:
+    """A block of the body in the pieces that came, or what is left of it, and whether there is more."""
+    pieces: list[bytes] = []
+    size_bytes, more = 0, True
+    while more and size_bytes < _BLOCK_BYTES:
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        piece = message.get("body", b"")
-        size_bytes += len(piece)
-        if size_bytes > most_bytes:
-            raise too_large(most_bytes)
-        block += piece
+        pieces.append(message.get("body", b""))
+        size_bytes += len(pieces[-1])
         more = message.get("more_body", False)
-        if len(block) >= _BLOCK_BYTES or (block and not more):
-            await asyncio.to_thread(take, bytes(block))
-            block.clear()
+    return pieces, more
+
+
+def _hand_on(take: Callable[[bytes], None], pieces: list[bytes]) -> None:
+    """In a thread: in one piece, for each that is taken is one more wait for the interpreter's lock."""
+    block = b"".join(pieces)
+    if block:
+        take(block)
+
+
+async def _over(taking: "asyncio.Future[None] | None") -> None:
+    """Wait for a thread, if there is one. Raises what it raised."""
+    if taking is not None:
+        await asyncio.shield(taking)
+
+
+async def _ended(taking: "asyncio.Future[None]") -> None:
+    """Wait for a thread to its end, even if this task is cancelled meanwhile: it has a file open, which is closed next."""
+    cancelled: asyncio.CancelledError | None = None
+    while not taking.done():
+        try:
+            await asyncio.wait([taking])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    taking.exception()  # It was looked at, also where something else is raised.
+    if cancelled is not None:
+        raise cancelled

@@ -183,8 +183,8 @@ class Transfers:
             if uploaded:
                 with contextlib.closing(self._uploads.open(job.id)) as upload:
                     for file in uploaded:
-                        for piece in upload.pieces(file.offset or 0, file.size_bytes or 0):
-                            write_in_time(writing, memoryview(piece), deadline)
+                        for piece in upload.views(file.offset or 0, file.size_bytes or 0):
+                            write_in_time(writing, piece, deadline)
             for content in more.values():
                 write_in_time(writing, memoryview(content), deadline)
         except (BrokenPipeError, TimeoutError):

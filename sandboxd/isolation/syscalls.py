@@ -115,6 +115,7 @@ PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 SECCOMP_MODE_FILTER = 2
+SYNC_FILE_RANGE_WRITE = 2
 SFD_CLOEXEC = os.O_CLOEXEC
 SFD_NONBLOCK = os.O_NONBLOCK
 
@@ -149,6 +150,12 @@ def unshare(flags: int) -> None:
 def setns(descriptor: int, kind: int) -> None:
     """setns(2)."""
     _check(_setns(descriptor, kind))
+
+
+def sync_file_range(descriptor: int, offset: int, size_bytes: int, flags: int) -> None:
+    """sync_file_range(2)."""
+    place = (ctypes.c_int64(offset), ctypes.c_int64(size_bytes))
+    _check(_libc.sync_file_range(ctypes.c_int(descriptor), *place, ctypes.c_uint(flags)))
 
 
 def ptrace(request: int, pid: int, value: int = 0) -> None:
