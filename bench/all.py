@@ -1,6 +1,7 @@
 """Everything that is measured, in one run: `make bench`, or in pieces `make bench ARGS="--row parked --row bwrap"`.
 
-    python bench/all.py [--quick] [--row NAME]… [--long] [--json FILE] [--compare FILE] [--data-dir DIR]
+    python bench/all.py [--quick] [--row NAME]… [--long] [--jobs N] [--json FILE] [--compare FILE]
+        [--data-dir DIR]
 
 Rows of a group take turns, block by block, so that their ratios hold while the machine's speed drifts. What cannot be measured here
 says why. A run that is interrupted shows and writes what there is until then. Run it as the service's user, on a machine that does
@@ -23,7 +24,7 @@ from subprocess import SubprocessError
 import msgspec
 import table
 from figures import Absent
-from groups import GROUPS
+from groups import GROUPS, MANY_JOBS
 from record import Measured, Record
 from rows import Block, Ground, Group, NotHereError
 from service import WentWrongError
@@ -41,7 +42,7 @@ def main() -> None:
     asked = arguments()
     if os.geteuid() == 0:
         sys.exit("run it as an ordinary user, as the service runs: make bench")
-    groups = [chosen(group, asked.row, long=asked.long) for group in GROUPS]
+    groups = [chosen(group, asked.row, asked.jobs, long=asked.long) for group in GROUPS]
     groups = [group for group in groups if group.rows]
     if not groups:
         names = ", ".join(row.name for group in GROUPS for row in group.rows)
@@ -74,15 +75,18 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few runs of each: does it run?")
     parser.add_argument("--row", action="append", default=[], help="only this one; repeatable")
-    parser.add_argument("--long", action="store_true", help="OCI runtimes and how it scales, too")
+    parser.add_argument("--long", action="store_true", help="OCI runtimes and much of all, too")
+    parser.add_argument("--jobs", type=int, help=f"of the row {MANY_JOBS.rows[0].name}; 20,000")
     parser.add_argument("--json", type=Path, help="where the file goes; a new one in /tmp")
     parser.add_argument("--compare", type=Path, help="such a file; that of the last release")
     parser.add_argument("--data-dir", type=Path, help="where services keep their data (a disk)")
     return parser.parse_args()
 
 
-def chosen(group: Group, names: Sequence[str], *, long: bool) -> Group:
-    """Of a group, the rows that are asked for."""
+def chosen(group: Group, names: Sequence[str], jobs: int | None, *, long: bool) -> Group:
+    """Of a group, the rows that are asked for, with as many jobs as that is where many are."""
+    if group is MANY_JOBS and jobs is not None:
+        group = group._replace(rows=tuple(row._replace(runs=jobs) for row in group.rows))
     if names:
         return group._replace(rows=tuple(row for row in group.rows if row.name in names))
     return group if long or not group.extra else group._replace(rows=())

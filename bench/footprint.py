@@ -9,12 +9,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from load import post, rate
+from rates import BODY, CLIENTS, succeeded
 from rows import Block, Ground, NotHereError, each_alone, seconds_of
 from service import JOB, MeasuredService, byte_code, job_done, running_service, wait_for
 
 MIB = 2**20
 MANY_PARKED = 64
 PARK_SECONDS = 60.0
+JOBS_AT_ONCE = 5000
+"""So many jobs are sent before the clients connect anew."""
 REHEARSAL_SECONDS = 0.5
 """A sandbox that was parked goes through the motions of a command, so that its pages are its own by then."""
 
@@ -77,6 +81,22 @@ def service_after_jobs(ground: Ground) -> Iterator[Block]:
             return [resident_bytes(service.process.pid) / MIB]
 
         yield block
+
+
+@contextlib.contextmanager
+def service_grown(ground: Ground) -> Iterator[Block]:
+    """Resident after `runs` jobs of eight clients, to what it was before the first."""
+    request = post("/v1/jobs", BODY, Prefer="wait=60")
+
+    def block(runs: int) -> list[float]:
+        with running_service(ground.data_dir) as service:
+            before = resident_bytes(service.process.pid)
+            for done in range(0, runs, JOBS_AT_ONCE):
+                count = min(JOBS_AT_ONCE, runs - done)
+                rate(service.port, request, connections=CLIENTS, count=count, good=succeeded)
+            return [resident_bytes(service.process.pid) / before]
+
+    yield block
 
 
 @contextlib.contextmanager

@@ -158,4 +158,45 @@ RUNNING = tuple(
     for count in (1, 10, 50, 200)
 )
 """Each a group of its own: jobs of another row would be beside it, too."""
-GROUPS = (ONE_COMMAND, EIGHT_CLIENTS, ACCEPTS, BYTES, FOOTPRINT, RUNTIMES, QUEUED, *RUNNING)
+ASLEEP = Group(
+    "live sandboxes that do nothing",
+    (
+        Row(
+            "500 asleep",
+            "what each takes of 500; then all answer",
+            scaling.asleep(500),
+            "MiB",
+            1,
+            at_most(3),
+        ),
+    ),
+    blocks=1,
+    extra=True,
+)
+MANY_JOBS = Group(
+    "the service after many jobs",
+    (
+        Row(
+            "grown",
+            "its memory after --jobs of them, to before the first",
+            footprint.service_grown,
+            RATIO,
+            20_000,
+            at_most(1.1),
+        ),
+    ),
+    blocks=1,
+    extra=True,
+)
+GROUPS = (
+    ONE_COMMAND,
+    EIGHT_CLIENTS,
+    ACCEPTS,
+    BYTES,
+    FOOTPRINT,
+    RUNTIMES,
+    QUEUED,
+    *RUNNING,
+    ASLEEP,
+    MANY_JOBS,
+)

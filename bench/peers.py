@@ -71,9 +71,9 @@ def docker_py_on_podman(_: Ground) -> Iterator[Block]:
 
 @contextlib.contextmanager
 def docker_py_on_dockerd(ground: Ground) -> Iterator[Block]:
-    """Debian's docker.io brings dockerd and starts it as root. The bench starts one of its own, without root, or none."""
-    program("dockerd", "docker.io, which also starts a service of root")
-    rootless = rootless_script()
+    """Debian's docker.io starts a service of root: `make bench` unpacks it and installs nothing. The bench starts one of its own, without root, or none."""
+    dockerd = program("dockerd", "docker.io, which also starts a service of root")
+    rootless = rootless_script(Path(dockerd))
     check_docker_py()
     with own_home() as environment:
         home = Path(environment["HOME"])
@@ -88,11 +88,12 @@ def docker_py_on_dockerd(ground: Ground) -> Iterator[Block]:
             remove_inside(["rootlesskit"], environment, [f"{home}/docker", f"{home}/exec"])
 
 
-def rootless_script() -> str:
-    """Raises NotHereError."""
-    program("rootlesskit", "rootlesskit")
-    places = os.pathsep.join([os.environ["PATH"], "/usr/share/docker.io/contrib"])
-    found = shutil.which("dockerd-rootless.sh", path=places)
+def rootless_script(dockerd: Path) -> str:
+    """It comes with dockerd. Raises NotHereError."""
+    for name in ("rootlesskit", "slirp4netns"):
+        program(name, name)
+    beside = dockerd.parents[1] / "share" / "docker.io" / "contrib"
+    found = shutil.which("dockerd-rootless.sh", path=f"{os.environ['PATH']}:{beside}")
     if found is None:
         raise NotHereError("dockerd-rootless.sh is not there: dockerd would need root")
     return found

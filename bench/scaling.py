@@ -1,4 +1,4 @@
-"""Rows of how it goes with much: jobs that wait, from 10 to 10,000, and jobs that run, from 1 to 200. They take long."""
+"""Rows of how it goes with much: jobs that wait, from 10 to 10,000, jobs that run, from 1 to 200, and 500 live sandboxes. They take long."""
 
 import contextlib
 import json
@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 
-from commands import warm
+from commands import LIFE_SECONDS, warm
+from footprint import MIB, taken_bytes, wait_until_parked
 from load import post, rate
 from rates import ACCEPT_CONNECTIONS, BODY, accepted
 from rows import Block, Ground, Opened
-from service import JOB, WentWrongError, ask, job_done, running_service
+from service import JOB, TRUE, WentWrongError, ask, job_done, running_service
 
 SLOTS = 4
 LAST = json.dumps(JOB | {"priority": -100})
 """Its turn comes after all the others'."""
+PARKED = 4
+"""Of the usual shape, as settings come."""
 SMALL = {"memory": "16Mi"}
 """So that as many as are to run fit into the host's memory."""
 
@@ -74,6 +77,43 @@ def running(count: int) -> Callable[[Ground], Opened]:
             yield warm(connection, lambda: job_done(connection, request))
 
     return opened
+
+
+def asleep(count: int) -> Callable[[Ground], Opened]:
+    """MiB that the host has less for each of `count` live sandboxes that do nothing. Then each of them has to do something."""
+
+    @contextlib.contextmanager
+    def opened(ground: Ground) -> Iterator[Block]:
+        settings = {"sandboxes_most": count, "server_shutdown_grace_seconds": 0}
+
+        def one() -> float:
+            with (
+                running_service(ground.data_dir, slots=2 * count, settings=settings) as service,
+                contextlib.closing(service.connection()) as connection,
+            ):
+                wait_until_parked(service, PARKED)
+                before = taken_bytes()
+                made = [live(connection) for _ in range(count)]
+                wait_until_parked(service, PARKED + count)
+                taken = taken_bytes() - before
+                for path in made:
+                    done = ask(connection, "POST", f"{path}/exec", json.dumps({"command": [TRUE]}))
+                    if done.get("state") != "succeeded":
+                        raise WentWrongError(f"a sandbox does not answer: {json.dumps(done)}")
+                return taken / count / MIB
+
+        yield lambda runs: [one() for _ in range(runs)]
+
+    return opened
+
+
+def live(connection: HTTPConnection) -> str:
+    """A live sandbox; its path."""
+    life = {"ttl_seconds": LIFE_SECONDS, "idle_seconds": LIFE_SECONDS, "limits": SMALL}
+    made = ask(connection, "POST", "/v1/sandboxes", json.dumps(life))
+    if made.get("state") != "running":
+        raise WentWrongError(f"no sandbox was made: {json.dumps(made)}")
+    return f"/v1/sandboxes/{made['id']}"
 
 
 def sleeping(connection: HTTPConnection) -> str:
