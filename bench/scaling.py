@@ -40,6 +40,7 @@ def queued(depth: int) -> Callable[[Ground], Opened]:
                 held = [sleeping(connection) for _ in range(SLOTS)]
                 sent = {"connections": min(depth, ACCEPT_CONNECTIONS), "count": depth}
                 rate(service.port, request, good=accepted, **sent)
+                connection.close()  # The service does so with one that was idle meanwhile.
                 began = time.perf_counter()
                 for job_id in held:
                     cancel(connection, job_id)
