@@ -198,9 +198,7 @@ def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
     return pid, pidfd.value
 
 
-def mount(
-    source: str, target: str, filesystem: str | None, flags: int, options: str = ""
-) -> None:
+def mount(source: str, target: str, filesystem: str | None, flags: int, options: str = "") -> None:
     """mount(2) of a new file system, or with MS_BIND of one that is there; `options` are less than a page."""
     kind = filesystem.encode() if filesystem is not None else None
     _check(_mount(os.fsencode(source), os.fsencode(target), kind, flags, options.encode()))
