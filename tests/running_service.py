@@ -38,6 +38,12 @@ class Leftovers(NamedTuple):
     cgroups: tuple[str, ...] = ()
 
 
+def byte_code() -> dict[str, str]:
+    """Settings with which programs that we start find compiled what was compiled before."""
+    names = ("PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 class RunningService:
     """`sandboxd serve` on loopback, on ports and a data directory of its own."""
 
@@ -74,10 +80,9 @@ class RunningService:
             "SANDBOXD_CONFIG": "",
             "SANDBOXD_STORE_DATA_DIR": str(self.data_dir),
             "PYTHONPATH": str(SOURCE),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "SECRET": SECRET_OF_THE_SERVICE,
         }
-        return kept | named | fixed
+        return kept | named | fixed | byte_code()
 
     def start(self) -> "RunningService":
         """Start it and wait until it would take a job."""

@@ -33,9 +33,9 @@ _SEAL_TRIES = 20
 """The kernel itself waits up to 150 ms each time."""
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _BARE = ("-I", "-S", "-B")
-"""No environment, no site directories, no bytecode written: what it imports is in the path that it is given."""
+"""No environment, no site directories, no bytecode written: what it imports is in the path that it is given, and compiled where ours is."""
 _BOOTSTRAP = (
-    "import sys, json; *arguments, sys.path[:] = json.loads(sys.argv[1]); "
+    "import sys, json; *arguments, sys.pycache_prefix, sys.path[:] = json.loads(sys.argv[1]); "
     "from sandboxd.isolation.launcher import main; main(*arguments)"
 )
 
@@ -99,7 +99,8 @@ class Launcher:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.setblocking(False)
         with theirs, _sealed_copy(sys.executable) as interpreter:
-            arguments = [theirs.fileno(), os.getpid(), str(self.stage), self._counted, sys.path]
+            arguments = [theirs.fileno(), os.getpid(), str(self.stage), self._counted]
+            arguments += [sys.pycache_prefix, sys.path]
             self.process = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec; done once)
                 [sys.executable, *_BARE, "-c", _BOOTSTRAP, json.dumps(arguments)],
                 executable=f"/proc/self/fd/{interpreter}",

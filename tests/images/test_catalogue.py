@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from archives import directory, entry, link, packed
 from image_bench import ImageBench
+from running_service import byte_code
 from waiting import wait_for
 
 from sandboxd.errors import Conflict, Invalid, NotFound
@@ -194,7 +195,7 @@ def test_what_a_killed_import_leaves_is_swept_at_the_next_start(images: ImageBen
     here = str(Path(__file__).parent)
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_IMPORT, str(images.directory)],
-        env={"PYTHONPATH": os.pathsep.join([here, *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PYTHONPATH": os.pathsep.join([here, *sys.path]), **byte_code()},
     )
     wait_for(
         lambda: list((images.store / "incoming").glob("*/rootfs/f*")), "the first file is there"

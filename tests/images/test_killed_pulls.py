@@ -15,6 +15,7 @@ from archives import directory, entry, hard_link, packed
 from image_bench import ImageBench
 from pulls import blobs_of, fetch, nothing_was_kept
 from registries import Stub, digest_of, make_image
+from running_service import byte_code
 from waiting import TIME_FACTOR, wait_for
 
 from sandboxd.images.store.pruning import Pruned
@@ -69,7 +70,7 @@ def pull_until(images: ImageBench, reference: str, step: int) -> "subprocess.Com
     here = str(Path(__file__).parent)
     return subprocess.run(
         [sys.executable, "-c", PULL, str(images.directory), reference, str(step)],
-        env={"PYTHONPATH": os.pathsep.join([here, *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PYTHONPATH": os.pathsep.join([here, *sys.path]), **byte_code()},
         stdout=subprocess.PIPE,
         text=True,
         timeout=120 * TIME_FACTOR,

@@ -15,6 +15,7 @@ from archives import entry, packed
 from image_bench import ImageBench
 from pulls import blobs_of, fetch, nothing_was_kept
 from registries import BRIEF, Handler, Stub, digest_of, make_image
+from running_service import byte_code
 from sandbox_bench import run_in
 from waiting import wait_for
 
@@ -330,7 +331,7 @@ def test_two_processes_that_pull_the_same_image_fetch_and_unpack_it_once(
     reference = stub.offer(make_image(*(layer(name) for name in "abcdef")))
     (images.directory / "stage-other").mkdir()
     here = str(Path(__file__).parent)
-    environment = {"PYTHONPATH": os.pathsep.join([here, *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"PYTHONPATH": os.pathsep.join([here, *sys.path]), **byte_code()}
     words = [sys.executable, "-c", PULL, str(images.directory), reference]
     both = [subprocess.Popen(words, env=environment) for _ in range(2)]
 

@@ -36,6 +36,7 @@ from registries import (
     make_image,
     make_index,
 )
+from running_service import byte_code
 from waiting import wait_for
 
 from sandboxd.errors import Conflict, Invalid, NotFound, Refused, Unavailable
@@ -579,7 +580,7 @@ def test_a_killed_pull_leaves_nothing_that_the_next_start_does_not_remove(
     here = str(Path(__file__).parent)
     process = subprocess.Popen(
         [sys.executable, "-c", PULL, str(images.directory), reference],
-        env={"PYTHONPATH": os.pathsep.join([here, *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PYTHONPATH": os.pathsep.join([here, *sys.path]), **byte_code()},
     )
     fetched = f"oci/partial/{digest_of(many).removeprefix('sha256:')}.*"
     place = fetched if moment == "fetching" else "incoming/*/rootfs/f*"
