@@ -1,5 +1,6 @@
 """Identifiers: a prefix and a UUIDv7 (RFC 9562) in Crockford base32, so that they sort by time."""
 
+import functools
 import os
 import re
 import threading
@@ -8,7 +9,6 @@ import time
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _LENGTH = 26
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
-_SHIFTS = range(5 * (_LENGTH - 2), -1, -10)
 _PATTERN = re.compile(rf"[a-z]{{2,8}}_[{_ALPHABET}]{{{_LENGTH}}}")
 
 
@@ -39,10 +39,18 @@ def new_id(prefix: str) -> str:
     """A new identifier, such as `job_06f8k0…`: 48 bits of milliseconds, then 74 random bits."""
     milliseconds, below = _clock.next()
     version, variant = 0x7, 0x2
-    number = milliseconds << 80 | version << 76 | (below >> 62) << 64 | variant << 62
-    number |= below & ((1 << 62) - 1)
-    digits = [_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS]
-    return f"{prefix}_{''.join(digits)}"
+    number = version << 76 | (below >> 62) << 64 | variant << 62 | below & ((1 << 62) - 1)
+    return f"{prefix}_{_time_digits(milliseconds)}{_digits(number, 80)}"
+
+
+@functools.lru_cache(maxsize=8)
+def _time_digits(milliseconds: int) -> str:
+    """Many ids are made in one millisecond."""
+    return _digits(milliseconds, 50)
+
+
+def _digits(number: int, bits: int) -> str:
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(bits - 10, -1, -10)])
 
 
 def is_id(text: str, prefix: str) -> bool:

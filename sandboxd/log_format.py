@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import msgspec
 import structlog
@@ -16,17 +17,19 @@ from sandboxd.settings import LogSettings
 def configure_logging(settings: LogSettings) -> None:
     """For people on a terminal, JSON lines elsewhere, unless the settings say otherwise."""
     as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
-    processors: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    processors: list[Processor]
     logger_factory: Callable[..., WrappedLogger]
     if as_json:
-        processors += [structlog.processors.format_exc_info, _tidy, _as_json]
+        processors = [_as_json]
         logger_factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-        processors += [structlog.dev.set_exc_info, _tidy, renderer]
+        processors = [
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.set_exc_info,
+            _tidy,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ]
         logger_factory = structlog.PrintLoggerFactory(sys.stderr)
     structlog.configure(
         processors=processors,
@@ -43,17 +46,31 @@ def _tidy(_logger: object, _method: str, event: EventDict) -> EventDict:
     return first | {name: value for name, value in event.items() if value is not None}
 
 
-def _as_json(_logger: object, _method: str, event: EventDict) -> bytes:
-    """In ASCII, so that nothing in a line acts on a terminal or is taken for its end."""
+def _as_json(logger: object, method: str, event: EventDict) -> bytes:
+    """The same as a line of JSON, in one step: there is one for each request.
+
+    In ASCII, so that nothing in it acts on a terminal or is taken for its end.
+    """
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, method, event)
+    told: EventDict = {
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "level": _LEVELS.get(method, method),
+        "event": event.pop("event", None),
+    }
+    for name, value in event.items():
+        if value is not None:
+            told[name] = value
     try:
-        line = _to_json(event)
+        line = _to_json(told)
     except (msgspec.MsgspecError, ValueError, OverflowError):
         line = b""  # a lone surrogate of a file's name, or a number that is too long
     if line and line.isascii():
         return line
-    return json.dumps(event, default=repr).encode()
+    return json.dumps(told, default=repr).encode()
 
 
+_LEVELS = {"exception": "error", "warn": "warning"}
 _to_json = msgspec.json.Encoder(enc_hook=repr).encode
 
 

@@ -284,9 +284,20 @@ class _RequestFigures:
             registry=registry,
         )
 
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        """Found once: each look by labels makes words of them again, under a lock."""
+
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(method, route, str(status)).inc()
-        self._seconds.labels(method, route).observe(seconds)
+        series = self._series.get((method, route, status))
+        if series is None:
+            series = (
+                self._requests.labels(method, route, str(status)),
+                self._seconds.labels(method, route),
+            )
+            self._series[method, route, status] = series
+        requests, took = series
+        requests.inc()
+        took.observe(seconds)
 
 
 class _EndFigures:

@@ -131,13 +131,7 @@ def parse_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise Malformed(f"The body is not UTF-8 (at byte {error.start}).") from error
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
-            parse_int=_parse_integer,
-            parse_float=_parse_float,
-        )
+        value = _decoder.decode(text)
     except json.JSONDecodeError as error:
         raise Malformed(
             f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
@@ -181,6 +175,14 @@ def _parse_float(digits: str) -> float:
     if not math.isfinite(number):
         raise Malformed(f"The number {digits[:20]} is out of range.")
     return number
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique_keys,
+    parse_constant=_refuse_constant,
+    parse_int=_parse_integer,
+    parse_float=_parse_float,
+)
 
 
 def _refuse_lone_surrogates(value: Any) -> None:

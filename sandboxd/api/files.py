@@ -29,6 +29,8 @@ def files_of(
 
     What is wrong goes to `faults`; an uploaded file is called by its name, as `/uploads/NAME`.
     """
+    if not request.files and not uploaded:
+        return (), b""
     if (count := len(request.files) + len(uploaded)) > MAX_FILES:
         faults.append(Fault("/files", f"{count} files are over the limit of {MAX_FILES}"))
         return (), b""

@@ -24,6 +24,8 @@ def steps_of(
     requests: Sequence[StepRequest], limits: Limits, faults: list[Fault]
 ) -> tuple[Step, ...]:
     """The steps that a request asks for. What is wrong with them is added to the faults."""
+    if not requests:
+        return ()
     if len(requests) > MAX_STEPS:
         faults.append(Fault("/steps", f"{len(requests)} are over the limit of {MAX_STEPS}"))
         return ()

@@ -1,5 +1,6 @@
 """What a job request must satisfy beyond its types, and the JobSpec that it becomes."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -170,6 +171,15 @@ def _parse_user(request: JobRequest, faults: list[Fault]) -> tuple[int, int] | N
 
 def limits_asked(asked: CeilingsRequest, place: str, faults: list[Fault]) -> LimitsAsked:
     """The same in our units."""
+    limits, found = _in_our_units(asked, place)
+    faults += found
+    return limits
+
+
+@functools.lru_cache(maxsize=256)
+def _in_our_units(asked: CeilingsRequest, place: str) -> tuple[LimitsAsked, tuple[Fault, ...]]:
+    """Most jobs ask for what others asked for before."""
+    faults: list[Fault] = []
 
     def size_of(name: str) -> int | None:
         value: int | str | None = getattr(asked, name)
@@ -184,7 +194,7 @@ def limits_asked(asked: CeilingsRequest, place: str, faults: list[Fault]) -> Lim
         cpus = None if asked.cpus is None else parse_cpus(asked.cpus)
     except ValueError as error:
         faults.append(Fault(f"{place}/cpus", str(error)))
-    return LimitsAsked(
+    limits = LimitsAsked(
         cpus=cpus,
         memory_bytes=size_of("memory"),
         pids=asked.pids,
@@ -198,6 +208,7 @@ def limits_asked(asked: CeilingsRequest, place: str, faults: list[Fault]) -> Lim
         swap_bytes=size_of("swap"),
         io_bytes_per_second=size_of("io_bytes_per_second"),
     )
+    return limits, tuple(faults)
 
 
 def _cpuset(request: JobRequest, faults: list[Fault]) -> tuple[int, ...]:

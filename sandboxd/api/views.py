@@ -129,7 +129,7 @@ def _asked_for(spec: JobSpec, command: tuple[str, ...]) -> dict[str, Any]:
         "runtime": spec.runtime,
         "require": spec.require,
         "priority": spec.priority,
-        "cpuset": format_cpu_list(spec.cpuset) or UNSET,
+        "cpuset": format_cpu_list(spec.cpuset) if spec.cpuset else UNSET,
         "stop_signal": UNSET if spec.stop_signal is None else signal_name(spec.stop_signal),
         "labels": spec.labels,
         "retry": RetryView(max_attempts=spec.retry.max_attempts),
