@@ -121,7 +121,7 @@ class Runner:
         faults += self._check_runtime(spec)
         faults += self._networks.check(spec.network)
         faults += self._check_keeping(spec)
-        offered = self._offered(spec)
+        offered = self._offered(spec) if spec.require else {}
         for name, least in spec.require.items():
             if name not in offered:
                 detail = f"unknown; known are {', '.join(sorted(offered))}"
