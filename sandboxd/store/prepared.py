@@ -20,7 +20,7 @@ class _Compiled(NamedTuple):
     """Values that the statement brings along."""
 
     def in_order(self, values: Mapping[str, object]) -> tuple[object, ...]:
-        merged = {**self.constants, **values}
+        merged = {**self.constants, **values} if self.constants else values
         return tuple(map(merged.__getitem__, self.names))
 
 
