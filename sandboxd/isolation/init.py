@@ -5,7 +5,6 @@ afterwards is more than the command itself can do. It imports nothing once the r
 """
 
 import contextlib
-import fcntl
 import os
 import resource
 import select
@@ -34,8 +33,6 @@ from sandboxd.isolation.spec import Command, Exit, Machine, SandboxSpec, Then, U
 UNPACKING = frozenset({"chown", "dac_override", "fowner", "fsetid"})
 """What init keeps in a sandbox that is for unpacking an image and runs no command."""
 
-_CHANNEL, _MAPPER = 3, 4
-_LOWEST_OTHER = 5
 _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 """What Python and the launcher have set to other than the default. (posix_spawn resets all for the command.)"""
 _LONGEST_REASON = 500
@@ -71,7 +68,7 @@ class Order(NamedTuple):
     id_count: int
     join_files: tuple[str, ...]
     show_cgroup: bool
-    seccomp_program: bytes
+    seccomp_program: syscalls.FilterProgram
     title: tuple[int, int]
     """Where the command line lies that the launcher was started with."""
     cpus: dict[int, str]
@@ -103,14 +100,8 @@ class Init:
     def __init__(self, order: Order, channel: socket.socket, mapper: socket.socket) -> None:
         self.order = order
         self.spec = order.spec
-        # First out of the way: each may have the number that the other is to get.
-        channel_copy = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, _LOWEST_OTHER)
-        mapper_copy = fcntl.fcntl(mapper, fcntl.F_DUPFD_CLOEXEC, _LOWEST_OTHER)
-        os.dup2(channel_copy, _CHANNEL, inheritable=False)
-        os.dup2(mapper_copy, _MAPPER, inheritable=False)
-        # Said what they are, so that nobody has to ask the kernel.
-        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CHANNEL)
-        self.mapper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _MAPPER)
+        self.channel = channel
+        self.mapper = mapper
         self.maps_due = False
         self.oom_score: int | None = None
         self.own_oom_score = b"0"
@@ -169,7 +160,7 @@ class Init:
 
     def leave_launcher(self) -> None:
         """Nothing of the launcher's stays: descriptors, keyring, session, signals, limits."""
-        syscalls.close_range(_LOWEST_OTHER)
+        close_all_but(self.channel.fileno(), self.mapper.fileno())
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for stream in range(3):
             os.dup2(null, stream)
@@ -179,8 +170,8 @@ class Init:
         syscalls.join_new_session_keyring()
         os.setsid()
         for number in _SIGNALS_CHANGED:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
+            syscalls.reset_signal(number)
+        syscalls.block_only(signal.SIGCHLD)
         os.umask(0o022)
         privileges.limit(resource.RLIMIT_CORE, _CORE_BYTES)
         privileges.limit(resource.RLIMIT_RTPRIO, 0)
@@ -461,6 +452,16 @@ class Init:
         """The kernel is to kill the command before init, which has to tell of it."""
         if self.oom_score is not None:
             os.pwrite(self.oom_score, score, 0)
+
+
+def close_all_but(*descriptors: int) -> None:
+    """Nothing stays open but the streams and these."""
+    lowest = 3
+    for descriptor in sorted(descriptors):
+        if descriptor > lowest:
+            syscalls.close_range(lowest, descriptor - 1)
+        lowest = descriptor + 1
+    syscalls.close_range(lowest)
 
 
 def write_namespace_limits(proc_fd: int) -> None:

@@ -51,7 +51,7 @@ def main(control_fd: int, parent_pid: int, stage: str, counted: bool) -> NoRetur
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the service.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel reaps: nobody asks for a status.
     privileges.die_with_parent(parent_pid)
-    close_all_but(control_fd)
+    init.close_all_but(control_fd)  # Not even the program that this process was started from.
     privileges.set_name("sandboxd")
     # Descriptors under way in sockets are counted by uid: with a single-id map those of commands are, too. Only a higher
     # limit than theirs lets this process go on sending.
@@ -65,13 +65,6 @@ def main(control_fd: int, parent_pid: int, stage: str, counted: bool) -> NoRetur
     os._exit(0)
 
 
-def close_all_but(descriptor: int) -> None:
-    """Nothing stays open but the streams and this one: not even the program that this process was started from."""
-    if descriptor > 3:
-        syscalls.close_range(3, descriptor - 1)
-    syscalls.close_range(descriptor + 1)
-
-
 class LauncherProcess:
     """The launcher's own state: its control socket and the sandboxes that wait for their maps."""
 
@@ -81,7 +74,8 @@ class LauncherProcess:
         self.poll = select.poll()
         self.waiting_for_maps: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
         self.id_count = 0
-        self.seccomp_program = seccomp.assemble(seccomp.build(syscalls.MACHINE, counted=counted))
+        program = seccomp.assemble(seccomp.build(syscalls.MACHINE, counted=counted))
+        self.seccomp_program = syscalls.FilterProgram(program)
 
     def enter_user_namespace(self) -> None:
         """U1. The service writes the maps: only it is outside."""

@@ -11,7 +11,6 @@ Mount points are made in the writable layer before the overlay is mounted. There
 whatever the image has at that path: a symbolic link in an image is never followed.
 """
 
-import contextlib
 import glob
 import os
 import stat
@@ -104,8 +103,8 @@ class Templates(NamedTuple):
     """An empty read-only tmpfs to hide directories with."""
     null: str
     """A read-only bind of /dev/null to hide files with."""
-    proc_masks: tuple[tuple[str, str], ...]
-    """What hides, and what is to be hidden of a sandbox's /proc, of all that this kernel has."""
+    proc_masks: tuple[tuple[bytes, bytes], ...]
+    """What hides, and what is to be hidden of a sandbox's /proc, of all that this kernel has: paths as it takes them."""
 
 
 def make_templates(stage: str) -> Templates:
@@ -127,7 +126,10 @@ def make_templates(stage: str) -> Templates:
     _make_sys(f"{stage}/sys", f"{stage}/empty", f"{stage}/null")
     empty, null = f"{stage}/empty", f"{stage}/null"
     masks = tuple(
-        (empty if os.path.isdir(f"/proc/{name}") else null, f"{stage}/root/proc/{name}")
+        (
+            os.fsencode(empty if os.path.isdir(f"/proc/{name}") else null),
+            os.fsencode(f"{stage}/root/proc/{name}"),
+        )
         for name in MASKED_IN_PROC
         if os.path.lexists(f"/proc/{name}")
     )
@@ -257,10 +259,11 @@ def _mount_overlay(
     takes a page of options: fsconfig(2) takes 255 bytes for one, and `lowerdir+`, one by one, is younger than what we run on.
     """
     flags |= syscalls.MS_NOSUID | syscalls.MS_NODEV
-    with contextlib.ExitStack() as opened:
-        *numbers, upper_fd, work_fd = (
-            opened.enter_context(_opened(path, os.O_DIRECTORY)) for path in (*lowers, upper, work)
-        )
+    opened: list[int] = []
+    try:
+        for path in (*lowers, upper, work):
+            opened.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        *numbers, upper_fd, work_fd = opened
         directories = (
             f"lowerdir={':'.join(map(str, numbers))},upperdir={upper_fd},workdir={work_fd}"
         )
@@ -271,6 +274,9 @@ def _mount_overlay(
             raise OSError(error.errno, f"overlay: {error.strerror}") from error
         finally:
             os.chdir("/")
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _fill_upper(spec: SandboxSpec, upper: str, id_count: int) -> None:
@@ -344,7 +350,7 @@ def mount_proc(templates: Templates) -> int:
     # Cloned once it is attached: before Linux 6.15 a detached mount cannot be (EINVAL).
     unmasked = syscalls.open_tree(syscalls.AT_FDCWD, proc, syscalls.OPEN_TREE_CLONE)
     for mask, path in templates.proc_masks:
-        attach_copy(mask, path)
+        syscalls.bind(mask, path)
     for name in READ_ONLY_IN_PROC:
         bind_read_only(f"{proc}/{name}", f"{proc}/{name}", extra=_NOEXEC)
     return unmasked
@@ -376,7 +382,7 @@ def bind_read_only(source: str, target: str, extra: int = 0) -> None:
 
 def attach_copy(source: str, target: str) -> None:
     """Attach a copy of the mount at `source`, and of those below it, at `target`."""
-    syscalls.mount(source, target, None, syscalls.MS_BIND | syscalls.MS_REC)
+    syscalls.bind(syscalls.as_bytes(source), syscalls.as_bytes(target))
 
 
 def attach_new(

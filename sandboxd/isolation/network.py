@@ -11,9 +11,10 @@ from sandboxd.isolation import syscalls
 RESOLVER = ("127.0.0.1", 53)
 """Where a sandbox with egress asks for names: a socket in its namespace that the service has."""
 
-_SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
+_LO_UP = struct.pack("16sh22x", b"lo", _IFF_UP)
+"""struct ifreq. Of the flags that can be set this one is all that a loopback has; the others are the device's own."""
 _IP_FREEBIND = 15
 _NETLINK_NETFILTER = 12
 _NFTABLES_EVENTS = 1 << 6
@@ -22,10 +23,8 @@ _NFTABLES_EVENTS = 1 << 6
 
 def bring_up_loopback() -> None:
     """Set `lo` up in the current network namespace."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        request = struct.pack("16sh22x", b"lo", 0)
-        flags = struct.unpack("16sh22x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))[1]
-        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, _LO_UP)
 
 
 def lend(pid: int, pidfd: int, home: int) -> list[int]:

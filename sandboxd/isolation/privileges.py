@@ -43,8 +43,7 @@ def lock_securebits() -> None:
 
 def drop_bounding_set() -> None:
     """Empty the capability bounding set."""
-    for capability in range(prctl.CAP_LAST_CAP + 1):
-        syscalls.drop_from_bounding_set(capability)
+    syscalls.drop_from_bounding_set(prctl.CAP_LAST_CAP)
 
 
 def drop_capabilities(keep: frozenset[str] = frozenset()) -> None:

@@ -31,6 +31,8 @@ INLINE_BYTES = 64 * 2**10
 """A larger message travels in a memfd: a datagram has to fit the socket's buffer."""
 MESSAGE_BYTES = 8 * 2**20
 MOST_DESCRIPTORS = 8
+# As plain numbers: each `&` of an enumeration makes a member of it, out of pages that would not be touched otherwise.
+_MSG_TRUNC, _MSG_CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 
 
 # service to launcher
@@ -376,7 +378,7 @@ def receive(channel: socket.socket, decode: Callable[[bytes], M]) -> tuple[M, li
     try:
         if not packet:
             raise EOFError
-        if flags & socket.MSG_TRUNC:
+        if flags & _MSG_TRUNC:
             raise BadMessage("message too long")
         if packet[:1] == b"m":
             message = decode(_read_memory(descriptors))
@@ -384,7 +386,7 @@ def receive(channel: socket.socket, decode: Callable[[bytes], M]) -> tuple[M, li
             message = decode(packet[1:])
         else:
             raise BadMessage("neither in the message nor in a descriptor")
-        if flags & socket.MSG_CTRUNC:
+        if flags & _MSG_CTRUNC:
             raise DescriptorsLost(message)
         return message, descriptors
     except BaseException:
@@ -395,7 +397,7 @@ def receive(channel: socket.socket, decode: Callable[[bytes], M]) -> tuple[M, li
 
 def from_above(encoded: bytes) -> Any:
     """A message of the service, for launcher and init (ToLauncher or ToInit)."""
-    name, *fields = json.loads(encoded)
+    name, *fields = json.loads(encoded.decode())
     message = _FROM_ABOVE[name](*map(_tuples, fields))
     if isinstance(message, Create):
         spec = SandboxSpec(*message.spec)

@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import struct
+import sys
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc["syscall"]
@@ -28,6 +29,9 @@ _fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _syncfs.argtypes = (ctypes.c_int,)
 _signalfd, _prctl = _libc.signalfd, _libc.prctl
 _signalfd.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_signal, _sigprocmask = _libc.signal, _libc.sigprocmask
+_signal.argtypes, _signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_ssize_t
+_sigprocmask.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
 _prctl.argtypes = (ctypes.c_int, *[ctypes.c_void_p] * 4)
 
 # PyDLL keeps the interpreter lock during the call: a clone of this process must find it held by itself.
@@ -41,6 +45,7 @@ for _hook in (_before_fork, _after_fork_in_child, _after_fork_in_parent):
     _hook.restype = None
 
 MACHINE = platform.machine()
+_PATHS = sys.getfilesystemencoding()
 
 # Calls newer than the split between architectures have one number everywhere (asm-generic/unistd.h).
 _NR_OPEN_TREE = 428
@@ -117,6 +122,8 @@ LINUX_CAPABILITY_VERSION_3 = 0x20080522
 SECCOMP_MODE_FILTER = 2
 SYNC_FILE_RANGE_WRITE = 2
 SFD_CLOEXEC = os.O_CLOEXEC
+_SIG_ERR = -1
+_SIG_SETMASK = 2
 SFD_NONBLOCK = os.O_NONBLOCK
 
 
@@ -140,6 +147,11 @@ def _call(
 ) -> int:
     """syscall(2). What a call does not take, the kernel does not look at."""
     return _check(_syscall(number, first, second, third, fourth, fifth, 0))
+
+
+def as_bytes(path: str) -> bytes:
+    """os.fsencode() of a path, which takes twenty steps for it."""
+    return path.encode(_PATHS, "surrogateescape")
 
 
 def unshare(flags: int) -> None:
@@ -198,10 +210,16 @@ def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
     return pid, pidfd.value
 
 
-def mount(source: str, target: str, filesystem: str | None, flags: int, options: str = "") -> None:
-    """mount(2) of a new file system, or with MS_BIND of one that is there; `options` are less than a page."""
-    kind = filesystem.encode() if filesystem is not None else None
-    _check(_mount(os.fsencode(source), os.fsencode(target), kind, flags, options.encode()))
+def mount(source: str, target: str, filesystem: str, flags: int, options: str) -> None:
+    """mount(2) of a new file system; `options` are less than a page."""
+    words = (source.encode(), as_bytes(target), filesystem.encode())
+    _check(_mount(*words, flags, options.encode()))
+
+
+def bind(source: bytes, target: bytes) -> None:
+    """mount(2) with MS_BIND: what is at `source`, and below it, also at `target`. For who does it often: paths as the kernel takes them."""
+    if _mount(source, target, None, MS_BIND | MS_REC, None) < 0:
+        _check(-1)
 
 
 def mount_propagation(path: str, flags: int) -> None:
@@ -221,13 +239,13 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 def open_tree(directory_fd: int, path: str, flags: int) -> int:
     """open_tree(2): a descriptor for a mount, or for a detached copy of it with OPEN_TREE_CLONE."""
-    return _call(_NR_OPEN_TREE, directory_fd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC)
+    return _call(_NR_OPEN_TREE, directory_fd, as_bytes(path), flags | OPEN_TREE_CLOEXEC)
 
 
 def move_mount(mount_fd: int, target_fd: int, target: str = "") -> None:
     """move_mount(2): attach what `mount_fd` holds at `target` below `target_fd` (at the descriptor itself if empty)."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
-    _call(_NR_MOVE_MOUNT, mount_fd, b"", target_fd, os.fsencode(target), flags)
+    _call(_NR_MOVE_MOUNT, mount_fd, b"", target_fd, as_bytes(target), flags)
 
 
 def fsopen(filesystem: str) -> int:
@@ -242,7 +260,7 @@ def fsconfig(filesystem_fd: int, command: int, key: str | None, value: str | Non
         filesystem_fd,
         command,
         key.encode() if key is not None else None,
-        os.fsencode(value) if value is not None else None,
+        as_bytes(value) if value is not None else None,
         0,
     )
 
@@ -261,7 +279,7 @@ def mount_setattr(
     """
     request = struct.pack("=4Q", attributes, 0, propagation, 0)
     flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
-    _call(_NR_MOUNT_SETATTR, mount_fd, os.fsencode(path), flags, request, len(request))
+    _call(_NR_MOUNT_SETATTR, mount_fd, as_bytes(path), flags, request, len(request))
 
 
 def openat2(directory_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
@@ -269,7 +287,7 @@ def openat2(directory_fd: int, path: str, flags: int, resolve: int, mode: int = 
     if "\0" in path:
         raise ValueError("embedded null byte")
     how = struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve)
-    return _call(_NR_OPENAT2, directory_fd, os.fsencode(path), how, len(how))
+    return _call(_NR_OPENAT2, directory_fd, as_bytes(path), how, len(how))
 
 
 def close_range(first: int, last: int = 0x7FFFFFFF, flags: int = 0) -> None:
@@ -294,9 +312,11 @@ def capset(capabilities: int) -> None:
     _call(_NR_CAPSET[MACHINE], header, struct.pack("=6I", low, low, 0, high, high, 0))
 
 
-def drop_from_bounding_set(capability: int) -> None:
-    """prctl(PR_CAPBSET_DROP)."""
-    _check(_prctl(PR_CAPBSET_DROP, capability, 0, 0, 0))
+def drop_from_bounding_set(last: int) -> None:
+    """prctl(PR_CAPBSET_DROP) for each capability up to this one."""
+    for capability in range(last + 1):
+        if _prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            _check(-1)
 
 
 def sethostname(name: str) -> None:
@@ -312,18 +332,39 @@ def file_system_type(descriptor: int) -> int:
     return int.from_bytes(answer.raw[:4], "little")
 
 
+def reset_signal(number: int) -> None:
+    """signal(2) to SIG_DFL, behind the back of Python, whose own way goes through enumerations."""
+    if _signal(number, None) == _SIG_ERR:
+        _check(-1)
+
+
+def block_only(number: int) -> None:
+    """sigprocmask(2): block this signal and no other."""
+    _check(_sigprocmask(_SIG_SETMASK, _signal_set(number), None))
+
+
+def _signal_set(number: int) -> bytes:
+    return (1 << (number - 1)).to_bytes(128, "little")
+
+
 def signalfd(signal_number: int) -> int:
     """signalfd(2) for one signal, which must be blocked: non-blocking, closed on exec."""
-    mask = (1 << (signal_number - 1)).to_bytes(128, "little")
-    return _check(_signalfd(-1, mask, SFD_CLOEXEC | SFD_NONBLOCK))
+    return _check(_signalfd(-1, _signal_set(signal_number), SFD_CLOEXEC | SFD_NONBLOCK))
 
 
-def install_seccomp_filter(program: bytes) -> None:
-    """prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER): from here on every system call passes `program` (struct sock_filter[])."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog { unsigned short len; struct sock_filter *filter; }
-    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    _check(_prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog, 0, 0))
+class FilterProgram:
+    """A seccomp program in memory, as the kernel takes it: struct sock_fprog { unsigned short len; struct sock_filter *filter; }."""
+
+    def __init__(self, program: bytes) -> None:
+        """`program`: struct sock_filter[]. Made before the fork: to lay it out costs more than to install it."""
+        self._instructions = ctypes.create_string_buffer(program, len(program))
+        address = ctypes.addressof(self._instructions)
+        self.fprog = struct.pack("@HP", len(program) // 8, address)
+
+
+def install_seccomp_filter(program: FilterProgram) -> None:
+    """prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER): from here on every system call passes `program`."""
+    _check(_prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program.fprog, 0, 0))
 
 
 def find_title() -> tuple[int, int]:

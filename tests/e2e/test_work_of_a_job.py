@@ -24,14 +24,14 @@ JOB = {"image": "host", "command": ["/bin/true"]}
 NEW_PROCESSES = {"clone", "clone3", "fork", "vfork"}
 
 CALLS_OF_THE_SERVICE = 300
-CALLS_OF_THE_SANDBOX = 570
+CALLS_OF_THE_SANDBOX = 430
 PROCESSES = 2
 SYNCS = 2.5
 FAULTS_OF_THE_SERVICE = 10
-FAULTS_OF_THE_LAUNCHER = 270
-FAULTS_OF_A_PARKED_INIT = 760
+FAULTS_OF_THE_LAUNCHER = 250
+FAULTS_OF_A_PARKED_INIT = 650
 FAULTS_OF_INIT_FOR_A_COMMAND = 32
-"""Each was 260, 520, 2, 2, 2, 245, 710 and 20 with cgroup v1, where there is more to do for a sandbox than with v2."""
+"""Each was 235, 400, 2, 2, 2, 222, 608 and 20 with cgroup v1, where there is more to do for a sandbox than with v2."""
 
 
 class Round(NamedTuple):
