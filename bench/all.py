@@ -143,9 +143,10 @@ def measure(group: Group, shared: Ground, found: Measured, *, quick: bool) -> No
     try:
         with contextlib.ExitStack() as stack:
             blocks = dict(opened(group, shared, found, stack))
-            for number in range(QUICK_BLOCKS if quick else group.blocks):
+            count = min(group.blocks, QUICK_BLOCKS) if quick else group.blocks
+            for number in range(count):
                 for row in [row for row in group.rows if row.name in blocks]:
-                    tell(f"{group.name}: {number + 1} of {group.blocks}, {row.name}")
+                    tell(f"{group.name}: {number + 1} of {count}, {row.name}")
                     runs = min(row.runs, QUICK_RUNS) if quick else row.runs
                     try:
                         found.blocks[row.name].append(blocks[row.name](runs))

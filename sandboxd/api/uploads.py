@@ -35,6 +35,8 @@ FORM = "multipart/form-data"
 TAR = "application/x-tar"
 JOB_HEADER = b"sandboxd-job"
 _BLOCK_BYTES = 2**20
+_LARGE_BYTES = 2**12
+"""Smaller pieces are put together at once: a client that sends byte by byte would have an object kept for each."""
 _GRACE_SECONDS = 120.0
 _LEAST_BYTES_PER_SECOND = 64 * 2**10
 """A client that is slower than this, after the grace, is not waited for."""
@@ -161,10 +163,12 @@ async def spool(receive: Receive, take: Callable[[bytes], None], most_bytes: int
     try:
         while more:
             deadline = began + _GRACE_SECONDS + size_bytes / _LEAST_BYTES_PER_SECOND
+            block: list[bytes | bytearray] = []
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    block, more = await _next_block(receive)
+                    more = await _read_block(receive, block)
             except TimeoutError:
+                size_bytes += sum(map(len, block))
                 seconds = time.monotonic() - began
                 detail = f"The body comes too slowly: {size_bytes} bytes in {seconds:.0f} s."
                 raise too_slow(detail) from None
@@ -179,21 +183,26 @@ async def spool(receive: Receive, take: Callable[[bytes], None], most_bytes: int
             await _ended(taking)
 
 
-async def _next_block(receive: Receive) -> tuple[list[bytes], bool]:
-    """A block of the body in the pieces that came, or what is left of it, and whether there is more."""
-    pieces: list[bytes] = []
+async def _read_block(receive: Receive, pieces: list[bytes | bytearray]) -> bool:
+    """Add a block of the body in the pieces that come, or what is left of it. Whether there is more."""
     size_bytes, more = 0, True
     while more and size_bytes < _BLOCK_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        pieces.append(message.get("body", b""))
-        size_bytes += len(pieces[-1])
+        piece = message.get("body", b"")
+        size_bytes += len(piece)
+        if len(piece) >= _LARGE_BYTES:
+            pieces.append(piece)
+        elif pieces and isinstance(pieces[-1], bytearray):
+            pieces[-1] += piece
+        else:
+            pieces.append(bytearray(piece))
         more = message.get("more_body", False)
-    return pieces, more
+    return more
 
 
-def _hand_on(take: Callable[[bytes], None], pieces: list[bytes]) -> None:
+def _hand_on(take: Callable[[bytes], None], pieces: list[bytes | bytearray]) -> None:
     """In a thread: in one piece, for each that is taken is one more wait for the interpreter's lock."""
     block = b"".join(pieces)
     if block:

@@ -1,14 +1,18 @@
 """A body on its way from the connection to a thread."""
 
 import asyncio
+import collections
 import functools
 import threading
+import tracemalloc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 from starlette.types import Message
 
+from sandboxd.api import uploads
+from sandboxd.api.problems import HttpRefused
 from sandboxd.api.uploads import spool
 from sandboxd.errors import TooLarge
 
@@ -28,7 +32,7 @@ class Body:
     """Pieces that come one after the other, and how many of them were asked for."""
 
     def __init__(self, *pieces: bytes) -> None:
-        self._left = list(pieces)
+        self._left = collections.deque(pieces)
         self.asked = 0
         self.was_asked_again = asyncio.Event()
 
@@ -36,7 +40,7 @@ class Body:
         self.asked += 1
         if self.asked == 2:
             self.was_asked_again.set()
-        piece = self._left.pop(0)
+        piece = self._left.popleft()
         return {"type": "http.request", "body": piece, "more_body": bool(self._left)}
 
 
@@ -67,12 +71,26 @@ async def settled() -> None:
 
 @on_a_loop
 async def test_all_of_it_is_handed_on_in_its_order() -> None:
-    pieces = [bytes([number]) * size for number, size in enumerate((1, 0, 70_000, 2**20, 3, 2**21))]
+    sizes = (1, 0, 70_000, 2, 3, 2**20, 3, 2**21, 5000, 7)
+    pieces = [bytes([number]) * size for number, size in enumerate(sizes)]
     disk = Disk()
 
     await spool(Body(*pieces).receive, disk.take, PLENTY_BYTES)
 
     assert b"".join(disk.blocks) == b"".join(pieces)
+
+
+@on_a_loop
+async def test_a_body_in_the_smallest_pieces_takes_no_more_memory_than_its_bytes() -> None:
+    body, disk = Body(*[b"ab"] * 50_000, bytes(5000), b"ab"), Disk()
+    tracemalloc.start()
+
+    await spool(body.receive, disk.take, PLENTY_BYTES)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert disk.blocks == [b"ab" * 50_000 + bytes(5000) + b"ab"]
+    assert most_bytes < 4 * len(disk.blocks[0])
 
 
 @on_a_loop
@@ -128,6 +146,28 @@ async def test_a_body_that_is_too_large_is_refused_once_the_thread_is_done() -> 
         await spooling
     assert not was_over
     assert len(disk.blocks) == 1
+
+
+def test_a_body_of_which_nothing_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "_GRACE_SECONDS", 0.01)
+    disk = Disk()
+
+    @on_a_loop
+    async def wait() -> None:
+        first: list[Message] = [
+            {"type": "http.request", "body": bytes(BLOCK_BYTES // 64), "more_body": True}
+        ]
+
+        async def receive() -> Message:
+            return first.pop() if first else await asyncio.Future()
+
+        await spool(receive, disk.take, PLENTY_BYTES)
+
+    with pytest.raises(HttpRefused, match="too slowly: 16384 bytes in") as refused:
+        wait()
+
+    assert refused.value.status == 408
+    assert disk.blocks == []
 
 
 @on_a_loop
