@@ -23,7 +23,7 @@ WARM_UP = 30
 JOB = {"image": "host", "command": ["/bin/true"]}
 NEW_PROCESSES = {"clone", "clone3", "fork", "vfork"}
 
-CALLS_OF_THE_SERVICE = 300
+CALLS_OF_THE_SERVICE = 275
 CALLS_OF_THE_SANDBOX = 430
 PROCESSES = 2
 SYNCS = 2.5
