@@ -175,7 +175,10 @@ class Group1:
         self._limits = Written()
         self._quota_seconds = 0.0
         """Of CPU time, in each period."""
-        self._memory_limit = 0
+        self._kills_until_restart = 0
+        """How many there had been when the peak of memory was last forgotten."""
+        self._memory_limit = self._least_memory_limit = 0
+        """The one that holds, and the lowest that held since then; 0: none yet."""
         self._memory_and_swap_limit = 0
         """0: none yet."""
         self._own_memory_bytes = 0
@@ -208,7 +211,7 @@ class Group1:
             self._pids_peak_before = read_number(self._pids_fd, f"{name}/pids.peak")
         self.change(limits)
         if self._memory_fd is not None:
-            write_file(self._memory_fd, f"{name}/memory.max_usage_in_bytes", "0")
+            self._forget_peak(self._memory_fd)
         if self._cpuacct_fd is not None:
             write_file(self._cpuacct_fd, f"{name}/cpuacct.usage", "0")
 
@@ -266,6 +269,7 @@ class Group1:
         for file, value in files:
             self._limits.write(memory_fd, f"{self._name}/{file}", str(value))
         self._memory_limit, self._memory_and_swap_limit = limit, with_swap
+        self._least_memory_limit = min(self._least_memory_limit, limit)
 
     @property
     def can_freeze(self) -> bool:
@@ -306,8 +310,13 @@ class Group1:
         """Count the peak of memory from here on; False without the controller. Raises SandboxFailed."""
         if self._memory_fd is None:
             return False
-        write_file(self._memory_fd, f"{self._name}/memory.max_usage_in_bytes", "0")
+        self._kills_until_restart = self.oom_kills() or 0
+        self._forget_peak(self._memory_fd)
         return True
+
+    def _forget_peak(self, memory_fd: int) -> None:
+        write_file(memory_fd, f"{self._name}/memory.max_usage_in_bytes", "0")
+        self._least_memory_limit = self._memory_limit
 
     def oom_kills(self) -> int | None:
         """How many processes the kernel killed because of the memory limit. Raises SandboxFailed."""
@@ -332,10 +341,8 @@ class Group1:
         if self._memory_fd is not None:
             peak = read_number(self._memory_fd, f"{name}/memory.max_usage_in_bytes")
             memory_peak = max(0, peak - self._own_memory_bytes)
-            if peak < self._memory_limit - _NEAR_BYTES:
-                oom_kills = 0
-            else:
-                oom_kills = self.oom_kills()
+            near = peak >= self._least_memory_limit - _NEAR_BYTES
+            oom_kills = self.oom_kills() if near else self._kills_until_restart
         if self._pids_fd is not None and self._driver.has_pids_peak:
             peak = read_number(self._pids_fd, f"{name}/pids.peak")
             pids_peak = peak_since(self._pids_peak_before, peak, self._own_pids)

@@ -315,6 +315,9 @@ def test_a_command_that_takes_too_much_memory_ends_as_that(http: httpx2.Client) 
     assert (ran["state"], ran["reason"]) == ("out_of_memory", "memory")
     assert ran["exit"]["oom_killed"] is True
     assert box.shell("echo there") == "there\n"
+    http.patch(box.path, json={"limits": {"memory": "128Mi"}})
+    ended = box.run("sh", "-c", "kill -9 $$")
+    assert (ended["reason"], ended["exit"]["oom_killed"]) == ("signalled", False)
     http.delete(box.path)
 
 
