@@ -129,18 +129,20 @@ def test_a_sandbox_that_cannot_be_made_ready_does_not_stay_parked(bench: Bench) 
     with_pool(bench, work, make_ready=fails)
 
 
-def test_a_parked_sandbox_is_made_ready_once_and_not_when_it_is_taken_before(bench: Bench) -> None:
+def test_a_sandbox_is_made_ready_once_while_it_is_parked_and_never_after(bench: Bench) -> None:
     ready: list[Taken[CountedPlace]] = []
 
     async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
         pool.prepare(bench.spec())
         await until(lambda: pool.parked == 2)
-        early = await pool.take(bench.spec())
-        await until(lambda: len(ready) == 2)
-        await asyncio.sleep(0.2)
-        assert len(ready) == 2
-        assert early not in ready
-        pool.discard(early)
+        taken = await pool.take(bench.spec())
+        was_ready = taken in ready  # On a slow machine it may be.
+        try:
+            await until(lambda: len(ready) == 2 + was_ready)
+            await asyncio.sleep(0.2)
+            assert (len(ready), taken in ready) == (2 + was_ready, was_ready)
+        finally:
+            pool.discard(taken)
 
     with_pool(bench, work, make_ready=ready.append)
 
