@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 
 from sandboxd.errors import SandboxFailed
@@ -97,10 +98,10 @@ class Process:
         """For the sandbox: take what init says of this command. False: it makes no sense."""
         match message:
             case protocol.Started(at=at) if not self._start.done() and not self._in_terminal:
-                self._start.set_result(at)
+                self._start.set_result(_not_later_than_now(at))
             case protocol.StartedInTerminal(at=at) if self.terminal_due:
                 self.terminal = descriptor
-                self._start.set_result(at)
+                self._start.set_result(_not_later_than_now(at))
             case protocol.NotStarted(why=why) if not self._start.done():
                 self._start.set_result(why)
                 self._end.set_result(None)
@@ -391,6 +392,11 @@ class Sandbox:
         for process in self._processes.values():
             process.lose()
         self._processes.clear()
+
+
+def _not_later_than_now(at: float) -> float:
+    """What init says of a start, as far as it can be: limits of time count from it, and init may have been broken into."""
+    return min(at, time.monotonic())
 
 
 def _done(answer: protocol.FromInit | None) -> protocol.Done:

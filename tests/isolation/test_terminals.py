@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import termios
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -363,6 +364,17 @@ def test_an_answer_as_init_gives_it_is_taken(bench: Bench) -> None:
     assert isinstance(outcome, Process)
     assert alive
     assert open_descriptors() == before
+
+
+def test_no_command_starts_later_than_now_whatever_its_init_says(bench: Bench) -> None:
+    """Its wall time counts from its start: an init that was broken into must not put its end off."""
+    outcome, alive = bench.do(
+        answer_of_an_impostor(lambda number, _: protocol.Started(number, 1e9), [], terminal=False)
+    )
+
+    assert isinstance(outcome, Process)
+    assert alive
+    assert 0 < outcome.started_at <= time.monotonic()
 
 
 @pytest.mark.attack(3)
