@@ -7,6 +7,7 @@ When the command is known, `apply` sets the limits. Source: Documentation/admin-
 v1 delegation is no wall: it is never mounted in a sandbox.
 """
 
+import math
 import mmap
 import os
 import time
@@ -173,8 +174,8 @@ class Group1:
         self._cpuset_fd = driver.fds.get("cpuset")
         self._io_bytes_per_second = 0
         self._limits = Written()
-        self._quota_seconds = 0.0
-        """Of CPU time, in each period."""
+        self._least_quota_seconds = math.inf
+        """Of CPU time in one period, the lowest that ever held."""
         self._kills_until_restart = 0
         """How many there had been when the peak of memory was last forgotten."""
         self._memory_limit = self._least_memory_limit = 0
@@ -236,7 +237,7 @@ class Group1:
             if not self._driver.has_usual_period:
                 self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_period_us", str(CPU_PERIOD_USEC))
             self._limits.write(self._cpu_fd, f"{name}/cpu.cfs_quota_us", str(quota))
-            self._quota_seconds = quota / 1e6
+            self._least_quota_seconds = min(self._least_quota_seconds, quota / 1e6)
         if self._blkio_fd is not None and limits.io_bytes_per_second != self._io_bytes_per_second:
             self._change_io(self._blkio_fd, limits.io_bytes_per_second)
 
@@ -362,7 +363,7 @@ class Group1:
 
     def _throttled_seconds(self, cpu_seconds: float | None) -> float:
         """How long it had to wait because its share was used up: not at all where it never used what one period gives."""
-        if cpu_seconds is not None and cpu_seconds < self._quota_seconds / 2:
+        if cpu_seconds is not None and cpu_seconds < self._least_quota_seconds / 2:
             return 0.0
         cpu_fd = self._driver.fds["cpu"]
         return read_table(cpu_fd, f"{self._name}/cpu.stat")["throttled_time"] / 1e9

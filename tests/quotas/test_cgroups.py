@@ -55,6 +55,16 @@ def directories(host: Host, instance: str) -> list[str]:
     return [path for path in (f"{parent}/{instance}" for parent in found) if os.path.exists(path)]
 
 
+def test_what_was_held_back_under_a_lower_rate_stays_counted_under_a_higher_one(
+    cgroup: Cgroup, spawn: Spawn
+) -> None:
+    cgroup.apply(msgspec.structs.replace(LIMITS, cpus=0.05))
+    spawn(cgroup, SPIN_FOR_A_SECOND).communicate()
+    cgroup.change(msgspec.structs.replace(LIMITS, cpus=2.0))
+
+    assert (cgroup.read().cpu_throttled_seconds or 0.0) > 0.1
+
+
 def test_a_cpu_limit_of_a_fifth_gives_a_fifth(cgroup: Cgroup, spawn: Spawn) -> None:
     cgroup.apply(msgspec.structs.replace(LIMITS, cpus=0.2))
     output, _ = spawn(cgroup, SPIN_FOR_A_SECOND).communicate()
