@@ -94,14 +94,13 @@ class Writer:
             else:
                 self._ended = True
 
-    def _commit(self, first: list[_Waiting]) -> list[_Outcome]:
+    def _commit(self, group: list[_Waiting]) -> list[_Outcome]:
         """Try all that comes in one transaction; where that fails, one by one, so that only the guilty suffer."""
-        group: list[_Waiting] = []
         try:
-            return self._commit_together(self._arriving(first, group))
+            return self._commit_together(self._arriving(group))
         except Exception as error:  # noqa: BLE001 whatever it is, it belongs to who waits
-            if len(group) <= 1:
-                return [_Outcome(first[0].future, None, error)]
+            if len(group) == 1:
+                return [_Outcome(group[0].future, None, error)]
         return [outcome for waiting in group for outcome in self._commit_alone(waiting)]
 
     def _commit_alone(self, waiting: _Waiting) -> list[_Outcome]:
@@ -110,12 +109,14 @@ class Writer:
         except Exception as error:  # noqa: BLE001 as above
             return [_Outcome(waiting.future, None, error)]
 
-    def _arriving(self, first: list[_Waiting], group: list[_Waiting]) -> Iterator[_Waiting]:
-        """`first`, then those that wait now, and those that come while all are patient. Each is put into `group`, too."""
-        coming: list[_Waiting] | None = first
+    def _arriving(self, group: list[_Waiting]) -> Iterator[_Waiting]:
+        """Those of the group, then those that wait now, and those that come while all are patient.
+
+        Each is in `group` before it is reached: whoever was taken out is answered, whatever becomes of the others.
+        """
+        coming: list[_Waiting] | None = list(group)
         until = math.inf
         while coming is not None:
-            group += coming  # Also those that are not reached: whoever was taken out is answered.
             yield from coming
             if len(group) >= MAX_GROUP:
                 return
@@ -125,6 +126,7 @@ class Writer:
                 coming = self._waiting.get(patience > 0, patience)
             except queue.Empty:
                 return
+            group += coming or []
         self._ended = True
 
     def _commit_together(self, group: Iterable[_Waiting]) -> list[_Outcome]:

@@ -206,6 +206,25 @@ def test_an_operation_that_fails_takes_nothing_of_its_group_with_it(connection: 
     assert stored(connection) == [1, 2, 3]
 
 
+def test_all_of_a_turn_are_answered_while_the_database_cannot_be_used(
+    connection: Connection,
+) -> None:
+    def cannot_be_used() -> None:
+        raise OSError("No such file or directory")
+
+    async def scenario() -> list[object]:
+        writer = Writer(connection, cannot_be_used)
+        asked = [writer.run(lambda c, n=n: insert(c, n)) for n in range(3)]
+        answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
+        await writer.close()
+        return answers
+
+    answers = asyncio.run(scenario())
+
+    assert [type(answer) for answer in answers] == [OSError] * 3
+    assert stored(connection) == []
+
+
 def test_a_refusal_before_any_change_does_not_split_the_group(connection: Connection) -> None:
     def refuses(_: Connection) -> None:
         raise Conflict("no")
