@@ -125,6 +125,8 @@ class Launcher:
             if isinstance(error, TimeoutError):
                 reason = f"not ready after {_BUILD_SECONDS:.0f} s"
                 raise SandboxFailed("start launcher", reason) from None
+            if isinstance(error, OSError):  # It ended meanwhile, or cannot be reached.
+                raise SandboxFailed("start launcher", str(error)) from error
             raise
         self.starts += 1
         self._control = control
