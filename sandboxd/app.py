@@ -45,8 +45,8 @@ from sandboxd.scheduler import Scheduler
 from sandboxd.server import Server, connection_limit, open_listener, raise_open_files
 from sandboxd.settings import Settings
 from sandboxd.settings_loader import Loaded
-from sandboxd.store import migrate
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.store.upgrade import upgrade
 from sandboxd.tenants import Tenants
 from sandboxd.webhooks import Webhooks
 
@@ -140,7 +140,7 @@ class Service:
         data = Path(settings.store.data_dir)
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         database = settings.store.database
-        await asyncio.to_thread(migrate.upgrade, migrate.sqlite_url(database))
+        await asyncio.to_thread(upgrade, database)
         async with contextlib.AsyncExitStack() as parts:
             inline_log_bytes = settings.store.inline_log_bytes
             store = await SqliteStore.open(database, inline_log_bytes=inline_log_bytes)

@@ -22,19 +22,20 @@ class Revisions(NamedTuple):
 
 def revisions(settings: StoreSettings) -> Revisions:
     """Nothing is changed. A database that is not there yet has no revision."""
-    from sandboxd.store import migrate
+    from sandboxd.store import schema
+    from sandboxd.store.tables import REVISION
 
     if not settings.database.exists():
-        return Revisions(None, migrate.head())
-    return Revisions(migrate.current(migrate.sqlite_url(settings.database)), migrate.head())
+        return Revisions(None, REVISION)
+    return Revisions(schema.current(settings.database), REVISION)
 
 
 def upgrade(settings: StoreSettings) -> Revisions:
     """Bring the schema to this release; the directory and the database are made where they are missing.
 
-    Raises HostNotReady while a service has the database. Gives the revisions as they were before.
+    Raises HostNotReady while a service has the database, or if it is none of ours. Gives the revisions as they were before.
     """
-    from sandboxd.store import migrate
+    from sandboxd.store import upgrade
     from sandboxd.store.ownership import owned
 
     refuse_root()
@@ -42,7 +43,7 @@ def upgrade(settings: StoreSettings) -> Revisions:
     os.makedirs(settings.data_dir, mode=0o700, exist_ok=True)
     with owned(settings.database):
         before = revisions(settings)
-        migrate.upgrade(migrate.sqlite_url(settings.database))
+        upgrade.upgrade(settings.database)
     return before
 
 

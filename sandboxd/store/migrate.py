@@ -7,13 +7,12 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-import sandboxd
+from sandboxd.store.schema import script_directory
 
 
 def sqlite_url(path: Path) -> str:
@@ -42,22 +41,15 @@ def check(database_url: str) -> None:
         command.check(_config(connection))
 
 
-def current(database_url: str) -> str | None:
-    """The revision of the database, None before the first."""
-    with _connect(database_url) as connection:
-        return MigrationContext.configure(connection).get_current_revision()
-
-
 def head() -> str | None:
     """The newest revision that this release carries."""
     return ScriptDirectory(str(script_directory())).get_current_head()
 
 
-def script_directory() -> Path:
-    """Where the migrations are: inside the installed package, or at the top of the source tree."""
-    package = Path(sandboxd.__file__).parent
-    installed = package / "migrations"
-    return installed if installed.is_dir() else package.parent / "migrations"
+def revisions() -> set[str]:
+    """All that this release carries."""
+    scripts = ScriptDirectory(str(script_directory())).walk_revisions()
+    return {script.revision for script in scripts}
 
 
 def _config(connection: Connection) -> Config:

@@ -20,8 +20,8 @@ from sandboxd.files.content import Contents
 from sandboxd.jobs import JobSpec
 from sandboxd.quotas.tenants import TenantQuotas
 from sandboxd.settings import CEILINGS, DEFAULT_LIMITS, FilesSettings, ServerSettings
-from sandboxd.store.migrate import sqlite_url, upgrade
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.store.upgrade import upgrade
 from sandboxd.tenants import Tenants
 
 Result = TypeVar("Result")
@@ -108,7 +108,7 @@ class Service:
     async def _serve(self, directory: Path, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         database = directory / "sandboxd.db"
-        upgrade(sqlite_url(database))
+        upgrade(database)
         self.store = await SqliteStore.open(database, inline_log_bytes=64 * 2**10)
         self.scheduler = PlainScheduler(self.store, directory / "logs", slots=self._slots)
         api = create_api(

@@ -19,9 +19,9 @@ from sandboxd.quotas.pressure import Pressure
 from sandboxd.quotas.tenants import TenantQuotas
 from sandboxd.scheduler import Scheduler
 from sandboxd.settings import DEFAULT_LIMITS
-from sandboxd.store import migrate
 from sandboxd.store.records import Idempotency
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.store.upgrade import upgrade
 from sandboxd.tenants import Tenants
 
 DONE = Result(state=State.SUCCEEDED, reason=Reason.EXITED, exit=ExitStatus(code=0))
@@ -65,7 +65,7 @@ async def a_scheduler(
     tmp_path: Path, *, slots: int, **quotas: Any
 ) -> AsyncIterator[tuple[Scheduler, GatedRunner, SqliteStore]]:
     database = tmp_path / "sandboxd.sqlite3"
-    await asyncio.to_thread(migrate.upgrade, migrate.sqlite_url(database))
+    await asyncio.to_thread(upgrade, database)
     store = await SqliteStore.open(database, inline_log_bytes=2**16)
     runner, tenants = GatedRunner(), Tenants(store, TenantQuotas(**quotas))
     scheduler = Scheduler(

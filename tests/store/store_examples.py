@@ -11,9 +11,9 @@ import msgspec
 from sandboxd.ids import new_id
 from sandboxd.jobs import ExitStatus, Job, JobSpec, LogSummary, Reason, Result, State, Stream, Usage
 from sandboxd.quotas.limits import Limits
-from sandboxd.store import migrate
 from sandboxd.store.logs import JobLog, StoredLog
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.store.upgrade import upgrade
 
 INLINE_LOG_BYTES = 1000
 LIMITS = Limits(
@@ -31,7 +31,7 @@ LIMITS = Limits(
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[SqliteStore]:
     """The store in the file `path`, which is made if there is none."""
-    migrate.upgrade(migrate.sqlite_url(path))
+    upgrade(path)
     store = await SqliteStore.open(path, inline_log_bytes=INLINE_LOG_BYTES)
     try:
         yield store

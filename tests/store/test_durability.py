@@ -13,8 +13,8 @@ import pytest
 from store_examples import INLINE_LOG_BYTES, a_job, opened
 
 from sandboxd.errors import HostNotReady, Unavailable
-from sandboxd.store import migrate
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.store.upgrade import upgrade
 
 HERE = Path(__file__).parent
 
@@ -122,7 +122,7 @@ def test_a_wrong_schema_is_refused_with_the_command_that_mends_it(
     if found == "no schema":
         database.touch()
     if found == "another revision":
-        migrate.upgrade(migrate.sqlite_url(database))
+        upgrade(database)
         with closing(sqlite3.connect(database)) as connection, connection:
             connection.execute("UPDATE alembic_version SET version_num = 'from the future'")
 

@@ -14,8 +14,10 @@ from alembic.util import CommandError
 from hatchling.builders.wheel import WheelBuilder
 from sqlalchemy import create_engine
 
-from sandboxd.store import migrate
+from sandboxd.errors import HostNotReady
+from sandboxd.store import migrate, schema
 from sandboxd.store.tables import REVISION, metadata
+from sandboxd.store.upgrade import upgrade
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,13 +33,27 @@ def tables_of(database: Path) -> set[str]:
     return {name for (name,) in rows} - {"alembic_version"}
 
 
+def pragmas_of(database: Path) -> tuple[object, ...]:
+    """What is kept in the file besides its tables."""
+    names = (
+        "auto_vacuum",
+        "journal_mode",
+        "encoding",
+        "page_size",
+        "user_version",
+        "application_id",
+    )
+    with closing(sqlite3.connect(database)) as connection:
+        return tuple(connection.execute(f"PRAGMA {name}").fetchone() for name in names)
+
+
 def test_a_new_database_gets_the_newest_schema(database: Path) -> None:
     url = migrate.sqlite_url(database)
-    assert migrate.current(url) is None
+    assert schema.current(database) is None
 
     migrate.upgrade(url)
 
-    assert migrate.current(url) == migrate.head() == REVISION
+    assert schema.current(database) == migrate.head() == REVISION
 
 
 def test_a_new_database_is_for_its_owner_only(database: Path) -> None:
@@ -81,19 +97,77 @@ def test_down_to_nothing_and_up_again(database: Path) -> None:
 
     migrate.downgrade(url, "base")
     assert tables_of(database) == set()
-    assert migrate.current(url) is None
+    assert schema.current(database) is None
     migrate.upgrade(url)
 
     assert tables_of(database) == whole
 
 
-def test_upgrading_twice_changes_nothing(database: Path) -> None:
+def test_a_new_database_is_made_at_once_as_the_migrations_would_make_it(database: Path) -> None:
+    """If this fails after a new migration: `python tests/store/schema_file.py`."""
+    migrated = database.with_name("migrated.db")
+    migrate.upgrade(migrate.sqlite_url(migrated))
+    upgrade(database)
+
+    wanted = schema.written_down(migrated)
+    assert (schema.script_directory() / schema.FILE).read_text() == wanted
+    assert schema.written_down(database) == wanted
+    assert pragmas_of(database) == pragmas_of(migrated)
+
+
+def test_an_older_database_is_migrated(database: Path) -> None:
     url = migrate.sqlite_url(database)
-    migrate.upgrade(url)
+    migrate.upgrade(url, "0003")
+
+    upgrade(database)
+
+    assert schema.current(database) == REVISION
+    migrate.check(url)
+
+
+def test_a_start_at_the_newest_schema_does_without_alembic(database: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from sandboxd.store.upgrade import upgrade;"
+        "upgrade(Path(sys.argv[1])); upgrade(Path(sys.argv[1])); print('alembic' in sys.modules)"
+    )
+
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(database)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert run.stdout == "False\n"
+
+
+def test_what_is_no_database_is_said_and_left_alone(database: Path) -> None:
+    database.write_bytes(b"a letter to a friend" * 100)
+
+    with pytest.raises(HostNotReady, match="not a database"):
+        upgrade(database)
+
+    assert database.read_bytes() == b"a letter to a friend" * 100
+
+
+def test_the_database_of_a_newer_release_is_refused_and_left_alone(database: Path) -> None:
+    upgrade(database)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(HostNotReady, match="9999, of a newer release"):
+        upgrade(database)
+
+    assert schema.current(database) == "9999"
+
+
+def test_upgrading_twice_changes_nothing(database: Path) -> None:
+    upgrade(database)
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE job_total SET value = 5 WHERE name = 'accepted'")
 
-    migrate.upgrade(url)
+    upgrade(database)
 
     with closing(sqlite3.connect(database)) as connection:
         query = "SELECT value FROM job_total WHERE name = 'accepted'"
@@ -101,8 +175,11 @@ def test_upgrading_twice_changes_nothing(database: Path) -> None:
 
 
 def test_upgrades_at_once_wait_for_one_another(database: Path) -> None:
-    script = "import sys; from sandboxd.store import migrate; migrate.upgrade(sys.argv[1])"
-    words = [sys.executable, "-c", script, migrate.sqlite_url(database)]
+    script = (
+        "import sys; from pathlib import Path; from sandboxd.store.upgrade import upgrade;"
+        "upgrade(Path(sys.argv[1]))"
+    )
+    words = [sys.executable, "-c", script, str(database)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     codes: list[int] = []
     threads = [
@@ -129,12 +206,14 @@ def test_an_installed_wheel_carries_its_migrations(tmp_path: Path) -> None:
         archive.extractall(installed)
     database = tmp_path / "sandboxd.db"
     script = (
-        "import sys; from sandboxd.store import migrate; migrate.upgrade(sys.argv[1]);"
-        "migrate.check(sys.argv[1]); print(migrate.script_directory())"
+        "import sys; from pathlib import Path; from sandboxd.store import migrate, schema, upgrade;"
+        "upgrade.upgrade(Path(sys.argv[1])); url = migrate.sqlite_url(Path(sys.argv[1]));"
+        "migrate.downgrade(url, 'base'); migrate.upgrade(url); migrate.check(url);"
+        "print(schema.script_directory())"
     )
 
     run = subprocess.run(
-        [sys.executable, "-c", script, migrate.sqlite_url(database)],
+        [sys.executable, "-c", script, str(database)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(installed)},
         capture_output=True,
@@ -143,4 +222,4 @@ def test_an_installed_wheel_carries_its_migrations(tmp_path: Path) -> None:
     )
 
     assert run.stdout.splitlines()[-1] == str(installed / "sandboxd" / "migrations")
-    assert migrate.current(migrate.sqlite_url(database)) == REVISION
+    assert schema.current(database) == REVISION

@@ -10,8 +10,9 @@ from sqlalchemy.dialects import sqlite
 
 from sandboxd.jobs import ACTIVE, WAITING
 from sandboxd.quotas.tenants import Holder
-from sandboxd.store import claims, migrate, outbox, reads, tenants, writes
+from sandboxd.store import claims, outbox, reads, tenants, writes
 from sandboxd.store.tables import job, state_in
+from sandboxd.store.upgrade import upgrade
 
 Statement = Select[tuple[object]] | Update | Delete
 
@@ -48,7 +49,7 @@ def plan_of(path: Path, statement: Statement) -> str:
 )
 def test_a_question_uses_its_index(tmp_path: Path, statement: Statement, index: str) -> None:
     path = tmp_path / "sandboxd.db"
-    migrate.upgrade(migrate.sqlite_url(path))
+    upgrade(path)
 
     plan = plan_of(path, statement)
 

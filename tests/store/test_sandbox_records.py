@@ -9,8 +9,9 @@ import pytest
 from sandboxd.ids import new_id
 from sandboxd.quotas.limits import LEAST
 from sandboxd.sandbox_values import SandboxPlan, SandboxReason, SandboxRecord, SandboxState
-from sandboxd.store import migrate, sandboxes
+from sandboxd.store import sandboxes
 from sandboxd.store.sqlite import SqliteStore
+from sandboxd.store.upgrade import upgrade
 
 
 def record(tenant: str) -> SandboxRecord:
@@ -34,7 +35,7 @@ def test_of_those_that_ended_only_the_newest_of_each_tenant_are_kept(
 
     async def run() -> tuple[list[str], list[str], list[SandboxRecord]]:
         path = tmp_path / "db"
-        migrate.upgrade(migrate.sqlite_url(path))
+        upgrade(path)
         store = await SqliteStore.open(path, inline_log_bytes=0)
         living, other = record("mine"), record("other")
         await store.create_sandbox(living)
