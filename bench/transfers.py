@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 
 from files import download
@@ -30,26 +31,27 @@ READ_BYTES = 2**20
 def log_stream(ground: Ground) -> Iterator[Block]:
     """Followed from the job's start to its end, python's own start included: MB a second."""
     with contextlib.closing(ground.service().connection()) as connection:
-        limits = {"output_bytes": 2 * LOG_BYTES}
-        request = json.dumps(JOB | {"command": ["python3", "-c", WRITER], "limits": limits})
+        yield lambda runs: [follow_a_log(connection) for _ in range(runs)]
 
-        def one() -> float:
-            connection.close()
-            began = time.perf_counter()
-            job = ask(connection, "POST", "/v1/jobs", request, wait=False)
-            path = f"/v1/jobs/{job['id']}/logs?follow=true"
-            connection.request("GET", path, headers={"Accept": "text/plain"})
-            answer, size, buffer = connection.getresponse(), 0, bytearray(READ_BYTES)
-            while read := answer.readinto(buffer):
-                size += read
-            seconds = time.perf_counter() - began
-            if size < 0.99 * LOG_BYTES:
-                raise WentWrongError(f"of the log of {LOG_BYTES} bytes came {size}")
-            connection.request("DELETE", f"/v1/jobs/{job['id']}")
-            connection.getresponse().read()
-            return size / MEGABYTE / seconds
 
-        yield lambda runs: [one() for _ in range(runs)]
+def follow_a_log(connection: HTTPConnection) -> float:
+    """Of a job that writes all it can: MB a second. The job is removed."""
+    limits = {"output_bytes": 2 * LOG_BYTES}
+    request = json.dumps(JOB | {"command": ["python3", "-c", WRITER], "limits": limits})
+    connection.close()
+    began = time.perf_counter()
+    job = ask(connection, "POST", "/v1/jobs", request, wait=False)
+    path = f"/v1/jobs/{job['id']}/logs?follow=true"
+    connection.request("GET", path, headers={"Accept": "text/plain"})
+    answer, size, buffer = connection.getresponse(), 0, bytearray(READ_BYTES)
+    while read := answer.readinto(buffer):
+        size += read
+    seconds = time.perf_counter() - began
+    if size < 0.99 * LOG_BYTES:
+        raise WentWrongError(f"of the log of {LOG_BYTES} bytes came {size}")
+    connection.request("DELETE", f"/v1/jobs/{job['id']}")
+    connection.getresponse().read()
+    return size / MEGABYTE / seconds
 
 
 @contextlib.contextmanager

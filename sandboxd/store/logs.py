@@ -8,12 +8,13 @@ speaks of, so that the log of a service that was killed can be read up to the la
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from sandboxd.ids import is_id
+from sandboxd.isolation import syscalls
 from sandboxd.jobs import Stream
 from sandboxd.store.log_index import MAX_ENTRIES, RECORD, Chunk, LogIndex
 
@@ -22,6 +23,13 @@ COALESCE_SECONDS = 1.0
 _NEAR_BYTES = 512
 """Pieces of one stream that lie as near to one another are read together: a call costs more than some bytes."""
 _TOGETHER_BYTES = 64 * 2**10
+SYNCED_BYTES = 4 * 2**20
+"""Of a long log brought to the disk at once: a disk takes some milliseconds for it."""
+_TO_THE_DISK = (
+    syscalls.SYNC_FILE_RANGE_WAIT_BEFORE
+    | syscalls.SYNC_FILE_RANGE_WRITE
+    | syscalls.SYNC_FILE_RANGE_WAIT_AFTER
+)
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -85,6 +93,7 @@ class StoredLog:
         if self.path is not None:
             for path in (self.path, index_path(self.path), self.path.parent):
                 with _opened(path) as descriptor:
+                    _sync_in_turns(descriptor)
                     os.fsync(descriptor)
 
     def in_memory(self) -> "StoredLog":
@@ -321,6 +330,16 @@ def remove_log(path: Path) -> None:
     """Remove a log file and its index; either may be gone already."""
     path.unlink(missing_ok=True)
     index_path(path).unlink(missing_ok=True)
+
+
+def _sync_in_turns(descriptor: int) -> None:
+    """Bring a long file to the disk piece by piece: the commit of another job has to wait for one of them at most, not for all.
+
+    It promises nothing (sync_file_range(2)), so that it may fail: fsync tells.
+    """
+    with suppress(OSError):
+        for offset in range(0, os.fstat(descriptor).st_size, SYNCED_BYTES):
+            syscalls.sync_file_range(descriptor, offset, SYNCED_BYTES, _TO_THE_DISK)
 
 
 @contextmanager

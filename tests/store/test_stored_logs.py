@@ -7,8 +7,10 @@ import pytest
 from store_examples import INLINE_LOG_BYTES, a_job, a_log, no_log, opened, success
 
 from sandboxd.errors import NotFound, Unavailable
+from sandboxd.ids import new_id
+from sandboxd.isolation import syscalls
 from sandboxd.jobs import State, Stream
-from sandboxd.store.logs import JobLog, StoredLog, remove_log
+from sandboxd.store.logs import SYNCED_BYTES, JobLog, StoredLog, remove_log
 from sandboxd.store.sqlite import SqliteStore
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
@@ -153,3 +155,26 @@ def test_a_job_does_not_end_before_its_log_is_safe(tmp_path: Path) -> None:
             assert (await store.get("ada", job.id)).state is State.STARTING
 
     asyncio.run(scenario())
+
+
+def test_a_long_log_goes_to_the_disk_in_pieces_that_others_need_not_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fsync of all of it holds up the commits of all other jobs until it is there."""
+    pieces: list[tuple[int, int]] = []
+    real = syscalls.sync_file_range
+
+    def counted(descriptor: int, offset: int, size_bytes: int, flags: int) -> None:
+        pieces.append((offset, size_bytes))
+        real(descriptor, offset, size_bytes, flags)
+
+    monkeypatch.setattr(syscalls, "sync_file_range", counted)
+    size = 2 * SYNCED_BYTES + 1
+    log = JobLog(tmp_path, new_id("job"), limit_bytes=2 * size, inline_bytes=1)
+    log.append(OUT, bytes(size), 1000.0)
+    stored = log.close()
+    stored.sync()
+
+    of_the_log = [piece for piece in pieces if piece != (0, SYNCED_BYTES)] + [(0, SYNCED_BYTES)]
+    assert sorted(of_the_log) == [(number * SYNCED_BYTES, SYNCED_BYTES) for number in range(3)]
+    assert stored.size() == size
