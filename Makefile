@@ -6,7 +6,7 @@ SECONDS ?= 60
 # $(value ARGS) below: as it was typed, so that a $ in it is for the job's shell, not for make.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-cgroup2 attack fuzz bench lint lock setup
+.PHONY: help demo run test test-thorough test-cgroup2 attack fuzz bench lint lock setup
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -17,9 +17,12 @@ demo: ## Set up, start the service as an ordinary user, run one job over HTTP, s
 run: ## Set up, then run the sandboxd command as the service's user: make run ARGS="doctor"
 	@.ci/prepare run python -m sandboxd $(value ARGS)
 
-test: ## Set up with the development tools, then lint and run every test
+test: ## Set up with the development tools, then lint and run every test that takes no long
 	@.ci/prepare dev .ci/test
 	@if [ "$$(id -u)" = 0 ]; then .ci/prepare root python -m pytest -q -p no:cacheprovider -m as_root; fi
+
+test-thorough: ## What takes long: crashes again and again, many jobs in a row, whole distributions, other programs to compare with
+	@.ci/prepare dev .ci/test thorough
 
 test-cgroup2: ## Tests of limits and walls, and an installation, on cgroup v2 in a small virtual machine
 	@.ci/prepare machine .ci/cgroup2-machine $(filter-out --help,$(value ARGS))

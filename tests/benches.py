@@ -8,8 +8,9 @@ from sandbox_bench import ALLOW_ALL_CALLS, Bench, a_bench, without
 
 @pytest.fixture(scope="session")
 def bench() -> Iterator[Bench]:
-    """Sandboxes as they are."""
+    """Sandboxes as they are. One was made already: what the first opens and starts stays, whichever test comes first."""
     with a_bench() as made:
+        made.do(_one_sandbox(made))
         yield made
 
 
@@ -25,3 +26,8 @@ def either(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Sandboxes with subordinate ids, and with a single id."""
     with a_bench(request.param) as made:
         yield made
+
+
+async def _one_sandbox(bench: Bench) -> None:
+    async with bench.sandbox():
+        pass

@@ -1,15 +1,16 @@
 """The real service as a process of its own, started as an operator does, with what it leaves behind in plain sight."""
 
+import asyncio
 import contextlib
 import hashlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,14 @@ from typing import Any, NamedTuple
 
 import httpx2
 import psutil
+from ports import free_port
 from waiting import TIME_FACTOR, wait_for
 
+from sandboxd.api.auth import new_key
+from sandboxd.cli import database
 from sandboxd.client import Client
 from sandboxd.quotas.host import probe_host
+from sandboxd.settings import StoreSettings
 
 SOURCE = Path(__file__).parent.parent
 START_SECONDS = 30.0
@@ -61,7 +66,7 @@ class RunningService:
         """
         self.data_dir = data_dir
         self.log_file = data_dir.with_name(f"{data_dir.name}.log")
-        self.port, self.metrics_port = _free_ports(2)
+        self.port, self.metrics_port = free_port(), free_port()
         self._flags = flags
         self._prefix = prefix
         self._settings = settings
@@ -120,6 +125,17 @@ class RunningService:
             check=False,
         )
 
+    def make_key(self, tenant: str, scopes: Sequence[str] = ("jobs:read", "jobs:write")) -> str:
+        """What `sandboxd keys create` makes before the service starts, without a process for each key."""
+        text, record = new_key(tenant=tenant, name="k", scopes=tuple(scopes), now=time.time())
+
+        async def write() -> None:
+            async with database.opened(StoreSettings(data_dir=str(self.data_dir))) as store:
+                await store.create_key(record, one_tenant=False)
+
+        asyncio.run(write())
+        return text
+
     def client(self, key: str | None = None) -> Client:
         return Client(self.url, key=key)
 
@@ -157,8 +173,9 @@ class RunningService:
         self.start()
         self.stop()
         records = (self.data_dir / "images").glob("*s/*.json")
-        for name in sorted({json.loads(record.read_text())["name"] for record in records}):
-            removed = self.command("images", "remove", name)
+        names = sorted({json.loads(record.read_text())["name"] for record in records})
+        if names:
+            removed = self.command("images", "remove", *names)
             assert removed.returncode == 0, removed.stderr
         assert list(trees.iterdir()) == []
 
@@ -275,11 +292,3 @@ def running_service(
         finally:
             if service.process.poll() is None:
                 service.kill()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

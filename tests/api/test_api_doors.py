@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from api_service import Service, exchange
+from waiting import wait_for
 
 from sandboxd.api.auth import FOUND_KEYS, FOUND_SECONDS, SCOPES, BearerKeys, new_key
 from sandboxd.errors import Unauthenticated
@@ -399,6 +400,8 @@ def test_requests_are_counted_by_route_never_by_path(own_service: Service) -> No
         client.get("/v1/nothing/here")
         client.get("/v1/jobs?x=1")
 
+    # The last is counted when its answer is on its way.
+    wait_for(lambda: len(own_service.metrics.requests) == 3, "all are counted")
     assert own_service.metrics.requests == [
         ("GET", "/v1/jobs/{job_id}", 404),
         ("GET", "unmatched", 404),

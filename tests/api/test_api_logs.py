@@ -332,15 +332,19 @@ async def fill(log: JobLog) -> None:
 
 
 async def longest_pause(stop: threading.Event) -> float:
-    """The longest time, in seconds, for which the loop did nothing for this task."""
-    longest, last = 0.0, time.perf_counter()
+    """The most processor time, in seconds, that the loop's thread took for others before it came back to this task.
+
+    Not the time of a clock: that counts what other processes of the machine do, too.
+    """
+    longest, last = 0.0, time.thread_time()
     while not stop.is_set():
         await asyncio.sleep(0.001)
-        now = time.perf_counter()
+        now = time.thread_time()
         longest, last = max(longest, now - last), now
     return longest
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ended", [False, True])
 @pytest.mark.attack(40, 46)
 def test_readers_of_a_log_of_single_bytes_do_not_hold_up_the_service(
@@ -364,7 +368,7 @@ def test_readers_of_a_log_of_single_bytes_do_not_hold_up_the_service(
         if not ended:
             gate.write_text("go\n")
 
-    assert watch.result() < 0.5
+    assert watch.result() < 0.3
     assert len(answers[0].text.splitlines()) == LONG_LOG_CHUNKS
     assert len(events_of(answers[1].text)) == LONG_LOG_CHUNKS + 1
     assert answers[2].content == b"oe" * (LONG_LOG_CHUNKS // 2)

@@ -171,6 +171,8 @@ time.time = lambda: _real() + _offset()
 time.time_ns = lambda: _real_ns() + int(_offset() * 10**9)
 """
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.attack(56)
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0], ids=["a day back", "a day ahead"])

@@ -65,11 +65,7 @@ def service_of_two_tenants(
     """A service of its own, and three keys: one tenant's, another's, and one of the first tenant's that may only read."""
     with data_directory() as data_dir:
         service = RunningService(data_dir, flags=flags, isolation_single_id_many_tenants="true")
-        data_dir.mkdir(mode=0o700)
-        keys = [
-            service.command("keys", "create", "k", "--tenant", tenant, *scopes).stdout.split()[-1]
-            for tenant, scopes in (("a", ()), ("b", ()), ("a", ("--scope", "jobs:read")))
-        ]
+        keys = [service.make_key("a"), service.make_key("b"), service.make_key("a", ["jobs:read"])]
         service.start()
         try:
             yield service, keys

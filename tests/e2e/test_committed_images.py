@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from archives import directory, entry, link, packed
 from host_tests import host_required
-from registries import Registry, make_image
+from registries import Registry, a_registry, make_image
 from running_service import RunningService
 
 from sandboxd.client import Client, ClientError, Conflict, Sandbox
@@ -56,11 +56,24 @@ def busybox() -> bytes:
     )
 
 
-@pytest.fixture
-def image(registry: Registry, real_service: RunningService, tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """One for all: what is pulled from it is only looked at."""
+    with a_registry(tmp_path_factory.mktemp("registry")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def config(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings that know the registry."""
+    file = tmp_path_factory.mktemp("config") / "config.toml"
+    file.write_text(f'[registries."{registry.authority}"]\ninsecure = true\n')
+    return file
+
+
+@pytest.fixture(scope="module")
+def image(registry: Registry, real_service: RunningService, config: Path) -> str:
     reference = registry.push(make_image(gzip.compress(busybox()), run=RUN))
-    config = tmp_path / "config.toml"
-    config.write_text(f'[registries."{registry.authority}"]\ninsecure = true\n')
     pulled = real_service.command("images", "pull", reference, "--config", str(config))
     assert pulled.returncode == 0, pulled.stderr
     return reference
@@ -209,17 +222,18 @@ def test_a_commit_is_pushed_and_is_the_same_elsewhere(
     client: Client,
     registry: Registry,
     real_service: RunningService,
+    config: Path,
     tmp_path: Path,
 ) -> None:
     shell(sandbox, "echo 1 > one; rm gone")
     name = f"{registry.authority}/made/here:1"
     image = sandbox.commit(name)
-    config = str(tmp_path / "config.toml")
-    pushed = real_service.command("images", "push", name, "--config", config, "--json")
+    known = ("--config", str(config))
+    pushed = real_service.command("images", "push", name, *known, "--json")
     assert pushed.returncode == 0, pushed.stderr
     assert json.loads(pushed.stdout)["digest"] == image.digest
     elsewhere = real_service.command(
-        "images", "pull", name, "--config", config, "--data-dir", str(tmp_path / "elsewhere")
+        "images", "pull", name, *known, "--data-dir", str(tmp_path / "elsewhere")
     )
     assert elsewhere.returncode == 0, elsewhere.stderr
 
@@ -232,13 +246,12 @@ def test_a_commit_is_pushed_and_is_the_same_elsewhere(
 
 
 def test_an_image_is_pushed_to_no_registry_that_the_operator_does_not_want(
-    image: str, real_service: RunningService, tmp_path: Path
+    image: str, real_service: RunningService, config: Path, tmp_path: Path
 ) -> None:
-    config = tmp_path / "config.toml"
-    former = config.read_text()
-    config.write_text(f'[images]\nregistries = ["elsewhere.example/*"]\n{former}')
+    strict = tmp_path / "config.toml"
+    strict.write_text(f'[images]\nregistries = ["elsewhere.example/*"]\n{config.read_text()}')
 
-    pushed = real_service.command("images", "push", image, "--config", str(config))
+    pushed = real_service.command("images", "push", image, "--config", str(strict))
 
     assert pushed.returncode != 0
     assert "the operator allows only elsewhere.example/*" in pushed.stderr
@@ -291,17 +304,18 @@ def test_the_machine_s_own_image_cannot_be_committed_upon(client: Client) -> Non
 
 
 def test_an_image_that_is_another_one_now_is_not_built_upon(
-    sandbox: Sandbox, image: str, real_service: RunningService
+    client: Client, image: str, real_service: RunningService
 ) -> None:
-    with real_service.http() as http:
-        tagged = http.post("/v1/images/host/tag", json={"name": image})
+    client.tag_image(image, "mine:1")
+    with client.sandbox(image="mine:1") as sandbox, real_service.http() as http:
+        tagged = http.post("/v1/images/host/tag", json={"name": "mine:1"})
         assert tagged.status_code == 409
         body = packed(entry("x", b"1"))
         http.post("/v1/images/import", params={"name": "other"}, content=body)
-        assert http.post("/v1/images/other/tag", json={"name": image}).status_code == 201
+        assert http.post("/v1/images/other/tag", json={"name": "mine:1"}).status_code == 201
 
-    with pytest.raises(Conflict) as refused:
-        sandbox.commit(NAME)
+        with pytest.raises(Conflict) as refused:
+            sandbox.commit(NAME)
     assert refused.value.code == "image_changed"
 
 

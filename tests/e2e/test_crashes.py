@@ -79,6 +79,7 @@ def test_after_a_crash_what_ran_is_lost_or_repeated_and_what_waited_runs(
     assert len(in_all) == len({job.id for job in in_all}) == 22
 
 
+@pytest.mark.thorough
 @pytest.mark.attack(57)
 def test_crashes_at_any_moment_lose_and_double_nothing(prepared_host: None) -> None:
     """Attack 57: five crashes, each while jobs come in, run and end."""

@@ -11,7 +11,11 @@ from running_service import running_service
 
 from sandboxd.client import Client
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]  # The Debian may have to be built.
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.host,
+    pytest.mark.timeout(900),
+]  # The Debian may have to be built.
 
 
 @pytest.fixture(scope="module")

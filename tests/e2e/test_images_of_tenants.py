@@ -1,6 +1,6 @@
 """Whose images: what a registry showed to a tenant's own credentials, what tenants and operators allow, who may do what."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from registries import HTPASSWD, PASSWORD, USERNAME, Proxy, Registry, a_proxy, a
 from running_service import RunningService, data_directory
 from waiting import wait_for
 
-SCOPES = {
-    "admin": ("--scope", "admin"),
-    "ada": (),
-    "bob": (),
-    "eve": (),
-    "zoe": (),
-    "reader": ("--scope", "jobs:read"),
+WORK = ("jobs:read", "jobs:write")
+SCOPES: dict[str, Sequence[str]] = {
+    "admin": ["admin"],
+    "ada": WORK,
+    "bob": WORK,
+    "eve": WORK,
+    "zoe": WORK,
+    "reader": ["jobs:read"],
 }
 WAIT = {"Prefer": "wait=60"}
 
@@ -54,11 +55,7 @@ def houses(prepared_host: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         config = _settings(directory, proxy.authority)
         flags = ("--slots", str(SLOTS), "--config", str(config))
         service = RunningService(data_dir, flags=flags, isolation_single_id_many_tenants="true")
-        data_dir.mkdir(mode=0o700)
-        keys = {
-            name: service.command("keys", "create", name, "--tenant", name, *scopes).stdout.strip()
-            for name, scopes in SCOPES.items()
-        }
+        keys = {name: service.make_key(name, scopes) for name, scopes in SCOPES.items()}
         service.start()
         made = Houses(service, keys, registry, proxy)
         try:

@@ -264,6 +264,7 @@ def test_a_sandbox_pulls_its_image(pulling: Pulling) -> None:
     assert done.text == f"here {name_of(reference)}\n"
 
 
+@pytest.mark.thorough
 def test_a_service_that_is_stopped_during_pulls_ends_in_good_order(
     prepared_host: None, tmp_path: Path
 ) -> None:
@@ -285,6 +286,7 @@ def test_a_service_that_is_stopped_during_pulls_ends_in_good_order(
     assert again.state == "succeeded"
 
 
+@pytest.mark.thorough
 def test_a_crash_during_a_pull_loses_no_job(prepared_host: None, tmp_path: Path) -> None:
     with a_pulling_service(tmp_path) as pulling:
         client, service = pulling.client, pulling.service

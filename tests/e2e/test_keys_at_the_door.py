@@ -124,6 +124,7 @@ def test_a_socket_does_not_outlive_its_key(
     assert closed.value.rcvd.code == 1008
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["text/event-stream", "application/x-ndjson", "text/plain"])
 def test_a_stream_of_a_log_does_not_outlive_its_key(
     guarded: tuple[RunningService, str], admin: Client, kind: str

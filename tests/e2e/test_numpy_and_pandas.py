@@ -111,3 +111,6 @@ print(pd.read_csv("/work/f.csv").equals(frame))
 print(pd.date_range("2026-01-01", periods=3, freq="D")[-1].isoformat())
 """
     assert succeed(client, science, code) == "{'a': 4, 'b': 6}\nTrue\n2026-01-03T00:00:00\n"
+
+
+pytestmark = pytest.mark.thorough

@@ -8,7 +8,7 @@ import pytest
 from running_service import RunningService, data_directory
 from waiting import wait_for
 
-SCOPES = {"admin": ("--scope", "admin"), "ada": (), "eve": ()}
+NAMES = ("admin", "ada", "eve")
 TRUE = {"image": "host", "command": ["true"]}
 SLEEP = {"image": "host", "command": ["sleep", "600"]}
 WAIT = {"Prefer": "wait=30"}
@@ -19,7 +19,7 @@ class Doors:
 
     def __init__(self, service: RunningService, keys: dict[str, str]) -> None:
         self.service = service
-        self.admin, self.ada, self.eve = (service.http(keys[name]) for name in SCOPES)
+        self.admin, self.ada, self.eve = (service.http(keys[name]) for name in NAMES)
 
     def allow(self, tenant: str, **quotas: Any) -> None:
         answer = self.admin.put(f"/v1/tenants/{tenant}", json=quotas)
@@ -42,11 +42,8 @@ def doors(prepared_host: None) -> Iterator[Doors]:
     with data_directory() as data_dir:
         flags = ("--slots", "4")
         service = RunningService(data_dir, flags=flags, isolation_single_id_many_tenants="true")
-        data_dir.mkdir(mode=0o700)
-        keys = {
-            name: service.command("keys", "create", name, "--tenant", name, *scopes).stdout.strip()
-            for name, scopes in SCOPES.items()
-        }
+        keys = {name: service.make_key(name) for name in ("ada", "eve")}
+        keys["admin"] = service.make_key("admin", ["admin"])
         service.start()
         opened = Doors(service, keys)
         try:

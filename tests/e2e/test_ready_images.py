@@ -15,7 +15,7 @@ from registries import a_registry, make_image
 from running_service import RunningService, running_service
 from waiting import wait_for
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.thorough, pytest.mark.host, pytest.mark.timeout(300)]
 
 LAYERS = 40
 JOBS = 20

@@ -41,7 +41,7 @@ def run(client: Client, number: int) -> Job:
     return client.run(["echo", str(number)], labels={"soak": str(number)})
 
 
-@pytest.mark.soak
+@pytest.mark.thorough
 @pytest.mark.timeout(240)
 def test_1000_jobs_in_a_row_and_500_by_50_at_once_leave_the_service_as_it_was(
     prepared_host: None,

@@ -30,6 +30,7 @@ def test_every_target_is_tried() -> None:
     assert [case.values[0] for case in CASES] == list(TARGETS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", CASES)
 def test_whatever_comes_is_refused_or_understood(target: str) -> None:
     @settings(

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import threading
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from host_tests import host_required
 from image_bench import uncompressed
+from ports import free_port
 from waiting import wait_for
 
 from sandboxd.images.documents.manifests import this_machine
@@ -324,7 +324,7 @@ def a_registry(
     program = shutil.which("docker-registry")
     if program is None:
         host_required("docker-registry is not installed")
-    port = _free_port()
+    port = free_port()
     text = settings_of_a_registry(directory, port, htpasswd, tokens, certified, mirrored)
     (directory / "registry.yml").write_text(text)
     with (directory / "registry.log").open("wb") as log:
@@ -349,12 +349,6 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     """For anybody, over plain HTTP."""
     with a_registry(tmp_path) as made:
         yield made
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Passing(BaseHTTPRequestHandler):

@@ -81,6 +81,7 @@ def test_no_archive_is_in_the_corpus_twice() -> None:
     assert len({part.id for part in PARTS}) == len(every)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", PARTS)
 def test_an_archive_becomes_what_it_must_or_is_refused(
     case: Case, bench_of_archives: ArchiveBench

@@ -20,7 +20,7 @@ from waiting import TIME_FACTOR, wait_for
 
 from sandboxd.images.store.pruning import Pruned
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.thorough]
 
 POINTS = 30
 LAYERS = (

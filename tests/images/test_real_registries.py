@@ -163,6 +163,7 @@ def test_who_is_nobody_there_is_told_so(registry: Registry, known: Known) -> Non
             manifest_of(reference, known(access))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("told", [300.0, 2.0], ids=["not told", "told"])
 def test_tokens_that_end_during_a_pull_are_replaced(
     told: float, registry: Registry, known: Known, tokens: TokenService

@@ -140,6 +140,7 @@ def test_what_links_copy_from_the_layers_below_counts(images: ImageBench) -> Non
         )
 
 
+@pytest.mark.thorough
 def test_an_image_may_have_128_layers(images: ImageBench) -> None:
     layers = [
         packed(entry(f"f{number}", b"%d" % number), entry("top", b"%d" % number))

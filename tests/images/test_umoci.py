@@ -18,7 +18,7 @@ from image_bench import ImageBench
 from pulls import fetch
 from registries import Registry, make_image
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.thorough]
 
 LOOK = """
 import hashlib, json, os, stat, sys

@@ -23,6 +23,7 @@ def outcomes(bench: Bench, probe: bytes, argument: int, uid: int) -> dict[str, s
     return dict(line.split(" ", 1) for line in ran.out.decode().splitlines())
 
 
+@pytest.mark.thorough
 @pytest.mark.attack(27)
 @pytest.mark.parametrize("uid", [0, 1000])
 @pytest.mark.parametrize("argument", [-1, 0])

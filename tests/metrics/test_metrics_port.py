@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import httpx2
+from ports import free_port
 
 from sandboxd import metrics_port
 
@@ -16,8 +17,7 @@ def render(accept: str) -> tuple[bytes, str]:
 
 @contextmanager
 def port(*, most_connections: int = 4, deadline_seconds: float = 30.0) -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number = free.getsockname()[1]
+    number = free_port()
     close = metrics_port.serve(
         "127.0.0.1",
         number,

@@ -11,6 +11,8 @@ from sandboxd.isolation.features import Status
 from sandboxd.isolation.runtime_features import probe_runtime
 from sandboxd.isolation.spec import OciRuntime
 
+pytestmark = pytest.mark.thorough
+
 
 def test_a_service_that_is_killed_takes_runtime_and_command_along(
     prepared_host: None, oci: OciRuntime

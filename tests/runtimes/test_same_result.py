@@ -13,6 +13,8 @@ from waiting import wait_for
 
 from sandboxd.client import Client, InvalidRequest, Job
 
+pytestmark = pytest.mark.thorough
+
 MIB = 2**20
 
 
