@@ -11,7 +11,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
 from sqlalchemy import Connection
@@ -97,6 +96,10 @@ class Writer:
     def _commit(self, group: list[_Waiting]) -> list[_Outcome]:
         """Try all that comes in one transaction; where that fails, one by one, so that only the guilty suffer."""
         try:
+            self._begin()
+        except Exception as error:  # noqa: BLE001 it would be the same for each
+            return [_Outcome(waiting.future, None, error) for waiting in group]
+        try:
             return self._commit_together(self._arriving(group))
         except Exception as error:  # noqa: BLE001 whatever it is, it belongs to who waits
             if len(group) == 1:
@@ -105,6 +108,7 @@ class Writer:
 
     def _commit_alone(self, waiting: _Waiting) -> list[_Outcome]:
         try:
+            self._begin()
             return self._commit_together([waiting])
         except Exception as error:  # noqa: BLE001 as above
             return [_Outcome(waiting.future, None, error)]
@@ -129,15 +133,22 @@ class Writer:
             group += coming or []
         self._ended = True
 
+    def _begin(self) -> None:
+        """By the driver itself, which takes a quarter of the time that SQLAlchemy's own takes.
+
+        Immediate: begun late, at the first change, it might find that somebody else writes.
+        """
+        self._check()
+        self._driver.execute("BEGIN IMMEDIATE")
+
     def _commit_together(self, group: Iterable[_Waiting]) -> list[_Outcome]:
-        """The outcomes, after the commit.
+        """The outcomes, after the commit of the transaction that was begun.
 
         Raises what the commit or an operation raised, but for a refusal before anything was changed: that is an
         answer like any other, and clients that are refused must not slow their neighbours down.
         """
-        self._check()
         outcomes = []
-        with self._transaction():
+        try:
             for operation, future, _ in group:
                 changes = self._driver.total_changes
                 try:
@@ -146,22 +157,12 @@ class Writer:
                     if self._driver.total_changes != changes:
                         raise
                     outcomes.append(_Outcome(future, None, error))
-        return outcomes
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """By the driver itself, which takes a quarter of the time that SQLAlchemy's own takes.
-
-        Immediate: begun late, at the first change, it might find that somebody else writes.
-        """
-        self._driver.execute("BEGIN IMMEDIATE")
-        try:
-            yield
             self._driver.execute("COMMIT")
         except BaseException:
             if self._driver.in_transaction:
                 self._driver.execute("ROLLBACK")
             raise
+        return outcomes
 
     def _deliver(self, outcomes: list[_Outcome]) -> None:
         try:
