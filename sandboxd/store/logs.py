@@ -6,9 +6,10 @@ speaks of, so that the log of a service that was killed can be read up to the la
 """
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ _TO_THE_DISK = (
     | syscalls.SYNC_FILE_RANGE_WRITE
     | syscalls.SYNC_FILE_RANGE_WAIT_AFTER
 )
+_CANNOT_SYNC_IN_TURNS = frozenset({errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EOPNOTSUPP})
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -335,11 +337,14 @@ def remove_log(path: Path) -> None:
 def _sync_in_turns(descriptor: int) -> None:
     """Bring a long file to the disk piece by piece: the commit of another job has to wait for one of them at most, not for all.
 
-    It promises nothing (sync_file_range(2)), so that it may fail: fsync tells.
+    Raises OSError: what sync_file_range(2) has told of a page that was not written, fsync does not tell again.
     """
-    with suppress(OSError):
+    try:
         for offset in range(0, os.fstat(descriptor).st_size, SYNCED_BYTES):
             syscalls.sync_file_range(descriptor, offset, SYNCED_BYTES, _TO_THE_DISK)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC_IN_TURNS:
+            raise
 
 
 @contextmanager

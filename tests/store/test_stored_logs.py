@@ -1,6 +1,8 @@
 """The log of a job that has ended: complete when the record says so, in the database or beside it."""
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -161,20 +163,45 @@ def test_a_long_log_goes_to_the_disk_in_pieces_that_others_need_not_wait_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One fsync of all of it holds up the commits of all other jobs until it is there."""
-    pieces: list[tuple[int, int]] = []
-    real = syscalls.sync_file_range
-
-    def counted(descriptor: int, offset: int, size_bytes: int, flags: int) -> None:
-        pieces.append((offset, size_bytes))
-        real(descriptor, offset, size_bytes, flags)
-
-    monkeypatch.setattr(syscalls, "sync_file_range", counted)
     size = 2 * SYNCED_BYTES + 1
     log = JobLog(tmp_path, new_id("job"), limit_bytes=2 * size, inline_bytes=1)
     log.append(OUT, bytes(size), 1000.0)
     stored = log.close()
+    assert stored.path is not None
+    inode = stored.path.stat().st_ino
+    done: list[int | str] = []
+    in_turns, at_once = syscalls.sync_file_range, os.fsync
+
+    def sync_file_range(descriptor: int, offset: int, size_bytes: int, flags: int) -> None:
+        if os.fstat(descriptor).st_ino == inode:
+            assert (size_bytes, flags) == (SYNCED_BYTES, 7)
+            done.append(offset)
+        in_turns(descriptor, offset, size_bytes, flags)
+
+    def fsync(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == inode:
+            done.append("all")
+        at_once(descriptor)
+
+    monkeypatch.setattr(syscalls, "sync_file_range", sync_file_range)
+    monkeypatch.setattr(os, "fsync", fsync)
     stored.sync()
 
-    of_the_log = [piece for piece in pieces if piece != (0, SYNCED_BYTES)] + [(0, SYNCED_BYTES)]
-    assert sorted(of_the_log) == [(number * SYNCED_BYTES, SYNCED_BYTES) for number in range(3)]
-    assert stored.size() == size
+    assert done == [0, SYNCED_BYTES, 2 * SYNCED_BYTES, "all"]
+
+
+def test_a_log_of_which_a_piece_cannot_be_written_is_not_said_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was told of it by sync_file_range is not told again by fsync."""
+
+    def broken(*_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    log = JobLog(tmp_path, new_id("job"), limit_bytes=5000, inline_bytes=1)
+    log.append(OUT, bytes(5000), 1000.0)
+    stored = log.close()
+    monkeypatch.setattr(syscalls, "sync_file_range", broken)
+
+    with pytest.raises(OSError, match="Input/output"):
+        stored.sync()
