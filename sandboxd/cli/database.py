@@ -33,7 +33,7 @@ def revisions(settings: StoreSettings) -> Revisions:
 def upgrade(settings: StoreSettings) -> Revisions:
     """Bring the schema to this release; the directory and the database are made where they are missing.
 
-    Raises HostNotReady while a service has the database, or if it is none of ours. Gives the revisions as they were before.
+    Raises HostNotReady while a service has the database, or if it cannot be used. Gives the revisions as they were before.
     """
     from sandboxd.store import upgrade
     from sandboxd.store.ownership import owned

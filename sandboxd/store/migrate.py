@@ -1,6 +1,5 @@
 """Schema changes: alembic, called from the program, with the scripts that the package carries."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from sandboxd.store.schema import script_directory
+from sandboxd.store.schema import PRAGMAS, make_private, script_directory
 
 
 def sqlite_url(path: Path) -> str:
@@ -65,19 +64,14 @@ def _config(connection: Connection) -> Config:
 def _connect(database_url: str) -> Iterator[Connection]:
     engine = create_engine(database_url, poolclass=NullPool)
     if engine.dialect.name == "sqlite":
-        _make_private(engine)
+        if engine.url.database:
+            make_private(Path(engine.url.database))
         _make_transactions_whole(engine)
     try:
         with engine.connect() as connection:
             yield connection
     finally:
         engine.dispose()
-
-
-def _make_private(engine: Engine) -> None:
-    """Make a new SQLite file for our eyes only; what SQLite puts beside it gets the same mode."""
-    if engine.url.database:
-        os.close(os.open(engine.url.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _make_transactions_whole(engine: Engine) -> None:
@@ -91,10 +85,8 @@ def _make_transactions_whole(engine: Engine) -> None:
     def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout = 5000")
-        # Both are kept in the file; the first has no effect once there is a table.
-        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        for pragma in PRAGMAS:
+            cursor.execute(pragma)
         cursor.close()
 
     @event.listens_for(engine, "begin")

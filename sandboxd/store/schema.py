@@ -14,21 +14,34 @@ import sandboxd
 from sandboxd.errors import HostNotReady
 
 FILE = "schema.sql"
+PRAGMAS = (
+    "PRAGMA busy_timeout = 5000",
+    # Both are kept in the file; the first has no effect once there is a table.
+    "PRAGMA auto_vacuum = INCREMENTAL",
+    "PRAGMA journal_mode = WAL",
+)
+"""Of a connection that may change the schema."""
 
 
 def create(database: Path) -> str | None:
     """Make the schema in a new database, for our eyes only. Gives its revision, or that of what there was before.
 
-    Raises HostNotReady if the file is no database.
+    Raises HostNotReady if the file is no database, or another program's.
     """
-    _make_private(database)
     with _opened(database) as connection:
         connection.execute("BEGIN IMMEDIATE")  # Whoever comes at the same time waits here.
-        if _is_empty(connection):
+        if not _has(connection, "%"):
             for statement in statements((script_directory() / FILE).read_text()):
                 connection.execute(statement)
+        elif not _has(connection, "alembic_version"):
+            raise HostNotReady(f"{database} is the database of another program")
         connection.execute("COMMIT")
         return _revision(connection)
+
+
+def make_private(database: Path) -> None:
+    """Make a new file for our eyes only; what SQLite puts beside it gets the same mode."""
+    os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def current(database: Path) -> str | None:
@@ -63,29 +76,24 @@ def statements(script: str) -> Iterator[str]:
 
 @contextmanager
 def _opened(database: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        try:
-            connection.execute("PRAGMA busy_timeout = 5000")
-            # Both are kept in the file; the first has no effect once there is a table.
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute("PRAGMA journal_mode = WAL")
+    try:
+        make_private(database)
+        with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+            for pragma in PRAGMAS:
+                connection.execute(pragma)
             yield connection
-        except sqlite3.DatabaseError as error:
-            raise HostNotReady(f"{database} cannot be used as a database: {error}") from error
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise HostNotReady(f"{database} cannot be used as a database: {error}") from error
 
 
-def _make_private(database: Path) -> None:
-    """Make a new file for our eyes only; what SQLite puts beside it gets the same mode."""
-    os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+def _has(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether there is a table (or anything) whose name is like this."""
+    query = "SELECT 1 FROM sqlite_master WHERE name LIKE ?"
+    return connection.execute(query, (name,)).fetchone() is not None
 
 
 def _revision(connection: sqlite3.Connection) -> str | None:
-    query = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
-    if connection.execute(query).fetchone() is None:
+    if not _has(connection, "alembic_version"):
         return None
     row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     return None if row is None else str(row[0])

@@ -10,7 +10,7 @@ from sandboxd.store.tables import REVISION
 def upgrade(database: Path) -> None:
     """Bring the schema to this release, making the database if there is none. Doing it twice is harmless.
 
-    Raises HostNotReady if the file is no database, or one of a newer release.
+    Raises HostNotReady if the file is no database, another program's, or one of a newer release.
     """
     found = schema.create(database)
     if found == REVISION:

@@ -57,7 +57,11 @@ def test_a_new_database_gets_the_newest_schema(database: Path) -> None:
 
 
 def test_a_new_database_is_for_its_owner_only(database: Path) -> None:
-    migrate.upgrade(migrate.sqlite_url(database))
+    former = os.umask(0)
+    try:
+        upgrade(database)
+    finally:
+        os.umask(former)
 
     assert database.stat().st_mode & 0o777 == 0o600
 
@@ -151,6 +155,16 @@ def test_what_is_no_database_is_said_and_left_alone(database: Path) -> None:
     assert database.read_bytes() == b"a letter to a friend" * 100
 
 
+def test_the_database_of_another_program_is_refused_and_left_alone(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("CREATE TABLE recipe (name TEXT)")
+
+    with pytest.raises(HostNotReady, match="another program"):
+        upgrade(database)
+
+    assert tables_of(database) == {"recipe"}
+
+
 def test_the_database_of_a_newer_release_is_refused_and_left_alone(database: Path) -> None:
     upgrade(database)
     with closing(sqlite3.connect(database)) as connection, connection:
@@ -174,7 +188,10 @@ def test_upgrading_twice_changes_nothing(database: Path) -> None:
         assert connection.execute(query).fetchone() == (5,)
 
 
-def test_upgrades_at_once_wait_for_one_another(database: Path) -> None:
+@pytest.mark.parametrize("found", ["nothing", "an older schema"])
+def test_upgrades_at_once_wait_for_one_another(database: Path, found: str) -> None:
+    if found == "an older schema":
+        migrate.upgrade(migrate.sqlite_url(database), "0003")
     script = (
         "import sys; from pathlib import Path; from sandboxd.store.upgrade import upgrade;"
         "upgrade(Path(sys.argv[1]))"
