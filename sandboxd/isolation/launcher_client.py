@@ -98,19 +98,13 @@ class Launcher:
         loop = asyncio.get_running_loop()
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.setblocking(False)
-        with theirs, _sealed_copy(sys.executable) as interpreter:
-            arguments = [theirs.fileno(), os.getpid(), str(self.stage), self._counted]
-            arguments += [sys.pycache_prefix, sys.path]
-            self.process = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec; done once)
-                [sys.executable, *_BARE, "-c", _BOOTSTRAP, json.dumps(arguments)],
-                executable=f"/proc/self/fd/{interpreter}",
-                env={},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), interpreter],
-                start_new_session=True,
-                cwd="/",
-            )
+        try:
+            self.process = self._execute(theirs)
+        except BaseException as error:
+            control.close()
+            if isinstance(error, OSError):
+                raise SandboxFailed("start launcher", str(error)) from error
+            raise
         try:
             async with asyncio.timeout(_BUILD_SECONDS):
                 await self._expect(control, protocol.Unshared)
@@ -131,6 +125,22 @@ class Launcher:
         self.starts += 1
         self._control = control
         loop.add_reader(control.fileno(), self._read_control)
+
+    def _execute(self, control: socket.socket) -> "subprocess.Popen[bytes]":
+        """The process, which is given this socket. Raises OSError, SandboxFailed."""
+        with control, _sealed_copy(sys.executable) as interpreter:
+            arguments = [control.fileno(), os.getpid(), str(self.stage), self._counted]
+            arguments += [sys.pycache_prefix, sys.path]
+            return subprocess.Popen(
+                [sys.executable, *_BARE, "-c", _BOOTSTRAP, json.dumps(arguments)],
+                executable=f"/proc/self/fd/{interpreter}",
+                env={},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[control.fileno(), interpreter],
+                start_new_session=True,
+                cwd="/",
+            )
 
     async def _expect(self, control: socket.socket, kind: type[M]) -> M:
         await _readable(control.fileno())

@@ -14,7 +14,7 @@ from sandbox_bench import Bench, a_bench, children_of, run_in, start_in, without
 from waiting import wait_for
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.isolation import launcher_client
+from sandboxd.isolation import idmap, launcher_client
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.sandbox import Process, Sandbox
 
@@ -254,6 +254,30 @@ def test_a_service_without_room_for_descriptors_keeps_the_sandboxes_that_it_has(
     said, starts = bench.do(run())
     assert said == b"alive\n"
     assert bench.launcher.starts == starts
+
+
+def test_a_launcher_that_ends_while_it_starts_is_a_failure_and_the_next_one_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is killed between its first message and the answer."""
+    map_ids = idmap.map_launcher
+
+    def map_too_late(pid: int, ids: idmap.IdRange | None) -> None:
+        map_ids(pid, ids)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    with a_bench() as bench:
+        with monkeypatch.context() as changed:
+            changed.setattr(idmap, "map_launcher", map_too_late)
+            with pytest.raises(SandboxFailed, match="start launcher"):
+                bench.do(bench.launcher.start())
+
+        async def run() -> bytes:
+            async with bench.sandbox() as made:
+                return (await run_in(made, "echo", "alive")).out
+
+        assert bench.do(run()) == b"alive\n"
 
 
 SERVICE = """
