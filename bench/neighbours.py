@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
-from service import JOB, ask, job_done, running_service
+from service import JOB, WentWrongError, ask, job_done, running_service
 from transfers import follow_a_log
 
 PROGRAMS = {
@@ -114,6 +114,8 @@ def following(service: HTTPConnection) -> Iterator[None]:
     process.start()
     try:
         yield
+        if process.exitcode is not None:
+            raise WentWrongError("whoever followed the log has ended: the jobs had no neighbour")
     finally:
         process.terminate()
         process.join()

@@ -1,6 +1,6 @@
 """Ends that race, crashes at any point, clocks that jump: each job has one end, it is true, and nothing is left of it.
 
-ATTACK_ROUNDS says how many times a race is run; `make attack` runs many more than `make test`.
+ATTACK_ROUNDS says how many times a race is run; `make attack` runs many more than `make test-thorough`.
 """
 
 import os

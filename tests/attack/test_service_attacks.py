@@ -87,6 +87,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 """Made when they are sent: together they take half a gigabyte."""
 
 
+@pytest.mark.attack(41)
 @pytest.mark.parametrize("name", LARGE)
 def test_a_request_that_is_large_in_any_way_is_refused_and_forgotten(
     real_service: RunningService, name: str

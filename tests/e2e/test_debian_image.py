@@ -14,8 +14,8 @@ from sandboxd.client import Client
 pytestmark = [
     pytest.mark.thorough,
     pytest.mark.host,
-    pytest.mark.timeout(900),
-]  # The Debian may have to be built.
+    pytest.mark.timeout(900),  # The Debian may have to be built.
+]
 
 
 @pytest.fixture(scope="module")
