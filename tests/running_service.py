@@ -169,14 +169,15 @@ class RunningService:
         trees = self.data_dir / "images" / "trees"
         if not any(trees.iterdir()):
             return
-        # What was replaced while a service used it goes at the next start.
-        self.start()
-        self.stop()
         records = (self.data_dir / "images").glob("*s/*.json")
         names = sorted({json.loads(record.read_text())["name"] for record in records})
         if names:
             removed = self.command("images", "remove", *names)
             assert removed.returncode == 0, removed.stderr
+        if any(trees.iterdir()):
+            # What was replaced while a service used it goes at the next start.
+            self.start()
+            self.stop()
         assert list(trees.iterdir()) == []
 
     def kill(self) -> None:
