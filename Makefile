@@ -9,7 +9,7 @@ SECONDS ?= 60
 .PHONY: help demo run test test-thorough test-cgroup2 attack fuzz bench lint lock setup
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: ## Set up, start the service as an ordinary user, run one job over HTTP, show what came back
 	@.ci/prepare run .ci/demo
@@ -17,7 +17,7 @@ demo: ## Set up, start the service as an ordinary user, run one job over HTTP, s
 run: ## Set up, then run the sandboxd command as the service's user: make run ARGS="doctor"
 	@.ci/prepare run python -m sandboxd $(value ARGS)
 
-test: ## Set up with the development tools, then lint and run every test that takes no long
+test: ## Set up with the development tools, then lint and run every test that does not take long
 	@.ci/prepare dev .ci/test
 	@if [ "$$(id -u)" = 0 ]; then .ci/prepare root python -m pytest -q -p no:cacheprovider -m as_root; fi
 

@@ -18,6 +18,8 @@ from running_service import RunningService, data_directory, running_service
 from sandboxd.client import Client, Job
 from sandboxd.jobs import TERMINAL
 
+pytestmark = pytest.mark.thorough
+
 ROUNDS = int(os.environ.get("ATTACK_ROUNDS", "200"))
 AT_ONCE = 4
 DEADLINE_SECONDS = 0.06
@@ -170,8 +172,6 @@ def _offset():
 time.time = lambda: _real() + _offset()
 time.time_ns = lambda: _real_ns() + int(_offset() * 10**9)
 """
-
-pytestmark = pytest.mark.thorough
 
 
 @pytest.mark.attack(56)

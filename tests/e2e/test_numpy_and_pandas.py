@@ -15,6 +15,8 @@ from running_service import RunningService
 
 from sandboxd.client import Client
 
+pytestmark = pytest.mark.thorough
+
 PACKAGES = "/opt/packages"
 LEFT_OUT = re.compile(r"/(tests?|idlelib|tkinter|lib2to3|ensurepip|__pycache__|config-[^/]*)/|\.a$")
 
@@ -111,6 +113,3 @@ print(pd.read_csv("/work/f.csv").equals(frame))
 print(pd.date_range("2026-01-01", periods=3, freq="D")[-1].isoformat())
 """
     assert succeed(client, science, code) == "{'a': 4, 'b': 6}\nTrue\n2026-01-03T00:00:00\n"
-
-
-pytestmark = pytest.mark.thorough
