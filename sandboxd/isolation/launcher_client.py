@@ -96,32 +96,27 @@ class Launcher:
     async def start(self) -> None:
         """Start the process and map its ids. Raises SandboxFailed."""
         loop = asyncio.get_running_loop()
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.setblocking(False)
         try:
-            self.process = self._execute(theirs)
-        except BaseException as error:
-            control.close()
-            if isinstance(error, OSError):
-                raise SandboxFailed("start launcher", str(error)) from error
-            raise
-        try:
-            async with asyncio.timeout(_BUILD_SECONDS):
-                await self._expect(control, protocol.Unshared)
-                await loop.run_in_executor(None, idmap.map_launcher, self.process.pid, self.ids)
-                count = self.ids.size if self.ids else 0
-                protocol.send(control, protocol.MapYourself(id_count=count))
-                ready = await self._expect(control, protocol.LauncherReady)
-                self._own_clocks = ready.own_clocks
-        except BaseException as error:
-            control.close()
-            _end(self.process)
-            if isinstance(error, TimeoutError):
-                reason = f"not ready after {_BUILD_SECONDS:.0f} s"
-                raise SandboxFailed("start launcher", reason) from None
-            if isinstance(error, OSError):  # It ended meanwhile, or cannot be reached.
-                raise SandboxFailed("start launcher", str(error)) from error
-            raise
+            with contextlib.ExitStack() as failed:
+                control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                failed.callback(control.close)
+                control.setblocking(False)
+                self.process = self._execute(theirs)
+                failed.callback(_end, self.process)
+                async with asyncio.timeout(_BUILD_SECONDS):
+                    await self._expect(control, protocol.Unshared)
+                    await loop.run_in_executor(None, idmap.map_launcher, self.process.pid, self.ids)
+                    count = self.ids.size if self.ids else 0
+                    protocol.send(control, protocol.MapYourself(id_count=count))
+                    ready = await self._expect(control, protocol.LauncherReady)
+                failed.pop_all()
+        except TimeoutError:
+            raise SandboxFailed(
+                "start launcher", f"not ready after {_BUILD_SECONDS:.0f} s"
+            ) from None
+        except OSError as error:  # There are too few descriptors, say, or it ended meanwhile.
+            raise SandboxFailed("start launcher", str(error)) from error
+        self._own_clocks = ready.own_clocks
         self.starts += 1
         self._control = control
         loop.add_reader(control.fileno(), self._read_control)
