@@ -12,7 +12,7 @@ from pathlib import Path
 from load import post, rate
 from rates import BODY, CLIENTS, succeeded
 from rows import Block, Ground, NotHereError, each_alone, seconds_of
-from service import JOB, MeasuredService, byte_code, job_done, running_service, wait_for
+from service import BLANKS, JOB, MeasuredService, byte_code, job_done, running_service, wait_for
 
 MIB = 2**20
 MANY_PARKED = 64
@@ -49,7 +49,8 @@ def parked_sandbox(ground: Ground) -> Iterator[Block]:
 
 
 def wait_until_parked(service: MeasuredService, count: int) -> None:
-    wait_for(lambda: len(service.inits()) == count, "they are parked", seconds=PARK_SECONDS)
+    in_all = count + BLANKS
+    wait_for(lambda: len(service.inits()) == in_all, "they are parked", seconds=PARK_SECONDS)
     time.sleep(REHEARSAL_SECONDS)
 
 

@@ -19,10 +19,10 @@ sys.path += [str(TREE / "tests"), str(TREE / "tests" / "images")]
 
 import archives
 import registries
-from running_service import RunningService
+from running_service import BLANKS, RunningService
 from waiting import wait_for
 
-__all__ = ["archives", "registries", "wait_for"]
+__all__ = ["BLANKS", "archives", "registries", "wait_for"]
 
 TRUE = "/bin/true"
 JOB = {"image": "host", "command": [TRUE]}

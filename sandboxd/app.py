@@ -153,6 +153,7 @@ class Service:
                 state=data,
                 images_directory=data / "images",
                 parked=settings.isolation.parked_sandboxes,
+                blanks=settings.isolation.blank_sandboxes,
             )
             parts.push_async_callback(execution.close)
             features = await asyncio.to_thread(
@@ -254,6 +255,7 @@ class Service:
                 "cpus_in_use": capacity.in_use.millicpus / 1000,
                 **self.sandboxes.capacity(),
                 "parked": pool.parked,
+                "blank": pool.blank,
             },
         }
 
@@ -304,8 +306,10 @@ class Service:
             in_use=capacity.in_use,
             slots_busy=capacity.busy,
             parked=pool.parked,
+            blank=pool.blank,
             pool_hits=pool.hits,
             pool_misses=pool.misses,
+            pool_blanks=pool.blanks_used,
             sandboxes=self.sandboxes.counts(),
             image_hits=self.execution.puller.hits,
             webhook_backlog=await self.store.undelivered_events(),
@@ -353,7 +357,8 @@ async def _serve(settings: Settings) -> None:
         most_connections = connection_limit(
             open_files,
             slots=service.scheduler.capacity().room.slots,
-            parked=settings.isolation.parked_sandboxes * settings.isolation.parked_shapes,
+            parked=settings.isolation.parked_sandboxes * settings.isolation.parked_shapes
+            + settings.isolation.blank_sandboxes,
             egress=settings.network.egress == "on",
         )
         server = Server(service.api(), settings.server, most_connections=most_connections)

@@ -52,7 +52,13 @@ class Execution:
     """The parts that run commands: launcher, cgroups, pool, images, runner."""
 
     def __init__(
-        self, settings: Settings, *, state: Path, images_directory: Path, parked: int
+        self,
+        settings: Settings,
+        *,
+        state: Path,
+        images_directory: Path,
+        parked: int,
+        blanks: int = 0,
     ) -> None:
         """`state` holds what lasts no longer than this process. Raises HostNotReady, SandboxFailed."""
         isolation = settings.isolation
@@ -94,7 +100,7 @@ class Execution:
             show_cgroup=memory.version is CgroupVersion.V2,
             counted=not self.cgroups.samples_memory,
         )
-        self.pool = self._make_pool(settings, parked)
+        self.pool = self._make_pool(settings, parked, blanks)
         self.images = Images(
             images_directory,
             run / "host",
@@ -131,7 +137,7 @@ class Execution:
             networks=self.networks,
         )
 
-    def _make_pool(self, settings: Settings, parked: int) -> Pool[Cgroup]:
+    def _make_pool(self, settings: Settings, parked: int, blanks: int) -> Pool[Cgroup]:
         isolation = settings.isolation
         limits = settings.limits
         usual = machine_of(self.cgroups.likely_cpus(limits), limits)
@@ -149,6 +155,7 @@ class Execution:
             per_shape=parked,
             shapes=isolation.parked_shapes,
             idle_seconds=isolation.parked_idle_seconds,
+            blanks=blanks,
         )
 
     def _make_cgroup(self) -> Cgroup:

@@ -129,8 +129,10 @@ class Snapshot(NamedTuple):
     in_use: Room
     slots_busy: int
     parked: int
+    blank: int
     pool_hits: int
     pool_misses: int
+    pool_blanks: int
     sandboxes: dict[SandboxState, int]
     """Those that live until they are told to end, by state."""
     image_hits: int = 0
@@ -563,6 +565,7 @@ class _SnapshotCollector(Collector):
             ("total", now.room.slots),
             ("busy", now.slots_busy),
             ("warm", now.parked),
+            ("blank", now.blank),
         ):
             slots.add_metric([kind], value)
         yield slots
@@ -597,4 +600,9 @@ class _SnapshotCollector(Collector):
         )
         yield CounterMetricFamily(
             "sandboxd_warm_pool_misses", "Jobs that waited for theirs.", value=now.pool_misses
+        )
+        yield CounterMetricFamily(
+            "sandboxd_warm_pool_blanks",
+            "Of these, jobs whose sandbox was begun before.",
+            value=now.pool_blanks,
         )

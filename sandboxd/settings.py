@@ -74,6 +74,8 @@ class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How many shapes are kept ready at once."""
     parked_idle_seconds: Seconds = 300.0
     """A shape that was not asked for so long is dropped."""
+    blank_sandboxes: Count = 2
+    """How many are begun ahead for shapes that are not kept ready."""
 
 
 class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,10 +21,11 @@ def unfiltered() -> Iterator[Bench]:
         yield made
 
 
-@pytest.fixture(scope="session", params=["range", "single"])
+@pytest.fixture(scope="session", params=["range", "single", "range blank", "single blank"])
 def either(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """Sandboxes with subordinate ids, and with a single id."""
-    with a_bench(request.param) as made:
+    """Sandboxes with subordinate ids, and with a single id, built in one go and of blanks."""
+    mode, _, blank = request.param.partition(" ")
+    with a_bench(mode, from_blanks=bool(blank)) as made:
         yield made
 
 

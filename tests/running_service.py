@@ -34,6 +34,10 @@ SECRET_OF_THE_SERVICE = "canary-in-the-environment-of-the-service"
 """In the service's environment; no job may ever see it."""
 
 
+BLANKS = 2
+"""Sandboxes that wait for a shape, as settings come."""
+
+
 class Leftovers(NamedTuple):
     """What is there besides parked sandboxes. Empty (false) when all is well."""
 
@@ -199,7 +203,7 @@ class RunningService:
         return launcher
 
     def inits(self) -> list[psutil.Process]:
-        """One for each sandbox, parked ones too."""
+        """One for each sandbox, parked and blank ones too."""
         return self.launcher().children()
 
     def processes_of_jobs(self) -> list[psutil.Process]:
@@ -233,7 +237,8 @@ class RunningService:
     def leftovers(self, client: Client) -> Leftovers:
         """What is there beyond parked sandboxes; figures of one moment, so look again if there is any."""
         capacity = client.system()["capacity"]
-        parked, hierarchies = capacity["parked"], len(self.instance_cgroups())
+        parked = capacity["parked"] + capacity["blank"]
+        hierarchies = len(self.instance_cgroups())
         processes = [f"{each.pid} {' '.join(each.cmdline()).strip()}" for each in self.processes()]
         cgroups = [str(path) for path in self.job_cgroups()]
         return Leftovers(

@@ -30,6 +30,8 @@ from sandboxd.isolation.streams import Drain, Feed
 Result = TypeVar("Result")
 
 DEADLINE_SECONDS = 60.0 * TIME_FACTOR
+REHEARSED_SECONDS = 0.06 * TIME_FACTOR
+"""A blank that has waited so long has gone through a command's start and end."""
 
 
 class Ran(NamedTuple):
@@ -48,8 +50,9 @@ class Ran(NamedTuple):
 class Bench:
     """One launcher with the host image, on an event loop of its own."""
 
-    def __init__(self, mode: str, directory: Path) -> None:
+    def __init__(self, mode: str, directory: Path, *, from_blanks: bool) -> None:
         self.mode = mode
+        self.from_blanks = from_blanks
         self.ids = idmap.find_range() if mode == "range" else None
         if mode == "range" and self.ids is None:
             host_required("no subordinate ids (sandboxd setup)")
@@ -81,7 +84,13 @@ class Bench:
     @contextlib.asynccontextmanager
     async def sandbox(self, **changes: Any) -> AsyncIterator[Sandbox]:
         """A sandbox that stands, for the length of the block."""
-        made = await self.launcher.create(self.spec(**changes))
+        spec = self.spec(**changes)
+        if self.from_blanks and spec.fits_blank:
+            made = await self.launcher.begin()
+            await asyncio.sleep(REHEARSED_SECONDS)
+            await self.launcher.finish(made, spec)
+        else:
+            made = await self.launcher.create(spec)
         try:
             yield made
         finally:
@@ -145,11 +154,12 @@ async def run_in(
 
 
 @contextlib.contextmanager
-def a_bench(mode: str = "range") -> Iterator[Bench]:
+def a_bench(mode: str = "range", *, from_blanks: bool = False) -> Iterator[Bench]:
+    """`from_blanks`: each sandbox is begun without a shape, and then given one."""
     if os.geteuid() == 0:
         host_required("run as root: sandboxes are made by an ordinary user")
     with tempfile.TemporaryDirectory(prefix="sandboxd-test-") as directory:
-        bench = Bench(mode, Path(directory))
+        bench = Bench(mode, Path(directory), from_blanks=from_blanks)
         try:
             yield bench
         finally:
@@ -157,12 +167,12 @@ def a_bench(mode: str = "range") -> Iterator[Bench]:
 
 
 @contextlib.contextmanager
-def without(statements: str) -> Iterator[Bench]:
+def without(statements: str, *, from_blanks: bool = False) -> Iterator[Bench]:
     """A launcher in which `statements` have taken one wall away, so that the wall behind it is seen alone.
 
     They may use the modules `launcher`, `init` and `seccomp`.
     """
-    with a_bench() as bench:
+    with a_bench(from_blanks=from_blanks) as bench:
         with launchers_changed(statements):
             bench.do(bench.launcher.start())
         yield bench

@@ -21,6 +21,9 @@ has no capability over anything that U1 owns. The launcher writes U2's maps, sin
 however it forked, stopped or daemonised. init dies with the launcher, and the launcher with the service (parent-death
 signals). A sandbox runs for one user and is never used again.
 
+*What is made ahead.* Sandboxes of shapes that are asked for again are parked with all walls up. For others a few blanks wait, in
+which the steps before `learn_shape` are done; only the service can tell them what to become.
+
 *What fails.* Each wall is a named step. A step that fails ends init, which reports the step and the reason; the command
 never runs without a wall.
 

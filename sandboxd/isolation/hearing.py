@@ -19,6 +19,7 @@ from sandboxd.isolation import syscalls
 from sandboxd.isolation.protocol import (
     INLINE_BYTES,
     BadMessage,
+    Begun,
     Created,
     CreateFailed,
     Done,
@@ -69,6 +70,7 @@ def _exited(command: int, fields: tuple[Any, ...]) -> Exited:
 
 
 _FROM_INIT: dict[str, tuple[Callable[..., FromInit], Any]] = {
+    "Begun": (Begun, tuple[()]),
     "Ready": (Ready, tuple[()]),
     "Failed": (Failed, tuple[_Words, _Words]),
     "Loaded": (Loaded, tuple[_Count]),

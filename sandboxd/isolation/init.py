@@ -129,10 +129,12 @@ class Init:
             self.leave_launcher,
             self.load_tools,
             self.join_cgroups,
-            self.mount_file_system,
+            self.mount_own,
             self.start_clocks,
             self.show_machine,
             self.bring_up_network,
+            self.learn_shape,
+            self.mount_file_system,
             self.change_root,
             self.set_hostname,
             self.enter_user_namespace,
@@ -166,7 +168,7 @@ class Init:
             os.dup2(null, stream)
         os.close(null)
         privileges.die_with_parent(0)
-        syscalls.set_title(self.order.title, "sandboxd: init")
+        self.set_title("sandboxd: blank" if self.spec.is_blank else "sandboxd: init")
         syscalls.join_new_session_keyring()
         os.setsid()
         for number in _SIGNALS_CHANGED:
@@ -175,6 +177,9 @@ class Init:
         os.umask(0o022)
         privileges.limit(resource.RLIMIT_CORE, _CORE_BYTES)
         privileges.limit(resource.RLIMIT_RTPRIO, 0)
+
+    def set_title(self, title: str) -> None:
+        syscalls.set_title(self.order.title, title)
 
     def load_tools(self) -> None:
         """Import what only this sandbox needs, while that is possible: every other one would carry its pages."""
@@ -194,19 +199,19 @@ class Init:
         # Its root is the cgroup that this process is in at this moment: nothing above can be seen.
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
 
-    def mount_file_system(self) -> None:
+    def mount_own(self) -> None:
+        """What commands need, whatever the image is."""
         order = self.order
-        mounts.build_tree(
-            self.spec, order.templates, id_count=order.id_count, show_cgroup=order.show_cgroup
+        if self.spec.writable_root:
+            return
+        self.unmasked_proc = mounts.make_own(
+            order.templates, id_count=order.id_count, show_cgroup=order.show_cgroup
         )
-        if not self.spec.writable_root:
-            self.unmasked_proc = mounts.mount_proc(order.templates)
-            self.layer = mounts.open_layer(order.templates)
-            self.oom_score = os.open(
-                "self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.unmasked_proc
-            )
-            # Below what a privileged process (systemd, for a user's service) last set, nobody but root may go.
-            self.own_oom_score = os.read(self.oom_score, 8)
+        self.oom_score = os.open(
+            "self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.unmasked_proc
+        )
+        # Below what a privileged process (systemd, for a user's service) last set, nobody but root may go.
+        self.own_oom_score = os.read(self.oom_score, 8)
 
     def start_clocks(self) -> None:
         """For the commands only: a time namespace is entered by children."""
@@ -216,11 +221,30 @@ class Init:
     def show_machine(self) -> None:
         """The commands' own, as soon as they have one."""
         if self.unmasked_proc is not None:
-            owner = inside_to_launcher(self.spec.uid, self.order.id_count)
-            self.machine = machine.Files(self.order.templates, self.order.cpus, owner)
+            self.machine = machine.Files(self.order.templates, self.order.cpus)
 
     def bring_up_network(self) -> None:
         network.bring_up_loopback()
+
+    def learn_shape(self) -> None:
+        """A blank has none: it waits until somebody asks for one."""
+        if not self.spec.is_blank:
+            return
+        protocol.send(self.channel, protocol.Begun())
+        self.rehearse_soon()
+        request, _ = protocol.receive(self.channel, protocol.from_above)
+        if not isinstance(request, protocol.Shape) or not request.spec.fits_blank:
+            raise ValueError("a blank cannot become this")
+        self.spec = request.spec
+        self.set_title("sandboxd: init")
+
+    def mount_file_system(self) -> None:
+        order = self.order
+        mounts.build_tree(self.spec, order.templates, id_count=order.id_count)
+        if not self.spec.writable_root:
+            self.layer = mounts.open_layer(order.templates)
+        if self.machine is not None:
+            self.machine.give_to(inside_to_launcher(self.spec.uid, order.id_count))
 
     def change_root(self) -> None:
         mounts.enter_root(f"{self.order.templates.stage}/root")
@@ -231,7 +255,7 @@ class Init:
     def enter_user_namespace(self) -> None:
         """U2. Its maps are written by the launcher, while this process does what needs none: `become_user` waits for them."""
         syscalls.unshare(syscalls.CLONE_NEWUSER)
-        self.mapper.send(b"u")
+        self.mapper.send(f"{self.spec.uid} {self.spec.gid}".encode())
         self.maps_due = True
 
     def limit_shared_quotas(self) -> None:
@@ -298,7 +322,7 @@ class Init:
             self.stay()
 
     def rehearse(self) -> None:
-        """Go through a command's start and end once, while this sandbox is parked and nobody waits.
+        """Go through a command's start and end once, while this sandbox is parked, or a blank, and nobody waits.
 
         The pages that this writes to are the launcher's until then, and copied one by one (fork(2)): a fifth of a millisecond.
         """
@@ -307,13 +331,23 @@ class Init:
             return
         channel = self.channel
         ours, self.channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours, self.channel:
-            wish = Command(argv=("/",), env={"PATH": "/bin"}, workdir="/", rlimits={})
-            protocol.send(ours, protocol.Run(0, wish, Then.CLEAR), range(3))
-            self.obey()
-            self.tell_exited(0, Then.CLEAR, exit_of(0, resource.getrusage(resource.RUSAGE_SELF)))
-        self.channel = channel
+        try:
+            with ours, self.channel:
+                wish = Command(argv=("/",), env={"PATH": "/bin"}, workdir="/", rlimits={})
+                protocol.send(ours, protocol.Run(0, wish, Then.CLEAR), range(3))
+                self.obey()
+                usage = resource.getrusage(resource.RUSAGE_SELF)
+                self.tell_exited(0, Then.CLEAR, exit_of(0, usage))
+        finally:
+            self.channel = channel
         self.alone = False
+
+    def rehearse_soon(self) -> None:
+        """Unless what is waited for comes before."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        if not poll.poll(self.patience_ms):
+            self.rehearse()
 
     def stay(self) -> None:
         """Wait for the service to end us, or for a moment: nothing runs here, and taking the sandbox apart keeps a processor busy."""

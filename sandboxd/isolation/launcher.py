@@ -12,7 +12,6 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import NoReturn
 
 from sandboxd.errors import SandboxFailed
@@ -38,6 +37,8 @@ _SANDBOX_NAMESPACES = (
     | syscalls.CLONE_NEWUTS
 )
 """And, made by init, a cgroup namespace (once it is in its cgroup) and, where it can be had, one of time."""
+_USER_BYTES = 32
+"""Two numbers of 32 bits."""
 _DEATH_MS = 100
 """From a SIGKILL until the sockets of who got it are closed, and much more."""
 NAMESPACE_NAMES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
@@ -72,7 +73,8 @@ class LauncherProcess:
         self.control = control
         self.parent_pid = parent_pid
         self.poll = select.poll()
-        self.waiting_for_maps: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
+        self.waiting_for_maps: dict[int, tuple[socket.socket, int]] = {}
+        """Descriptor to our end of the socket by which an init asks for its maps, and its pid."""
         self.id_count = 0
         program = seccomp.assemble(seccomp.build(syscalls.MACHINE, counted=counted))
         self.seccomp_program = syscalls.FilterProgram(program)
@@ -171,27 +173,23 @@ class LauncherProcess:
             os.close(descriptor)
         for end in (service_end, channel, mapper):
             end.close()
-        self.expect_maps(mapper_end, pid, request)
-
-    def expect_maps(self, mapper_end: socket.socket, pid: int, request: protocol.Create) -> None:
-        spec, id_count = request.spec, self.id_count
-
-        def write_maps() -> None:
-            sandbox_ids.map_sandbox(pid, id_count=id_count, uid=spec.uid, gid=spec.gid)
-
-        self.waiting_for_maps[mapper_end.fileno()] = (mapper_end, write_maps)
+        self.waiting_for_maps[mapper_end.fileno()] = (mapper_end, pid)
         self.poll.register(mapper_end, select.POLLIN)
 
     def map_sandbox(self, descriptor: int) -> None:
-        """init is in U2, or it died on the way there. Closing without an answer makes its step fail."""
-        mapper_end, write_maps = self.waiting_for_maps.pop(descriptor)
+        """init is in U2, and says as which user, or it died on the way there. Closing without an answer makes its step fail.
+
+        It is still what we cloned: whatever it runs later does not have this socket.
+        """
+        mapper_end, pid = self.waiting_for_maps.pop(descriptor)
         self.poll.unregister(descriptor)
         with mapper_end:
             try:
-                if mapper_end.recv(1):
-                    write_maps()
+                if user := mapper_end.recv(_USER_BYTES):
+                    uid, gid = map(int, user.split())
+                    sandbox_ids.map_sandbox(pid, id_count=self.id_count, uid=uid, gid=gid)
                     mapper_end.send(b"m")
-            except (SandboxFailed, ConnectionError) as error:
+            except (SandboxFailed, ConnectionError, ValueError) as error:
                 if not has_ended(mapper_end):
                     print(f"launcher: {error}", file=sys.stderr)
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, idmap, launcher, protocol, seccomp, syscalls
 from sandboxd.isolation.oci import seccomp_profile
 from sandboxd.isolation.sandbox import Sandbox
-from sandboxd.isolation.spec import NetworkMode, OciRuntime, SandboxSpec, Walls
+from sandboxd.isolation.spec import BLANK, NetworkMode, OciRuntime, SandboxSpec, Walls
 
 _BUILD_SECONDS = 30.0
 """A sandbox that is not ready by then never will be: the host is stuck."""
@@ -67,6 +67,8 @@ class Launcher:
         self._own_clocks = False
         self._control: socket.socket | None = None
         self._sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+        self._blanks: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+        """Those of the launcher that runs now."""
         self._creations: dict[int, asyncio.Future[tuple[int, list[int]]]] = {}
         self._number = 0
         self._starting = asyncio.Lock()
@@ -162,10 +164,38 @@ class Launcher:
         """Clone a sandbox and wait until all its walls stand. Raises SandboxFailed."""
         control = await self._ensure_started()
         sandbox = await self._clone(control, spec, join_files, cgroup_fd)
-        self._sandboxes.add(sandbox)
+        await self._see_built(sandbox, sandbox.ready(), control)
+        return sandbox
+
+    async def begin(
+        self, *, join_files: tuple[str, ...] = (), cgroup_fd: int | None = None
+    ) -> Sandbox:
+        """Clone a blank and wait until all is built that does not depend on a shape. Raises SandboxFailed."""
+        control = await self._ensure_started()
+        blank = await self._clone(control, BLANK, join_files, cgroup_fd)
+        await self._see_built(blank, blank.begun(), control)
+        self._blanks.add(blank)
+        return blank
+
+    def can_finish(self, blank: Sandbox) -> bool:
+        """Whether it still waits for its shape, and the launcher that made it can write its maps."""
+        return blank in self._blanks and blank.alive
+
+    async def finish(self, blank: Sandbox, spec: SandboxSpec) -> None:
+        """Let a blank become a sandbox of a shape that fits it, and wait until all its walls stand. Raises SandboxFailed."""
+        self._blanks.discard(blank)
+        await self._see_built(blank, blank.take_shape(spec), self._control)
+
+    async def _see_built(
+        self, sandbox: Sandbox, built: Awaitable[None], control: socket.socket | None
+    ) -> None:
+        """Wait for `built`. If it fails or takes too long, or if this `control` is not the launcher's any more, the sandbox ends.
+
+        Raises SandboxFailed.
+        """
         try:
             async with asyncio.timeout(_BUILD_SECONDS):
-                await sandbox.ready()
+                await built
             if self._control is not control:
                 raise SandboxFailed("build", "the launcher ended")
         except BaseException as error:
@@ -176,7 +206,6 @@ class Launcher:
             if isinstance(error, TimeoutError):
                 raise SandboxFailed("build", f"not ready after {_BUILD_SECONDS:.0f} s") from None
             raise
-        return sandbox
 
     async def _clone(
         self,
@@ -214,7 +243,9 @@ class Launcher:
         finally:
             self._creations.pop(number, None)
         channel_fd, pidfd, *network = descriptors
-        return Sandbox(spec, pid, socket.socket(fileno=channel_fd), pidfd, network)
+        sandbox = Sandbox(spec, pid, socket.socket(fileno=channel_fd), pidfd, network)
+        self._sandboxes.add(sandbox)
+        return sandbox
 
     async def _ensure_started(self) -> socket.socket:
         async with self._starting:
@@ -263,6 +294,7 @@ class Launcher:
         An init that was just changing its ids had no such signal for a moment: each is killed by name, too.
         """
         self._close_control()
+        self._blanks.clear()
         for sandbox in list(self._sandboxes):
             sandbox.kill()
         if self.process is not None:

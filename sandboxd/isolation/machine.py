@@ -68,10 +68,10 @@ def read_cpus(path: str = "/proc/cpuinfo") -> dict[int, str]:
 
 
 class Files:
-    """Those of one sandbox, over the tree that was built for it."""
+    """Those of one sandbox, over its own /proc and /sys."""
 
-    def __init__(self, templates: mounts.Templates, cpus: dict[int, str], owner: int) -> None:
-        """Mount them, empty as yet. `cpus`: as `read_cpus` found them; `owner`: who is to write. Raises OSError."""
+    def __init__(self, templates: mounts.Templates, cpus: dict[int, str]) -> None:
+        """Mount them, empty as yet, over what `mounts.make_own` made. `cpus`: as `read_cpus` found them. Raises OSError."""
         self._descriptions = cpus
         self._began, self._began_at = time.monotonic(), int(time.time())
         self._machine: Machine | None = None
@@ -82,8 +82,12 @@ class Files:
         self._directory = mounts.attach_and_hold("tmpfs", size, place)
         for name, target in FILES.items():
             os.mknod(name, 0o644, dir_fd=self._directory)
+            mounts.bind_read_only(f"{place}/{name}", templates.own(target))
+
+    def give_to(self, owner: int) -> None:
+        """Let this user write them. Raises OSError."""
+        for name in FILES:
             os.chown(name, owner, owner, dir_fd=self._directory)
-            mounts.bind_read_only(f"{place}/{name}", f"{templates.stage}/root/{target}")
 
     def show(self, machine: Machine | None, used: Used | None) -> None:
         """Write what is to be said now, as far as it was not said before; None: nothing new. Raises OSError."""

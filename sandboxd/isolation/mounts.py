@@ -3,9 +3,9 @@
 The launcher's part is built with the new mount API (fsopen, open_tree, move_mount), what each sandbox has of its own with
 mount(2): one call for each mount instead of up to eleven.
 
-Two parts. *Templates* are what every sandbox has alike (/dev, /sys, the paths of /proc to hide): the launcher makes them once
-and a sandbox attaches copies. *The tree* of one sandbox: a tmpfs as writable layer, an overlay over the image's
-tree, and the templates on top.
+Three parts. *Templates* are what every sandbox has alike (/dev, /sys, the paths of /proc to hide): the launcher makes them once
+and a sandbox attaches copies. *Its own* /proc, /dev and /sys, whatever its image is, stand beside the tree at first. *The tree*: a
+tmpfs as writable layer, an overlay over the image's tree, and what is its own moved on top.
 
 Mount points are made in the writable layer before the overlay is mounted. There they are directories that we made,
 whatever the image has at that path: a symbolic link in an image is never followed.
@@ -85,6 +85,7 @@ MASKED_IN_SYS = [
 ]
 
 SHM_BYTES = 64 * 2**20
+_OWN = ("proc", "sys", "dev")
 _MOUNT_POINTS = ("/proc", "/sys", "/dev", "/etc", "/tmp")  # noqa: S108 (inside the sandbox)
 _DEV_BYTES = 64 * 2**10
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -106,6 +107,10 @@ class Templates(NamedTuple):
     proc_masks: tuple[tuple[bytes, bytes], ...]
     """What hides, and what is to be hidden of a sandbox's /proc, of all that this kernel has: paths as it takes them."""
 
+    def own(self, name: str) -> str:
+        """Where a sandbox's own /proc, /dev or /sys is made ready."""
+        return f"{self.stage}/own/{name}"
+
 
 def make_templates(stage: str) -> Templates:
     """Make the templates below `stage`, an existing directory that becomes a tmpfs in this mount namespace.
@@ -117,6 +122,8 @@ def make_templates(stage: str) -> Templates:
     _attach(stage_mount, stage)
     for name in ("scratch", "machine", "root", "runtime", "dev", "sys", "empty"):
         os.mkdir(f"{stage}/{name}")
+    for name in _OWN:
+        os.makedirs(f"{stage}/own/{name}")
     _attach(
         _new_mount("tmpfs", {"size": "4k", "nr_inodes": "2"}, _RO | _NOSUID | _NODEV | _NOEXEC),
         f"{stage}/empty",
@@ -128,7 +135,7 @@ def make_templates(stage: str) -> Templates:
     masks = tuple(
         (
             os.fsencode(empty if os.path.isdir(f"/proc/{name}") else null),
-            os.fsencode(f"{stage}/root/proc/{name}"),
+            os.fsencode(f"{stage}/own/proc/{name}"),
         )
         for name in MASKED_IN_PROC
         if os.path.lexists(f"/proc/{name}")
@@ -192,10 +199,24 @@ def _make_sys(path: str, empty: str, null: str) -> None:
             attach_copy(empty if os.path.isdir(found) else null, found)
 
 
-def build_tree(
-    spec: SandboxSpec, templates: Templates, *, id_count: int, show_cgroup: bool
-) -> None:
-    """Mount everything of one sandbox at `templates.root`, in init's own mount namespace.
+def make_own(templates: Templates, *, id_count: int, show_cgroup: bool) -> int:
+    """Mount what a sandbox has of its own whatever its image: /proc, /sys and /dev, for `build_tree` to move into its tree.
+
+    In init's own mount namespace. Returns a descriptor of a copy of /proc without the read-only parts, for init's own use
+    before the command runs. Raises OSError.
+    """
+    attach_copy(templates.dev, templates.own("dev"))
+    _mount_dev_parts(templates.own("dev"), id_count)
+    attach_copy(templates.sys, templates.own("sys"))
+    if show_cgroup:
+        # Above the empty directory that hides it otherwise.
+        cgroup = _new_mount("cgroup2", {}, _RO | _NOSUID | _NODEV | _NOEXEC)
+        _attach(cgroup, f"{templates.own('sys')}/fs/cgroup")
+    return _mount_proc(templates)
+
+
+def build_tree(spec: SandboxSpec, templates: Templates, *, id_count: int) -> None:
+    """Mount the tree of one sandbox at the templates' `root`, in init's own mount namespace, with what `make_own` made.
 
     Raises OSError.
     """
@@ -209,13 +230,8 @@ def build_tree(
     for name in _etc_files(spec):
         # Of this sandbox's own layer: a file that all shared would be a place to meet (locks, inotify).
         bind_read_only(f"{templates.stage}/scratch/upper/etc/{name}", f"{root}/etc/{name}")
-    attach_copy(templates.dev, f"{root}/dev")
-    _mount_dev_parts(f"{root}/dev", id_count)
-    attach_copy(templates.sys, f"{root}/sys")
-    if show_cgroup:
-        # Above the empty directory that hides it otherwise.
-        cgroup = _new_mount("cgroup2", {}, _RO | _NOSUID | _NODEV | _NOEXEC)
-        _attach(cgroup, f"{root}/sys/fs/cgroup")
+    for name in _OWN:
+        syscalls.move(templates.own(name), f"{root}/{name}")
 
 
 def _mount_writable(spec: SandboxSpec, root: str, id_count: int) -> None:
@@ -340,12 +356,9 @@ def _mount_dev_parts(dev: str, id_count: int) -> None:
     _mount("mqueue", f"{dev}/mqueue", _MS_NO_PROGRAMS)
 
 
-def mount_proc(templates: Templates) -> int:
-    """Mount /proc for this pid namespace with what must not be seen hidden.
-
-    Returns a descriptor of a detached copy without the read-only parts, for init's own use before the command runs.
-    """
-    proc = f"{templates.stage}/root/proc"
+def _mount_proc(templates: Templates) -> int:
+    """Mount /proc for this pid namespace with what must not be seen hidden. Returns the detached copy of `make_own`."""
+    proc = templates.own("proc")
     _mount("proc", proc, _MS_NO_PROGRAMS)
     # Cloned once it is attached: before Linux 6.15 a detached mount cannot be (EINVAL).
     unmasked = syscalls.open_tree(syscalls.AT_FDCWD, proc, syscalls.OPEN_TREE_CLONE)

@@ -4,13 +4,17 @@ Bounded three ways: so many per shape, so many shapes (the least recently used i
 for during a while is dropped too. A shape is parked from its second use within that while on: who gives each job a shape of
 its own neither makes the pool build for nobody nor drives out what others use. A sandbox leaves the pool once and never
 comes back.
+
+For shapes that are not parked there are a few blanks, of which all is built that does not depend on a shape. One that nobody
+needed for a while is replaced: what a command sees of its sandbox's age is no older.
 """
 
 import asyncio
 import contextlib
+import functools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from sandboxd.errors import SandboxdError, SandboxFailed
@@ -62,6 +66,8 @@ class _Shape(Generic[P]):
 
 _SETTLED_SECONDS = 0.06
 """From when a sandbox stands until its init does nothing more: it has rehearsed by then, and its memory stays as it is."""
+_SHORT_SECONDS = 0.1
+"""Most jobs are over by then."""
 _ANSWER_SECONDS = 0.005
 """From a sandbox's end until its job is on the disk and its client has the answer, mostly."""
 
@@ -78,6 +84,7 @@ class Pool(Generic[P]):
         per_shape: int,
         shapes: int,
         idle_seconds: float,
+        blanks: int = 0,
     ) -> None:
         """`make_ready` does to a sandbox that is parked for a moment what its job would wait for otherwise. May raise SandboxFailed."""
         self._launcher = launcher
@@ -89,19 +96,29 @@ class Pool(Generic[P]):
         self._shapes: OrderedDict[SandboxSpec, _Shape[P]] = OrderedDict()
         self._seen: OrderedDict[SandboxSpec, float] = OrderedDict()
         """Shapes that were used once, and when (the loop's time): another use soon, and they are parked."""
+        self._blanks: OrderedDict[Taken[P], asyncio.TimerHandle] = OrderedDict()
+        """The oldest first, and what replaces each."""
+        self._most_blanks = blanks
+        self._beginning = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
         self.hits = 0
         self.misses = 0
+        self.blanks_used = 0
 
     @property
     def parked(self) -> int:
         """How many sandboxes wait for a command."""
         return sum(len(shape.parked) for shape in self._shapes.values())
 
+    @property
+    def blank(self) -> int:
+        """How many sandboxes wait for a shape."""
+        return len(self._blanks)
+
     async def take(self, spec: SandboxSpec) -> Taken[P]:
-        """A sandbox of this shape: a parked one if there is any, else one built now. Raises SandboxdError."""
+        """A sandbox of this shape: a parked one if there is any, else a blank that becomes one, or one built now. Raises SandboxdError."""
         wanted = spec in self._shapes or self._seen_before(spec)
         shape = self._use(spec) if wanted else None
         while shape is not None and shape.parked:
@@ -113,16 +130,17 @@ class Pool(Generic[P]):
                 return taken
             self.discard(taken)
         self.misses += 1
-        sandbox, place = await self._build(spec)
+        taken = await self._finish_blank(spec) or Taken(*await self._build(spec), warm=False)
         if shape is not None:
             self._refill(spec, shape)
-        return Taken(sandbox, place, warm=False)
+        return taken
 
     def prepare(self, spec: SandboxSpec) -> None:
         """Park sandboxes of this shape before anybody asks."""
         shape = self._use(spec)
         if shape is not None:
             self._refill(spec, shape)
+        self._refill_blanks()
 
     def discard(self, taken: Taken[P], *, quiet: bool = False) -> None:
         """End a sandbox that is not (or no longer) needed and remove its place once it is empty.
@@ -148,6 +166,8 @@ class Pool(Generic[P]):
         self._closed = True
         for spec in list(self._shapes):
             self._drop(spec)
+        self._most_blanks = 0
+        self._trim_blanks()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self.settled()
@@ -214,16 +234,70 @@ class Pool(Generic[P]):
         loop = asyncio.get_running_loop()
         loop.call_later(_SETTLED_SECONDS, self._get_ready, shape, taken)
 
+    def _refill_blanks(self) -> None:
+        self._trim_blanks()
+        while len(self._blanks) + self._beginning < self._most_blanks:
+            self._beginning += 1
+            self._spawn(self._begin_blank())
+
+    def _trim_blanks(self) -> None:
+        """Discard those that have died, and those that are too many."""
+        for blank in list(self._blanks):
+            usable = self._launcher.can_finish(blank.sandbox)
+            if not usable or len(self._blanks) > self._most_blanks:
+                self._blanks.pop(blank).cancel()
+                self.discard(blank)
+
+    async def _begin_blank(self) -> None:
+        try:
+            async with self._one_at_a_time:
+                if not self._most_blanks:
+                    return
+                blank = Taken(*await self._make(self._launcher.begin), warm=False)
+        except SandboxdError:
+            return  # As in `_park`.
+        finally:
+            self._beginning -= 1
+        loop = asyncio.get_running_loop()
+        self._blanks[blank] = loop.call_later(self._idle_seconds, self._renew_blank, blank)
+        self._trim_blanks()
+
+    def _renew_blank(self, blank: Taken[P]) -> None:
+        del self._blanks[blank]
+        self.discard(blank)
+        self._refill_blanks()
+
+    async def _finish_blank(self, spec: SandboxSpec) -> Taken[P] | None:
+        """A blank that becomes this; None: there is none, or it does not fit. Raises SandboxFailed."""
+        self._trim_blanks()
+        if not self._blanks or not spec.fits_blank:
+            return None
+        blank, renewal = self._blanks.popitem(last=False)
+        renewal.cancel()
+        # Another is begun when a job is over (see `_replace`), and else not before: until then the job has the processors.
+        asyncio.get_running_loop().call_later(_SHORT_SECONDS, self._refill_blanks)
+        try:
+            await self._launcher.finish(blank.sandbox, spec)
+        except BaseException:
+            self.discard(blank)
+            raise
+        self.blanks_used += 1
+        blank.place.watch(blank.sandbox.pid)
+        return blank
+
     async def _build(self, spec: SandboxSpec) -> tuple[Sandbox, P]:
+        sandbox, place = await self._make(functools.partial(self._launcher.create, spec))
+        place.watch(sandbox.pid)
+        return sandbox, place
+
+    async def _make(self, make: Callable[..., Awaitable[Sandbox]]) -> tuple[Sandbox, P]:
+        """A sandbox in a place of its own. Raises SandboxdError."""
         place = self._make_place()
         try:
-            sandbox = await self._launcher.create(
-                spec, join_files=place.join_files(), cgroup_fd=place.directory_fd()
-            )
+            sandbox = await make(join_files=place.join_files(), cgroup_fd=place.directory_fd())
         except BaseException:
             self._spawn(remove_place(place))
             raise
-        place.watch(sandbox.pid)
         return sandbox, place
 
     def _get_ready(self, shape: _Shape[P], taken: Taken[P]) -> None:
@@ -251,6 +325,7 @@ class Pool(Generic[P]):
         shape = self._shapes.get(taken.sandbox.spec)
         if shape is not None:
             self._refill(taken.sandbox.spec, shape)
+        self._refill_blanks()
         await remove_place(taken.place)
 
     async def _remove(self, taken: Taken[P]) -> None:

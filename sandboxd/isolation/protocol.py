@@ -50,6 +50,7 @@ class Create(NamedTuple):
 
     number: int
     spec: SandboxSpec
+    """With `BLANK` it builds what all have alike, tells that it is `Begun`, and waits for `Shape`."""
     join_files: tuple[str, ...]
     """`tasks` files (cgroup v1) that init, single-threaded, writes itself into before anything else."""
     into_cgroup: bool
@@ -88,6 +89,10 @@ class CreateFailed(NamedTuple):
 
 
 # init to service
+
+
+class Begun(NamedTuple):
+    """A blank is ready for its shape."""
 
 
 class Ready(NamedTuple):
@@ -160,6 +165,12 @@ class Done(NamedTuple):
 
 
 # service to init
+
+
+class Shape(NamedTuple):
+    """To a blank, once: what it is to become. It answers as any other sandbox does when it stands."""
+
+    spec: SandboxSpec
 
 
 class Run(NamedTuple):
@@ -282,7 +293,8 @@ FromLauncher = Unshared | LauncherReady | Created | CreateFailed
 OnTree = Unpack | Layer | Pack | Empty
 """What a sandbox with a writable root is for."""
 ToInit = (
-    Run
+    Shape
+    | Run
     | Go
     | Signal
     | Show
@@ -296,7 +308,8 @@ ToInit = (
     | OnTree
 )
 FromInit = (
-    Ready
+    Begun
+    | Ready
     | Failed
     | Loaded
     | NotLoaded
@@ -314,6 +327,7 @@ _FROM_ABOVE: dict[str, Callable[..., ToLauncher | ToInit]] = {
     for kind in (
         MapYourself,
         Create,
+        Shape,
         Run,
         Go,
         Signal,
@@ -399,7 +413,7 @@ def from_above(encoded: bytes) -> Any:
     """A message of the service, for launcher and init (ToLauncher or ToInit)."""
     name, *fields = json.loads(encoded.decode())
     message = _FROM_ABOVE[name](*map(_tuples, fields))
-    if isinstance(message, Create):
+    if isinstance(message, Create | Shape):
         spec = SandboxSpec(*message.spec)
         runtime = OciRuntime(*spec.runtime) if spec.runtime else None
         spec = spec._replace(network=NetworkMode(spec.network), runtime=runtime)

@@ -170,10 +170,23 @@ class Sandbox:
     def alive(self) -> bool:
         return not self._dead.done()
 
+    async def begun(self) -> None:
+        """Wait until a blank is ready for its shape. Raises SandboxFailed with the step that failed."""
+        await self._built(protocol.Begun)
+
+    async def take_shape(self, spec: SandboxSpec) -> None:
+        """Tell a blank what it is to become, and wait until all walls stand. Raises SandboxFailed with the step that failed."""
+        self.spec = spec
+        self._send(protocol.Shape(spec), [])
+        await self.ready()
+
     async def ready(self) -> None:
         """Wait until all walls stand. Raises SandboxFailed with the step that failed."""
+        await self._built(protocol.Ready)
+
+    async def _built(self, answer: type[protocol.Begun | protocol.Ready]) -> None:
         match await self._answers.get():
-            case protocol.Ready():
+            case protocol.Begun() | protocol.Ready() as message if isinstance(message, answer):
                 return
             case protocol.Failed(step=step, reason=reason):
                 raise SandboxFailed(step, reason)

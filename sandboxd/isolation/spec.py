@@ -65,6 +65,21 @@ class SandboxSpec(NamedTuple):
     groups: tuple[int, ...] = ()
     """Supplementary groups of the command. Set by an image, never by a job; with a single id it has none."""
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is no shape: that of a sandbox that is begun before anybody has asked for one."""
+        return not self.rootfs
+
+    @property
+    def fits_blank(self) -> bool:
+        """Whether a blank can become this: not if the launcher has more to do for it, or init keeps more rights."""
+        plain = self.runtime is None and self.network is NetworkMode.NONE
+        return plain and not self.writable_root and not self.is_blank
+
+
+BLANK = SandboxSpec(rootfs="", scratch_bytes=0, scratch_inodes=0)
+"""The spec of a sandbox that is begun ahead: it has no shape as yet."""
+
 
 class Machine(NamedTuple):
     """What a command is to see of the machine: what it may use, not what the host has."""

@@ -80,6 +80,7 @@ MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
 MS_BIND = 4096
+MS_MOVE = 8192
 MS_SLAVE = 1 << 19
 MS_PRIVATE = 1 << 18
 MS_REC = 1 << 14
@@ -222,6 +223,11 @@ def bind(source: bytes, target: bytes) -> None:
     """mount(2) with MS_BIND: what is at `source`, and below it, also at `target`. For who does it often: paths as the kernel takes them."""
     if _mount(source, target, None, MS_BIND | MS_REC, None) < 0:
         _check(-1)
+
+
+def move(source: str, target: str) -> None:
+    """mount(2) with MS_MOVE: the mount at `source`, with those below it, is at `target` instead."""
+    _check(_mount(as_bytes(source), as_bytes(target), None, MS_MOVE, None))
 
 
 def mount_propagation(path: str, flags: int) -> None:

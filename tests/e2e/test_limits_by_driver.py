@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 from running_service import RunningService, running_service
-from waiting import TIME_FACTOR
+from waiting import TIME_FACTOR, wait_for
 
 from sandboxd.client import Client
 
@@ -259,7 +259,29 @@ def samples(client: Client) -> bool:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_limit_ends_a_job_or_does_not(client: Client, name: str) -> None:
+    assert_ends_as_expected(client, CASES[name])
+
+
+@pytest.mark.parametrize("name", ["heap, under", "heap, over", "forks, under", "forks, over"])
+def test_so_it_does_in_a_sandbox_that_was_begun_before_its_shape_was_known(
+    driver: RunningService, client: Client, name: str
+) -> None:
+    wait_for(lambda: client.system()["capacity"]["blank"], "there is a blank")
+    before = blanks_used(driver)
+    new_shape = {"disk": f"{40 + list(CASES).index(name)}Mi"}
     case = CASES[name]
+
+    assert_ends_as_expected(client, case._replace(limits=case.limits | new_shape))
+    assert blanks_used(driver) == before + 1
+
+
+def blanks_used(service: RunningService) -> int:
+    text = httpx2.get(f"http://127.0.0.1:{service.metrics_port}/metrics").text
+    (line,) = (each for each in text.splitlines() if each.startswith("sandboxd_warm_pool_blanks_t"))
+    return int(float(line.split()[1]))
+
+
+def assert_ends_as_expected(client: Client, case: Case) -> None:
     code = BEGIN + textwrap.dedent(case.code)
     expected = case.end
     if case.sampled_end is not None and samples(client):

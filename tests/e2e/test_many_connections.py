@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-from running_service import RunningService, running_service
+from running_service import BLANKS, RunningService, running_service
 from waiting import wait_for
 
 from sandboxd.server import connection_limit
@@ -99,7 +99,7 @@ def test_jobs_run_while_idle_connections_take_all_that_may_be(
 
 @pytest.mark.attack(40)
 def test_a_connection_too_many_is_told_so(small_service: RunningService) -> None:
-    most = connection_limit(OPEN_FILES, slots=2, parked=4 * 2)
+    most = connection_limit(OPEN_FILES, slots=2, parked=4 * 2 + BLANKS)
 
     with idle_connections(small_service, most):
         headers, problem = answer_on(asked(small_service, "/v1/system"))

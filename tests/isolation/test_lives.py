@@ -17,6 +17,7 @@ from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import idmap, launcher_client
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.sandbox import Process, Sandbox
+from sandboxd.isolation.spec import NetworkMode, OciRuntime
 
 DAEMONS = """
 import os, signal, sys, time
@@ -346,7 +347,7 @@ def test_a_sandbox_whose_maker_gave_up_waiting_ends_itself(bench: Bench) -> None
         ({"hostname": "h" * 65}, "set_hostname", "Invalid argument"),
         ({"uid": 70_000}, "mount_file_system", "Invalid argument"),
         ({"gid": 70_000}, "mount_file_system", "Invalid argument"),
-        ({"uid": 70_000, "writable": ()}, "show_machine", "Invalid argument"),
+        ({"uid": 70_000, "writable": ()}, "mount_file_system", "Invalid argument"),
     ],
 )
 def test_a_step_that_fails_names_itself_and_leaves_nothing(
@@ -389,7 +390,9 @@ def test_a_descriptor_that_is_no_cgroup_is_refused_by_the_clone(bench: Bench) ->
 
 STEPS = [
     "leave_launcher",
+    "mount_own",
     "bring_up_network",
+    "mount_file_system",
     "change_root",
     "forbid_more_namespaces",
     "empty_bounding_set",
@@ -398,15 +401,38 @@ STEPS = [
 ]
 
 
+@pytest.mark.parametrize("from_blanks", [False, True])
 @pytest.mark.parametrize("step", STEPS)
-def test_no_wall_is_passed_over_when_it_cannot_be_built(step: str) -> None:
+def test_no_wall_is_passed_over_when_it_cannot_be_built(step: str, from_blanks: bool) -> None:
     """Each step fails as the kernel would let it fail: the command never runs."""
     refuse = f"def {step}(self): raise PermissionError(1, 'refused')"
     statements = f"exec({refuse!r}); init.Init.{step} = {step}"
-    with without(statements) as bench:
+    with without(statements, from_blanks=from_blanks) as bench:
         with pytest.raises(SandboxFailed, match=f"{step}: PermissionError"):
             bench.run("true")
         assert children_of(launcher_pid(bench.launcher)) == set()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": NetworkMode.EGRESS},
+        {"writable_root": True},
+        {"runtime": OciRuntime("runc", "/usr/sbin/runc")},
+        {"rootfs": ""},
+    ],
+)
+def test_a_blank_becomes_nothing_for_which_the_launcher_had_more_to_do(
+    change: dict[str, Any], bench: Bench
+) -> None:
+    async def become() -> None:
+        blank = await bench.launcher.begin()
+        with pytest.raises(SandboxFailed, match="learn_shape: ValueError: a blank cannot"):
+            await bench.launcher.finish(blank, bench.spec(**change))
+        assert not blank.alive
+
+    assert not bench.spec(**change).fits_blank
+    bench.do(become())
 
 
 def test_maps_that_cannot_be_written_end_the_sandbox() -> None:

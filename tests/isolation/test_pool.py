@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sandbox_bench import Bench, a_bench, children_of, run_in
+from sandbox_bench import Bench, a_bench, children_of, run_in, without
 from waiting import TIME_FACTOR
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import pool as pool_module
 from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation.sandbox import Sandbox
+from sandboxd.isolation.spec import NetworkMode, SandboxSpec
 
 
 class CountedPlace:
@@ -64,7 +66,7 @@ def with_pool(bench: Bench, work: Work, busy: int = 1, **bounds: Any) -> Any:
         finally:
             await pool.close()
             assert places == []
-            assert pool.parked == 0
+            assert (pool.parked, pool.blank) == (0, 0)
 
     result = bench.do(run())
     process = bench.launcher.process
@@ -97,6 +99,108 @@ def test_a_parked_sandbox_is_taken_and_replaced(bench: Bench) -> None:
         assert (pool.parked, pool.hits, pool.misses, len(places)) == (2, 1, 0, 2)
 
     with_pool(bench, work)
+
+
+async def a_blank(pool: Pool[CountedPlace], spec: SandboxSpec) -> Sandbox:
+    """The one that waits for a shape, beside one of this shape that is parked."""
+    pool.prepare(spec)
+    await pool.settled()
+    (blank,) = pool._blanks
+    return blank.sandbox
+
+
+def test_a_shape_that_is_not_parked_gets_a_blank(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        blank = await a_blank(pool, bench.spec())
+        taken = await pool.take(bench.spec(hostname="other", uid=7, gid=8))
+        assert (taken.sandbox, taken.warm) == (blank, False)
+        ran = await run_in(blank, "sh", "-c", "hostname; id -u; id -g; cat /etc/hostname")
+        assert ran.out == b"other\n7\n8\nother\n"
+        pool.discard(taken)
+        await pool.settled()
+        assert (pool.blank, pool.parked, len(places)) == (1, 1, 2)
+        assert (pool.hits, pool.misses, pool.blanks_used) == (0, 1, 1)
+
+    with_pool(bench, work, per_shape=1, blanks=1)
+
+
+def test_another_blank_is_there_soon_also_if_the_sandbox_lives_on(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        await a_blank(pool, bench.spec())
+        one, other = await asyncio.gather(
+            *(pool.take(bench.spec(hostname=name)) for name in ("one", "other"))
+        )
+        assert one.sandbox is not other.sandbox
+        assert pool.blanks_used == 1
+        await until(lambda: pool.blank == 1)
+        for taken in (one, other):
+            assert await use(pool, taken) == b"used\n"
+
+    with_pool(bench, work, per_shape=1, blanks=1)
+
+
+def test_a_blank_that_nobody_needed_for_a_while_is_replaced(bench: Bench) -> None:
+    """Its clocks run: a command would see how long it has waited."""
+
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        blank = await a_blank(pool, bench.spec())
+        await until(lambda: bool(pool._blanks) and not blank.alive)
+        await pool.settled()
+        assert len(places) == pool.parked + pool.blank
+
+    with_pool(bench, work, blanks=1, idle_seconds=0.2)
+
+
+def test_a_shape_that_does_not_fit_gets_none(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        blank = await a_blank(pool, bench.spec())
+        taken = await pool.take(bench.spec(network=NetworkMode.EGRESS))
+        assert taken.sandbox is not blank
+        assert len(taken.sandbox.network) == 3
+        pool.discard(taken)
+
+    with_pool(bench, work, per_shape=1, blanks=1)
+
+
+def test_a_blank_that_died_is_passed_over_and_replaced(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        blank = await a_blank(pool, bench.spec())
+        blank.kill()
+        await blank.dead()
+        taken = await pool.take(bench.spec(hostname="other"))
+        assert taken.sandbox is not blank
+        assert await use(pool, taken) == b"used\n"
+        await pool.settled()
+        assert pool.blank == 1
+
+    with_pool(bench, work, per_shape=1, blanks=1)
+
+
+def test_a_blank_that_cannot_become_what_is_wanted_says_why(bench: Bench) -> None:
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        await a_blank(pool, bench.spec())
+        with pytest.raises(SandboxFailed, match=r"mount_file_system: .*No such file"):
+            await pool.take(bench.spec(rootfs="/does/not/exist"))
+        await pool.settled()
+        assert (pool.blank, len(places)) == (1, 2)
+
+    with_pool(bench, work, per_shape=1, blanks=1)
+
+
+def test_where_no_blank_can_be_begun_sandboxes_are_built_in_one_go() -> None:
+    broken = (
+        "plain = init.Init.bring_up_network; init.Init.bring_up_network = "
+        "lambda self: init.os.stat('/no/lo') if self.spec.is_blank else plain(self)"
+    )
+
+    async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
+        pool.prepare(bench.spec())
+        await pool.settled()
+        assert (pool.blank, places) == (0, [])
+        assert await use(pool, await pool.take(bench.spec())) == b"used\n"
+
+    with without(broken) as bench:
+        with_pool(bench, work, per_shape=0, blanks=1)
 
 
 def test_a_sandbox_in_which_nothing_runs_any_more_ends_a_moment_later(bench: Bench) -> None:
@@ -289,7 +393,7 @@ def test_closing_while_sandboxes_are_built_leaves_nothing(bench: Bench) -> None:
             pool.prepare(bench.spec(hostname=f"h{number}"))
         await asyncio.sleep(0)
 
-    with_pool(bench, work, per_shape=3, shapes=4)
+    with_pool(bench, work, per_shape=3, shapes=4, blanks=2)
 
 
 @pytest.mark.attack(51)
@@ -345,9 +449,13 @@ def test_closing_does_not_wait_for_ever_for_what_cannot_be_removed(bench: Bench)
     assert bench.do(run()) < 5
 
 
-def test_a_taker_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
+@pytest.mark.parametrize("blanks", [0, 1])
+def test_a_taker_that_is_cancelled_leaves_nothing(blanks: int, bench: Bench) -> None:
     async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
         for turns in range(4):
+            if blanks:
+                pool.prepare(bench.spec())
+                await until(lambda: pool.blank == blanks)
             taking = asyncio.ensure_future(pool.take(bench.spec()))
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -355,9 +463,9 @@ def test_a_taker_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await taking
         await pool.settled()
-        assert places == []
+        assert len(places) == pool.blank
 
-    with_pool(bench, work, per_shape=0)
+    with_pool(bench, work, per_shape=0, blanks=blanks)
 
 
 def test_what_was_parked_is_not_handed_out_when_the_launcher_died() -> None:
@@ -371,8 +479,13 @@ def test_what_was_parked_is_not_handed_out_when_the_launcher_died() -> None:
         parked = [taken.sandbox for shape in pool._shapes.values() for taken in shape.parked]
         for sandbox in parked:
             await sandbox.dead()
-        taken = await pool.take(bench.spec())
-        assert await use(pool, taken) == b"used\n"
+        for blank in pool._blanks:
+            await blank.sandbox.dead()
+        for hostname in ("sandbox", "other"):
+            taken = await pool.take(bench.spec(hostname=hostname))
+            assert await use(pool, taken) == b"used\n"
+        await pool.settled()
+        assert pool.blank == 1
 
     with a_bench() as bench:
-        with_pool(bench, work)
+        with_pool(bench, work, blanks=1)

@@ -124,6 +124,12 @@ def test_the_service_s_uid_is_not_mapped(facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.attack(11)
+def test_user_and_group_need_not_have_the_same_number(either: Bench) -> None:
+    ids = either.run("sh", "-c", "id -u; id -g; stat -c '%u %g' /work", uid=7, gid=8).out
+
+    assert ids == b"7\n8\n7 8\n"
+
+
 def test_ids_are_the_wished_ones_and_groups_are_empty(facts: dict[str, Any]) -> None:
     uids, gids, groups = facts["ids"]
 
@@ -276,8 +282,8 @@ MASKED_PATHS = """
 
 @pytest.mark.parametrize("uid", [0, 1000])
 @pytest.mark.attack(19)
-def test_masked_paths_are_empty(uid: int, bench: Bench) -> None:
-    found = bench.run("python3", "-c", MASKED, *MASKED_PATHS, uid=uid, gid=uid).json()
+def test_masked_paths_are_empty(uid: int, either: Bench) -> None:
+    found = either.run("python3", "-c", MASKED, *MASKED_PATHS, uid=uid, gid=uid).json()
 
     assert {"/proc/interrupts", "/proc/kallsyms", "/sys/firmware", "/sys/fs/cgroup"} <= set(found)
     assert {path: of for path, of in found.items() if of not in ([[], None], [None, ""])} == {}
@@ -323,8 +329,8 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("uid", [0, 1000])
 @pytest.mark.attack(16, 18, 54)
-def test_nothing_outside_the_scratch_can_be_written(uid: int, bench: Bench) -> None:
-    found = bench.run("python3", "-c", WRITES, uid=uid, gid=uid).json()
+def test_nothing_outside_the_scratch_can_be_written(uid: int, either: Bench) -> None:
+    found = either.run("python3", "-c", WRITES, uid=uid, gid=uid).json()
     # /proc/sysrq-trigger is the null device in there: what is written to it is gone.
     assert found.pop("sysrq") in (0, errno.EACCES, errno.EROFS, errno.ENOENT)
 

@@ -48,6 +48,7 @@ PROMISED = {
     "sandboxd_slots": ("gauge", {"state"}),
     "sandboxd_warm_pool_hits_total": ("counter", set()),
     "sandboxd_warm_pool_misses_total": ("counter", set()),
+    "sandboxd_warm_pool_blanks_total": ("counter", set()),
 }
 """Name to type and labels. Dashboards and alerts of others depend on it: a change here is one for the changelog."""
 

@@ -20,8 +20,10 @@ SNAPSHOT = Snapshot(
     in_use=Room(1, 2**28, 500),
     slots_busy=1,
     parked=3,
+    blank=2,
     pool_hits=7,
     pool_misses=2,
+    pool_blanks=1,
     sandboxes={SandboxState.CREATING: 0, SandboxState.RUNNING: 2, SandboxState.PAUSED: 1},
     webhook_backlog=5,
 )
@@ -145,6 +147,7 @@ def test_figures_of_the_queue_are_those_of_the_moment_and_missing_when_the_store
 
     assert seen.value("sandboxd_queue_depth", queue="default", state="queued") == 2
     assert seen.value("sandboxd_slots", state="warm") == 3
+    assert seen.value("sandboxd_slots", state="blank") == 2
     assert seen.value("sandboxd_admission_memory_bytes", state="total") == 2**30
     assert seen.value("sandboxd_admission_cpus", state="in_use") == 0.5
     assert "sandboxd_queue_depth" not in silent.figures

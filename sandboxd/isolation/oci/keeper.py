@@ -60,6 +60,7 @@ class Keeper(init.Init):
         return [
             self.leave_launcher,
             self.join_cgroups,
+            self.mount_own,
             self.mount_file_system,
             self.bring_up_network,
             self.set_hostname,
