@@ -148,6 +148,18 @@ QUEUED = Group(
     blocks=3,
     extra=True,
 )
+WAITING = tuple(
+    Group(
+        f"beside {depth:,} that wait",
+        (
+            Row(f"accept beside {depth}", "durable", scaling.accepting(depth)),
+            Row(f"memory beside {depth}", "its own", scaling.remembering(depth), "MiB", 1),
+        ),
+        blocks=10,
+        extra=True,
+    )
+    for depth in (10, 10_000)
+)
 RUNNING = tuple(
     Group(
         f"one command beside {count} that sleep",
@@ -196,6 +208,7 @@ GROUPS = (
     FOOTPRINT,
     RUNTIMES,
     QUEUED,
+    *WAITING,
     *RUNNING,
     ASLEEP,
     MANY_JOBS,

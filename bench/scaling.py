@@ -1,4 +1,4 @@
-"""Rows of how it goes with much: jobs that wait, from 10 to 10,000, jobs that run, from 1 to 200, and 500 live sandboxes. They take long."""
+"""Rows of how it goes with much: 10 to 10,000 jobs that wait, 1 to 200 that run, and 500 live sandboxes. They take long."""
 
 import contextlib
 import json
@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 
 from commands import LIFE_SECONDS, warm
-from footprint import MIB, taken_bytes, wait_until_parked
+from footprint import MIB, resident_bytes, taken_bytes, wait_until_parked
 from load import post, rate
 from rates import ACCEPT_CONNECTIONS, BODY, accepted
-from rows import Block, Ground, Opened
-from service import JOB, TRUE, WentWrongError, ask, job_done, running_service
+from rows import Block, Ground, Opened, each_alone
+from service import JOB, TRUE, MeasuredService, WentWrongError, ask, job_done, running_service
 
 SLOTS = 4
+MORE = 1000
+"""So many more may wait than are waited for."""
 LAST = json.dumps(JOB | {"priority": -100})
 """Its turn comes after all the others'."""
 PARKED = 4
@@ -52,6 +54,47 @@ def queued(depth: int) -> Callable[[Ground], Opened]:
                 return depth / (time.perf_counter() - began)
 
             yield lambda runs: [one() for _ in range(runs)]
+
+    return opened
+
+
+@contextlib.contextmanager
+def waiting(ground: Ground, depth: int) -> Iterator[MeasuredService]:
+    """A service in which so many jobs wait."""
+    settings = {"scheduler_max_queued": 2 * depth + MORE}
+    with (
+        running_service(ground.data_dir, slots=SLOTS, settings=settings) as service,
+        contextlib.closing(service.connection()) as connection,
+    ):
+        for _ in range(SLOTS):
+            sleeping(connection)
+        sent = {"connections": min(depth, ACCEPT_CONNECTIONS), "count": depth}
+        rate(service.port, post("/v1/jobs", BODY), good=accepted, **sent)
+        yield service
+
+
+def accepting(depth: int) -> Callable[[Ground], Opened]:
+    """Milliseconds until a job is accepted, durable, beside `depth` that wait."""
+
+    @contextlib.contextmanager
+    def opened(ground: Ground) -> Iterator[Block]:
+        with (
+            waiting(ground, depth) as service,
+            contextlib.closing(service.connection()) as connection,
+        ):
+            job = json.dumps(JOB)
+            yield each_alone(lambda: ask(connection, "POST", "/v1/jobs", job, wait=False))
+
+    return opened
+
+
+def remembering(depth: int) -> Callable[[Ground], Opened]:
+    """Resident MiB of the service's own process with `depth` jobs that wait."""
+
+    @contextlib.contextmanager
+    def opened(ground: Ground) -> Iterator[Block]:
+        with waiting(ground, depth) as service:
+            yield lambda _: [resident_bytes(service.process.pid) / MIB]
 
     return opened
 
