@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 
-from commands import LIFE_SECONDS, warm
+from commands import LIFE_SECONDS, over, warm
 from footprint import MIB, resident_bytes, taken_bytes, wait_until_parked
 from load import post, rate
 from rates import ACCEPT_CONNECTIONS, BODY, accepted
-from rows import Block, Ground, Opened, each_alone
+from rows import Block, Ground, Opened
 from service import JOB, TRUE, MeasuredService, WentWrongError, ask, job_done, running_service
 
 SLOTS = 4
@@ -35,13 +35,10 @@ def queued(depth: int) -> Callable[[Ground], Opened]:
             ) as service,
             contextlib.closing(service.connection()) as connection,
         ):
-            request = post("/v1/jobs", BODY)
 
             def one() -> float:
                 connection.close()
-                held = [sleeping(connection) for _ in range(SLOTS)]
-                sent = {"connections": min(depth, ACCEPT_CONNECTIONS), "count": depth}
-                rate(service.port, request, good=accepted, **sent)
+                held = fill(service, connection, depth)
                 connection.close()  # The service does so with one that was idle meanwhile.
                 began = time.perf_counter()
                 for job_id in held:
@@ -66,10 +63,7 @@ def waiting(ground: Ground, depth: int) -> Iterator[MeasuredService]:
         running_service(ground.data_dir, slots=SLOTS, settings=settings) as service,
         contextlib.closing(service.connection()) as connection,
     ):
-        for _ in range(SLOTS):
-            sleeping(connection)
-        sent = {"connections": min(depth, ACCEPT_CONNECTIONS), "count": depth}
-        rate(service.port, post("/v1/jobs", BODY), good=accepted, **sent)
+        fill(service, connection, depth)
         yield service
 
 
@@ -83,7 +77,7 @@ def accepting(depth: int) -> Callable[[Ground], Opened]:
             contextlib.closing(service.connection()) as connection,
         ):
             job = json.dumps(JOB)
-            yield each_alone(lambda: ask(connection, "POST", "/v1/jobs", job, wait=False))
+            yield over(connection, lambda: ask(connection, "POST", "/v1/jobs", job, wait=False))
 
     return opened
 
@@ -158,6 +152,14 @@ def live(connection: HTTPConnection) -> str:
     if made.get("state") != "running":
         raise WentWrongError(f"no sandbox was made: {json.dumps(made)}")
     return f"/v1/sandboxes/{made['id']}"
+
+
+def fill(service: MeasuredService, connection: HTTPConnection, depth: int) -> list[str]:
+    """Take every slot, and let `depth` jobs wait for them. The ids of those that have the slots."""
+    held = [sleeping(connection) for _ in range(SLOTS)]
+    connections = min(depth, ACCEPT_CONNECTIONS)
+    rate(service.port, post("/v1/jobs", BODY), connections=connections, count=depth, good=accepted)
+    return held
 
 
 def sleeping(connection: HTTPConnection) -> str:

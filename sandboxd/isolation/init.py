@@ -344,16 +344,18 @@ class Init:
 
     def rehearse_soon(self) -> None:
         """Unless what is waited for comes before."""
-        poll = select.poll()
-        poll.register(self.channel, select.POLLIN)
-        if not poll.poll(self.patience_ms):
+        if not self.is_asked_within(_SOON_MS):
             self.rehearse()
 
     def stay(self) -> None:
         """Wait for the service to end us, or for a moment: nothing runs here, and taking the sandbox apart keeps a processor busy."""
+        self.is_asked_within(_STAY_MS)
+
+    def is_asked_within(self, milliseconds: int) -> bool:
+        """Wait for so long at most for something to be asked, or for the service's end."""
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
-        poll.poll(_STAY_MS)
+        return bool(poll.poll(milliseconds))
 
     def obey(self) -> None:
         request, descriptors = protocol.receive(self.channel, protocol.from_above)

@@ -274,7 +274,7 @@ class Pool(Generic[P]):
             return None
         blank, renewal = self._blanks.popitem(last=False)
         renewal.cancel()
-        # Another is begun when a job is over (see `_replace`), and else not before: until then the job has the processors.
+        # Another is begun when a job is over (see `_replace`), after this long at the latest: until then the job has the processors.
         asyncio.get_running_loop().call_later(_SHORT_SECONDS, self._refill_blanks)
         try:
             await self._launcher.finish(blank.sandbox, spec)
