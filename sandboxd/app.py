@@ -1,7 +1,7 @@
 """Builds every part once and connects them: the only wiring.
 
 settings ─ host ─ cgroups ─ launcher ─ pool ─ images ─ runner ─┐
-                                          store ─ metrics ─────┴─ scheduler ─ API
+                                          store ─ metrics ─────┴─ scheduling ─ API
 """
 
 import asyncio
@@ -41,7 +41,9 @@ from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.pressure import Pressure
 from sandboxd.running.shapes import sandbox_spec
 from sandboxd.sandboxes.registry import Sandboxes
-from sandboxd.scheduler import Scheduler
+from sandboxd.scheduling.progress import Progress
+from sandboxd.scheduling.rooms import Rooms
+from sandboxd.scheduling.scheduler import Scheduler
 from sandboxd.server import Server, connection_limit, open_listener, raise_open_files
 from sandboxd.settings import Settings
 from sandboxd.settings_loader import Loaded
@@ -83,12 +85,15 @@ class Service:
         self.metrics = Metrics(there, self._snapshot)
         execution.puller.on_end = self.metrics.pulled
         self.tenants = Tenants(store, settings.quotas, told=bool(settings.webhooks.url))
+        self.rooms = Rooms(room_of(settings, execution.host), self.tenants)
+        self.progress = Progress(store)
         self.scheduler = Scheduler(
             store,
             execution.runner,
             self.metrics,
             owner=new_id("node"),
-            room=room_of(settings, execution.host),
+            rooms=self.rooms,
+            progress=self.progress,
             pressure=Pressure(
                 Path(settings.store.data_dir),
                 min_free_memory_bytes=settings.scheduler.min_free_memory_bytes,
@@ -101,7 +106,6 @@ class Service:
             log_directory=Path(settings.store.data_dir) / "logs",
             inline_log_bytes=settings.store.inline_log_bytes,
         )
-        self.tenants.on_change = self.scheduler.look_at_waiting
         self.webhooks: Webhooks | None = None
         if settings.webhooks.url:
             self.webhooks = Webhooks(store, self.metrics, settings.webhooks)
@@ -109,6 +113,7 @@ class Service:
         self.attack_gate = AttackGate(
             settings.isolation.attack_at_start,
             self.scheduler,
+            self.progress,
             self.metrics,
             lambda request: job_spec_of(
                 request,
@@ -120,7 +125,7 @@ class Service:
 
         self.sandboxes = Sandboxes(
             store,
-            self.scheduler,
+            self.rooms,
             execution.pool,
             execution.puller,
             self.metrics,
@@ -200,6 +205,7 @@ class Service:
         settings = self.settings
         return create_api(
             scheduler=self.scheduler,
+            progress=self.progress,
             sandboxes=self.sandboxes,
             store=self.store,
             images=self.execution.images,
@@ -264,7 +270,7 @@ class Service:
         checks = {
             "launcher": self.execution.launcher.alive,
             "store": await self._store_is_writable(),
-            "accepting": not self.scheduler.draining,
+            "accepting": not self.rooms.draining,
         }
         if self.settings.isolation.attack_at_start == "gate":
             checks["attack"] = self.attack_gate.closed is None
@@ -356,7 +362,7 @@ async def _serve(settings: Settings) -> None:
         close_metrics = _serve_metrics(service.metrics, settings.server.metrics_listen)
         most_connections = connection_limit(
             open_files,
-            slots=service.scheduler.capacity().room.slots,
+            slots=service.rooms.whole.slots,
             parked=settings.isolation.parked_sandboxes * settings.isolation.parked_shapes
             + settings.isolation.blank_sandboxes,
             egress=settings.network.egress == "on",
@@ -453,5 +459,5 @@ def _announce(service: Service) -> None:
         metrics=settings.server.metrics_listen or None,
         data_dir=settings.store.data_dir,
         id_map=service.execution.launcher.walls(NetworkMode.NONE).id_map,
-        slots=service.scheduler.capacity().room.slots,
+        slots=service.rooms.whole.slots,
     )

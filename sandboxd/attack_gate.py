@@ -20,7 +20,8 @@ from sandboxd.ids import new_id
 from sandboxd.images import host as host_image
 from sandboxd.jobs import TERMINAL, Job, JobSpec, Reason, State, Stream
 from sandboxd.metrics import Metrics
-from sandboxd.scheduler import Scheduler
+from sandboxd.scheduling.progress import Progress
+from sandboxd.scheduling.scheduler import Scheduler
 
 logger = structlog.get_logger(__name__)
 
@@ -39,12 +40,14 @@ class AttackGate:
         self,
         mode: Literal["off", "warn", "gate"],
         scheduler: Scheduler,
+        progress: Progress,
         metrics: Metrics,
         spec_of: Callable[[Request], JobSpec],
     ) -> None:
         """`spec_of` makes a job of a request, as for a client's. Raises Invalid."""
         self._mode = mode
         self._scheduler = scheduler
+        self._progress = progress
         self._metrics = metrics
         self._spec_of = spec_of
         self.finished = asyncio.Event()
@@ -100,12 +103,12 @@ class AttackGate:
             faults = (f"{at}: {detail}" for at, detail in error.faults)
             return Refusal("; ".join([str(error), *faults]))
         job_id = await self._submit(spec)
-        job = await self._scheduler.wait(TENANT, job_id, _JOB_SECONDS)
+        job = await self._progress.wait(TENANT, job_id, _JOB_SECONDS)
         if job.state not in TERMINAL:
             raise Unavailable(f"{job_id} is still {job.state} after {_JOB_SECONDS:.0f} s")
         output = b""
         try:
-            log = await self._scheduler.log(TENANT, job_id)
+            log = await self._progress.log(TENANT, job_id)
             output = log.read_stream(Stream.STDOUT, 0, log.size(Stream.STDOUT))
         except NotFound:
             pass  # It wrote nothing.

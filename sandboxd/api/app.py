@@ -18,6 +18,7 @@ from sandboxd.api.parts import (
     Images,
     Metrics,
     Parts,
+    Progress,
     Scheduler,
     Store,
 )
@@ -36,6 +37,7 @@ from sandboxd.tenants import Tenants
 def create_api(
     *,
     scheduler: Scheduler,
+    progress: Progress,
     store: Store,
     images: Images,
     artifacts: Contents,
@@ -63,6 +65,7 @@ def create_api(
     document = openapi.build_document(table)
     parts = Parts(
         scheduler=scheduler,
+        progress=progress,
         sandboxes=sandboxes,
         store=store,
         images=images,

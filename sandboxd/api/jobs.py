@@ -41,7 +41,7 @@ from sandboxd.errors import Conflict, Fault, Invalid, NotFound
 from sandboxd.ids import new_id
 from sandboxd.jobs import ACTIVE, TERMINAL, WAITING, Job, JobSpec, Reason, State
 from sandboxd.quotas.limits import LimitsAsked, settle
-from sandboxd.scheduler import Waits
+from sandboxd.scheduling.scheduler import Waits
 from sandboxd.store.logs import remove_log
 from sandboxd.store.records import Idempotency
 
@@ -149,7 +149,7 @@ async def show(call: Call) -> Response:
     job_id = call.parameters["job_id"]
     if wait_seconds:
         timeout_seconds = min(wait_seconds, call.parts.settings.max_wait_seconds)
-        waiting = call.parts.scheduler.wait(call.tenant, job_id, timeout_seconds)
+        waiting = call.parts.progress.wait(call.tenant, job_id, timeout_seconds)
         job = await while_connected(call, waiting)
     else:
         job = await call.parts.store.get(call.tenant, job_id, with_stdin=False)
@@ -227,7 +227,7 @@ async def events(call: Call) -> Response:
 
 async def stats(call: Call) -> Response:
     """GET /v1/jobs/{job_id}/stats"""
-    samples = await call.parts.scheduler.samples(call.tenant, call.parameters["job_id"])
+    samples = await call.parts.progress.samples(call.tenant, call.parameters["job_id"])
     return list_answer([sample_view(sample) for sample in samples])
 
 
@@ -293,7 +293,7 @@ async def _wait_or_cancel(call: Call, job: Job, timeout_seconds: float, *, own: 
     Not so if the client said otherwise, or if the job is another request's (a replay).
     """
     try:
-        waiting = call.parts.scheduler.wait(call.tenant, job.id, timeout_seconds)
+        waiting = call.parts.progress.wait(call.tenant, job.id, timeout_seconds)
         return await while_connected(call, waiting)
     except ClientDisconnect:
         keep = call.header(b"sandboxd-on-disconnect").strip().lower() == "continue"
@@ -312,7 +312,7 @@ async def _log_of(call: Call, job: Job) -> ReadableLog | None:
     if job.state in WAITING:
         return None
     try:
-        return await call.parts.scheduler.log(call.tenant, job.id)
+        return await call.parts.progress.log(call.tenant, job.id)
     except NotFound:
         return None  # it never started, or wrote nothing
 
@@ -326,7 +326,7 @@ async def _output(job: Job, log: ReadableLog | None) -> Output | None:
 async def _steps(call: Call, job: Job, log: ReadableLog | None) -> list[StepView] | None:
     if not job.spec.steps:
         return None
-    return await step_views(job.spec.steps, call.parts.scheduler.runs(job), log)
+    return await step_views(job.spec.steps, call.parts.progress.runs(job), log)
 
 
 def _etag(job: Job, log: ReadableLog | None, waits: Waits | None) -> str:

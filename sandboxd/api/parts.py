@@ -21,14 +21,14 @@ from sandboxd.jobs import ApiKey, Image, Job, JobEvent, Reason, RunResult, Sampl
 from sandboxd.quotas.limits import Limits
 from sandboxd.quotas.tenants import HourOfUse, Whose
 from sandboxd.sandboxes.registry import Sandboxes
-from sandboxd.scheduler import Waits
+from sandboxd.scheduling.scheduler import Waits
 from sandboxd.settings import FilesSettings, ImagesSettings, ServerSettings
 from sandboxd.store.records import Idempotency, Page, Submitted
 from sandboxd.tenants import Tenants
 
 
 class Scheduler(Protocol):
-    """Takes jobs in and knows those that are under way."""
+    """Takes jobs in."""
 
     async def submit(
         self, job: Job, *, idempotency: Idempotency | None, client_waits: bool
@@ -43,6 +43,14 @@ class Scheduler(Protocol):
         message: str | None,
         reason: Reason = Reason.CANCELLED_BY_CLIENT,
     ) -> Job: ...
+
+    async def waits(self, job: Job) -> Waits:
+        """What a job that waits is waiting for."""
+        ...
+
+
+class Progress(Protocol):
+    """Knows how far the jobs are that are under way."""
 
     async def wait(self, tenant: str, job_id: str, timeout_seconds: float) -> Job:
         """Returns at the end of the job or at the timeout."""
@@ -62,10 +70,6 @@ class Scheduler(Protocol):
 
     async def samples(self, tenant: str, job_id: str) -> tuple[Sample, ...]:
         """What the job used, moment by moment. Raises NotFound."""
-        ...
-
-    async def waits(self, job: Job) -> Waits:
-        """What a job that waits is waiting for."""
         ...
 
     async def log(self, tenant: str, job_id: str) -> ReadableLog:
@@ -164,6 +168,7 @@ class Parts:
     """Everything that a request may need."""
 
     scheduler: Scheduler
+    progress: Progress
     sandboxes: Sandboxes | None
     store: Store
     images: Images

@@ -30,7 +30,7 @@ async def steps(call: Call) -> Response:
         seen = 0 if last is None else last.offset
         headers = {"X-Accel-Buffering": "no"}
         return KeyedStream(call, _events(call, job, seen, follow), headers=headers, media_type=SSE)
-    runs = call.parts.scheduler.runs(job)
+    runs = call.parts.progress.runs(job)
     return json_answer(StepList(data=await step_views(job.spec.steps, runs, await _log(call, job))))
 
 
@@ -41,12 +41,12 @@ async def _events(call: Call, job: Job, seen: int, follow: bool) -> AsyncIterato
         if job.attempt != attempt:
             attempt, seen = job.attempt, 0
         log = await _log(call, job)
-        for run in call.parts.scheduler.runs(job)[seen:]:
+        for run in call.parts.progress.runs(job)[seen:]:
             seen += 1
             yield event("run", str(seen), encode(await run_event_view(job.spec.steps, run, log)))
         if job.state in TERMINAL or not follow:
             break
-        job = await call.parts.scheduler.wait_run(call.tenant, job.id, seen, HEARTBEAT_SECONDS)
+        job = await call.parts.progress.wait_run(call.tenant, job.id, seen, HEARTBEAT_SECONDS)
         yield comment("waiting")
     yield event("end", f"{seen}-end", encode(end_view(job)))
 
@@ -55,6 +55,6 @@ async def _log(call: Call, job: Job) -> ReadableLog | None:
     if job.state in WAITING:
         return None
     try:
-        return await call.parts.scheduler.log(call.tenant, job.id)
+        return await call.parts.progress.log(call.tenant, job.id)
     except NotFound:
         return None

@@ -133,7 +133,7 @@ async def _sse(call: Call, job: Job, wish: Wish, last: LastEvent | None) -> Asyn
                 yield comment("waiting")
         job = await call.parts.store.get(call.tenant, job.id, with_stdin=False)
         while wish.follow and job.state not in TERMINAL:
-            job = await call.parts.scheduler.wait(call.tenant, job.id, HEARTBEAT_SECONDS)
+            job = await call.parts.progress.wait(call.tenant, job.id, HEARTBEAT_SECONDS)
             yield comment("ending")
         if job.attempt == attempt or not wish.follow:
             break
@@ -172,7 +172,7 @@ def _must_start(job: Job, wish: Wish) -> bool:
 
 
 async def _wait_started(call: Call, job: Job) -> Job:
-    return await call.parts.scheduler.wait_started(call.tenant, job.id, HEARTBEAT_SECONDS)
+    return await call.parts.progress.wait_started(call.tenant, job.id, HEARTBEAT_SECONDS)
 
 
 async def _log_of(call: Call, job: Job, *, follow: bool = False) -> ReadableLog:
@@ -180,7 +180,7 @@ async def _log_of(call: Call, job: Job, *, follow: bool = False) -> ReadableLog:
         return _EMPTY
     while True:
         try:
-            return await call.parts.scheduler.log(call.tenant, job.id)
+            return await call.parts.progress.log(call.tenant, job.id)
         except NotFound:
             if not follow or job.state not in ACTIVE:
                 return _EMPTY  # it never started, or wrote nothing

@@ -50,7 +50,7 @@ from sandboxd.jobs import (
     State,
     Usage,
 )
-from sandboxd.scheduler import Waits
+from sandboxd.scheduling.scheduler import Waits
 from sandboxd.signal_names import signal_name
 
 

@@ -1,6 +1,6 @@
 """The sandboxes of this service that live until they are told to end.
 
-Each holds a slot of the scheduler's for as long as it lives, and with it the memory and processors that a slot stands for. None
+Each holds a slot for as long as it lives, and with it the memory and processors that a slot stands for. None
 outlives the service: the record of those that a dead one had says so.
 """
 
@@ -34,7 +34,7 @@ from sandboxd.sandbox_values import (
     SandboxState,
 )
 from sandboxd.sandboxes.live import PACK_SECONDS, LiveSandbox
-from sandboxd.scheduler import Scheduler
+from sandboxd.scheduling.rooms import Rooms
 from sandboxd.settings import SandboxSettings
 from sandboxd.store.sqlite import SqliteStore
 
@@ -54,7 +54,7 @@ class Sandboxes:
     def __init__(
         self,
         store: SqliteStore,
-        scheduler: Scheduler,
+        rooms: Rooms,
         pool: Pool[Cgroup],
         puller: Puller,
         metrics: Metrics,
@@ -65,7 +65,7 @@ class Sandboxes:
     ) -> None:
         """`log_directory` lasts no longer than this process."""
         self._store = store
-        self._scheduler = scheduler
+        self._rooms = rooms
         self._pool = pool
         self._puller = puller
         self._metrics = metrics
@@ -74,7 +74,7 @@ class Sandboxes:
         self.spool_directory = log_directory.parent / "spool"
         """For files that are under way."""
         self._inline_log_bytes = inline_log_bytes
-        self._most = settings.most or max(1, scheduler.capacity().room.slots // 2)
+        self._most = settings.most or max(1, rooms.whole.slots // 2)
         self._live: dict[str, LiveSandbox] = {}
         self._tenants: dict[str, str] = {}
         """Id to tenant of each that lives or is being made."""
@@ -128,11 +128,11 @@ class Sandboxes:
 
         Raises NotFound, Invalid (image), Unavailable (registry, no room), QuotaExceeded, SandboxFailed.
         """
-        if self._closed or self._scheduler.draining:
+        if self._closed or self._rooms.draining:
             raise Unavailable("the service is shutting down", code="draining")
         self._check_room(tenant)
         image = await self._puller.ready(plan.image, tenant, plan.pull, lambda _: None)
-        if self._closed or self._scheduler.draining:
+        if self._closed or self._rooms.draining:
             raise Unavailable("the service is shutting down", code="draining")
         self._check_room(tenant)
         record = SandboxRecord(
@@ -153,7 +153,7 @@ class Sandboxes:
         self, record: SandboxRecord, image: ResolvedImage, key_id: str | None
     ) -> SandboxRecord:
         try:
-            self._held[record.id] = await self._scheduler.hold(
+            self._held[record.id] = await self._rooms.hold(
                 record.tenant,
                 record.plan.limits,
                 until=time.time() + record.plan.ttl_seconds,
@@ -167,7 +167,7 @@ class Sandboxes:
             await self._store.create_sandbox(record)
             return await self._make(record, image)
         except BaseException as error:
-            self._scheduler.release(self._held.pop(record.id))
+            self._rooms.release(self._held.pop(record.id))
             del self._tenants[record.id]
             failed = msgspec.structs.replace(
                 record,
@@ -230,7 +230,7 @@ class Sandboxes:
             logger.warning("end of sandbox not written", sandbox_id=record.id, error=str(error))
         del self._live[record.id]
         del self._tenants[record.id]
-        self._scheduler.release(self._held.pop(record.id))
+        self._rooms.release(self._held.pop(record.id))
         self._metrics.sandbox_ended(record.reason)
         logger.info(
             "sandbox ended",
@@ -251,7 +251,7 @@ class Sandboxes:
         Raises Unavailable (no room), Conflict; then it is still the caller's.
         """
         seconds = job.spec.keep_on_failure_seconds or 0.0
-        if self._closed or self._scheduler.draining:
+        if self._closed or self._rooms.draining:
             raise Unavailable("the service is shutting down", code="draining")
         self._check_room(job.tenant)
         now = time.time()
@@ -278,11 +278,11 @@ class Sandboxes:
             request_id=job.request_id,
         )
         self._tenants[record.id] = record.tenant
-        self._held[record.id] = self._scheduler.keep(job, until=now + seconds)
+        self._held[record.id] = self._rooms.enter(job, until=now + seconds)
         try:
             await self._store.create_sandbox(record)
         except BaseException:
-            self._scheduler.release(self._held.pop(record.id))
+            self._rooms.release(self._held.pop(record.id))
             del self._tenants[record.id]
             raise
         live = self._watch(record, image, taken)
@@ -372,12 +372,12 @@ class Sandboxes:
         ttl_seconds = times.get("ttl_seconds") or plan.ttl_seconds
         until = (live.record.started_at or time.time()) + ttl_seconds
         held = self._held[sandbox_id]
-        self._held[sandbox_id] = self._scheduler.change(held, limits, until=until)
+        self._held[sandbox_id] = self._rooms.change(held, limits, until=until)
         try:
             await live.change(limits, **times)
         except BaseException:
             if now := self._held.get(sandbox_id):
-                self._held[sandbox_id] = self._scheduler.change(
+                self._held[sandbox_id] = self._rooms.change(
                     now, plan.limits, until=held.until, in_any_case=True
                 )
             raise

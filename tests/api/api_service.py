@@ -113,6 +113,7 @@ class Service:
         self.scheduler = PlainScheduler(self.store, directory / "logs", slots=self._slots)
         api = create_api(
             scheduler=self.scheduler,
+            progress=self.scheduler,
             store=self.store,
             images=self.images,
             artifacts=Contents(directory / "artifacts", min_free_bytes=0),

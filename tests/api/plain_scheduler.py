@@ -1,4 +1,4 @@
-"""A second, plain implementation of what the API asks of a scheduler: commands run as ordinary processes, no walls.
+"""A second, plain implementation of what the API asks of a scheduler, and of how far jobs are: commands run as ordinary processes, no walls.
 
 It lets the API be tested with real jobs, a real store and real logs on any host. It isolates nothing and is no part of
 the product.
@@ -30,7 +30,7 @@ from sandboxd.jobs import (
     Stream,
     Usage,
 )
-from sandboxd.scheduler import Waits
+from sandboxd.scheduling.scheduler import Waits
 from sandboxd.store.logs import JobLog, StoredLog
 from sandboxd.store.records import Idempotency, Submitted
 from sandboxd.store.sqlite import SqliteStore

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,7 +17,9 @@ from sandboxd.jobs import ExitStatus, Job, JobSpec, Reason, Result, State
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.pressure import Pressure
 from sandboxd.quotas.tenants import TenantQuotas
-from sandboxd.scheduler import Scheduler
+from sandboxd.scheduling.progress import Progress
+from sandboxd.scheduling.rooms import Rooms
+from sandboxd.scheduling.scheduler import Scheduler
 from sandboxd.settings import DEFAULT_LIMITS
 from sandboxd.store.records import Idempotency
 from sandboxd.store.sqlite import SqliteStore
@@ -60,20 +62,30 @@ def a_job(tenant: str = "ada") -> Job:
     )
 
 
+class Ground(NamedTuple):
+    """A scheduler, what it works with, and what tells of it."""
+
+    scheduler: Scheduler
+    rooms: Rooms
+    progress: Progress
+    runner: GatedRunner
+    store: SqliteStore
+
+
 @contextlib.asynccontextmanager
-async def a_scheduler(
-    tmp_path: Path, *, slots: int, **quotas: Any
-) -> AsyncIterator[tuple[Scheduler, GatedRunner, SqliteStore]]:
+async def a_scheduler(tmp_path: Path, *, slots: int, **quotas: Any) -> AsyncIterator[Ground]:
     database = tmp_path / "sandboxd.sqlite3"
     await asyncio.to_thread(upgrade, database)
     store = await SqliteStore.open(database, inline_log_bytes=2**16)
     runner, tenants = GatedRunner(), Tenants(store, TenantQuotas(**quotas))
+    rooms, progress = Rooms(Room(slots, 2**40, 10**6), tenants), Progress(store)
     scheduler = Scheduler(
         store,
         runner,  # type: ignore[arg-type]
         Metrics({}, lambda: None),
         owner="me",
-        room=Room(slots, 2**40, 10**6),
+        rooms=rooms,
+        progress=progress,
         pressure=Pressure(tmp_path, min_free_memory_bytes=0, min_free_disk_bytes=0),
         tenants=tenants,
         max_queued=1000,
@@ -82,11 +94,10 @@ async def a_scheduler(
         log_directory=tmp_path / "logs",
         inline_log_bytes=2**16,
     )
-    tenants.on_change = scheduler.look_at_waiting
     await scheduler.start()
     await asyncio.sleep(0.05)  # It finds that nobody waits.
     try:
-        yield scheduler, runner, store
+        yield Ground(scheduler, rooms, progress, runner, store)
     finally:
         runner.gate.set()
         await scheduler.close(10)
@@ -95,10 +106,10 @@ async def a_scheduler(
 
 def test_jobs_that_come_in_one_moment_get_no_slot_twice(tmp_path: Path) -> None:
     async def scenario() -> int:
-        async with a_scheduler(tmp_path, slots=2) as (scheduler, runner, _):
-            await asyncio.gather(*(scheduler.submit(a_job()) for _ in range(10)))
+        async with a_scheduler(tmp_path, slots=2) as here:
+            await asyncio.gather(*(here.scheduler.submit(a_job()) for _ in range(10)))
             await asyncio.sleep(0.1)
-            return runner.most
+            return here.runner.most
 
     assert asyncio.run(scenario()) == 2
 
@@ -106,21 +117,21 @@ def test_jobs_that_come_in_one_moment_get_no_slot_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keyed", [True, False])
 def test_no_more_jobs_of_a_tenant_run_at_once_than_may(tmp_path: Path, keyed: bool) -> None:
     async def scenario() -> int:
-        async with a_scheduler(tmp_path, slots=8, max_concurrency=1) as (scheduler, runner, _):
+        async with a_scheduler(tmp_path, slots=8, max_concurrency=1) as here:
             keys = [Idempotency(str(n), b"x" * 32) if keyed else None for n in range(8)]
-            await asyncio.gather(*(scheduler.submit(a_job(), idempotency=key) for key in keys))
+            await asyncio.gather(*(here.scheduler.submit(a_job(), idempotency=key) for key in keys))
             await asyncio.sleep(0.1)
-            return runner.most
+            return here.runner.most
 
     assert asyncio.run(scenario()) == 1
 
 
 def test_sandboxes_that_wait_for_room_count_as_well(tmp_path: Path) -> None:
     async def scenario() -> list[object]:
-        async with a_scheduler(tmp_path, slots=1, max_concurrency=1) as (scheduler, _, _store):
-            await scheduler.submit(a_job("eve"))
+        async with a_scheduler(tmp_path, slots=1, max_concurrency=1) as here:
+            await here.scheduler.submit(a_job("eve"))
             holds = (
-                scheduler.hold("ada", DEFAULT_LIMITS, until=time.time() + 60, timeout_seconds=0.2)
+                here.rooms.hold("ada", DEFAULT_LIMITS, until=time.time() + 60, timeout_seconds=0.2)
                 for _ in range(4)
             )
             return await asyncio.gather(*holds, return_exceptions=True)
@@ -131,22 +142,22 @@ def test_sandboxes_that_wait_for_room_count_as_well(tmp_path: Path) -> None:
 
 def test_what_is_claimed_is_not_held_by_another(tmp_path: Path) -> None:
     async def scenario() -> int:
-        async with a_scheduler(tmp_path, slots=1) as (scheduler, runner, _):
-            first = await scheduler.submit(a_job())
-            waiting = await scheduler.submit(a_job())
-            runner.gate.set()
-            await scheduler.wait("ada", first.job.id, 5)
-            runner.gate.clear()
+        async with a_scheduler(tmp_path, slots=1) as here:
+            first = await here.scheduler.submit(a_job())
+            waiting = await here.scheduler.submit(a_job())
+            here.runner.gate.set()
+            await here.progress.wait("ada", first.job.id, 5)
+            here.runner.gate.clear()
             held = asyncio.create_task(
-                scheduler.hold("eve", DEFAULT_LIMITS, until=time.time() + 9, timeout_seconds=5)
+                here.rooms.hold("eve", DEFAULT_LIMITS, until=time.time() + 9, timeout_seconds=5)
             )
             most = 0
             for _ in range(50):
-                most = max(most, scheduler.capacity().in_use.slots)
+                most = max(most, here.scheduler.capacity().in_use.slots)
                 await asyncio.sleep(0.002)
-            runner.gate.set()
-            await scheduler.wait("ada", waiting.job.id, 5)
-            scheduler.release(await held)
+            here.runner.gate.set()
+            await here.progress.wait("ada", waiting.job.id, 5)
+            here.rooms.release(await held)
             return most
 
     assert asyncio.run(scenario()) == 1
@@ -157,12 +168,12 @@ def test_a_job_that_fails_before_it_is_handed_in_is_settled(tmp_path: Path) -> N
         raise SandboxFailed("cgroup memory.max", "no")
 
     async def scenario() -> Job:
-        async with a_scheduler(tmp_path, slots=2) as (scheduler, runner, store):
-            runner.fails = fail
-            submitted = await scheduler.submit(a_job(), client_waits=True)
-            job = await scheduler.wait("ada", submitted.job.id, 5)
-            assert scheduler.capacity().busy == 0
-            return await store.get("ada", job.id)
+        async with a_scheduler(tmp_path, slots=2) as here:
+            here.runner.fails = fail
+            submitted = await here.scheduler.submit(a_job(), client_waits=True)
+            job = await here.progress.wait("ada", submitted.job.id, 5)
+            assert here.scheduler.capacity().busy == 0
+            return await here.store.get("ada", job.id)
 
     job = asyncio.run(scenario())
     assert (job.state, job.reason) == (State.ERROR, Reason.INTERNAL)
@@ -170,15 +181,15 @@ def test_a_job_that_fails_before_it_is_handed_in_is_settled(tmp_path: Path) -> N
 
 def test_a_job_waits_no_longer_than_the_sandbox_that_held_it_up(tmp_path: Path) -> None:
     async def scenario() -> float:
-        async with a_scheduler(tmp_path, slots=4, max_concurrency=1) as (scheduler, runner, _):
-            runner.gate.set()
+        async with a_scheduler(tmp_path, slots=4, max_concurrency=1) as here:
+            here.runner.gate.set()
             until = time.time() + 60
-            held = await scheduler.hold("ada", DEFAULT_LIMITS, until=until, timeout_seconds=1)
-            job = (await scheduler.submit(a_job())).job
+            held = await here.rooms.hold("ada", DEFAULT_LIMITS, until=until, timeout_seconds=1)
+            job = (await here.scheduler.submit(a_job())).job
             await asyncio.sleep(0.3)
-            scheduler.release(held)
+            here.rooms.release(held)
             begun = time.monotonic()
-            assert (await scheduler.wait("ada", job.id, 10)).state is State.SUCCEEDED
+            assert (await here.progress.wait("ada", job.id, 10)).state is State.SUCCEEDED
             return time.monotonic() - begun
 
     assert asyncio.run(scenario()) < 2
@@ -186,16 +197,16 @@ def test_a_job_waits_no_longer_than_the_sandbox_that_held_it_up(tmp_path: Path) 
 
 def test_limits_that_do_not_grow_need_no_room(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with a_scheduler(tmp_path, slots=1) as (scheduler, _, _store):
+        async with a_scheduler(tmp_path, slots=1) as here:
             until = time.time() + 60
-            held = await scheduler.hold("ada", DEFAULT_LIMITS, until=until, timeout_seconds=1)
+            held = await here.rooms.hold("ada", DEFAULT_LIMITS, until=until, timeout_seconds=1)
             waiting = asyncio.create_task(
-                scheduler.hold("eve", DEFAULT_LIMITS, until=until, timeout_seconds=1)
+                here.rooms.hold("eve", DEFAULT_LIMITS, until=until, timeout_seconds=1)
             )
             await asyncio.sleep(0)
-            same = scheduler.change(held, DEFAULT_LIMITS, until=until + 60)
+            same = here.rooms.change(held, DEFAULT_LIMITS, until=until + 60)
             assert same.until == until + 60
             waiting.cancel()
-            scheduler.release(same)
+            here.rooms.release(same)
 
     asyncio.run(scenario())

@@ -12,7 +12,7 @@ from sandboxd.errors import Unavailable
 from sandboxd.jobs import Job, JobError, Reason, Result, Retry, State
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.tenants import TenantQuotas
-from sandboxd.settlement import Settlement, may_retry
+from sandboxd.scheduling.settlement import Settlement, may_retry
 from sandboxd.store.sqlite import SqliteStore
 from sandboxd.tenants import Tenants
 
