@@ -27,7 +27,8 @@ from sandboxd.images.puller import Puller
 from sandboxd.images.registries.accesses import open_accesses
 from sandboxd.isolation import idmap
 from sandboxd.isolation.launcher_client import Launcher
-from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation.places import Taken
+from sandboxd.isolation.pool import Pool
 from sandboxd.jobs import Artifact, InputFile, Job, Reason, State, Stream
 from sandboxd.networks import Networks
 from sandboxd.quotas.cgroups import Cgroup, open_cgroups

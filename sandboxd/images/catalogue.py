@@ -23,7 +23,7 @@ from sandboxd.images.store.stacking import can_stack
 from sandboxd.images.store.tree_sandboxes import TreeSandboxes
 from sandboxd.images.store.trees import Room, Size, Trees
 from sandboxd.isolation.launcher_client import Launcher
-from sandboxd.isolation.pool import Place
+from sandboxd.isolation.places import Place
 from sandboxd.isolation.protocol import Unpack
 from sandboxd.jobs import Image
 

@@ -27,7 +27,7 @@ which the steps before `learn_shape` are done; only the service can tell them wh
 *What fails.* Each wall is a named step. A step that fails ends init, which reports the step and the reason; the command
 never runs without a wall.
 
-Modules, in the order of a sandbox's life: `launcher_client` and `sandbox` (the service's side), `pool` (sandboxes
-built ahead of need), `idmap`, `launcher`, `init`, `mounts`, `network`, `privileges`, `seccomp`, `command`, `files` (and `entries`, which reads
+Modules, in the order of a sandbox's life: `launcher_client` and `sandbox` (the service's side), `places`, `workshop`, `blanks`
+and `pool` (sandboxes built ahead of need, and how they go), `idmap`, `launcher`, `init`, `mounts`, `network`, `privileges`, `seccomp`, `command`, `files` (and `entries`, which reads
 what comes out), and below them `syscalls`.
 """

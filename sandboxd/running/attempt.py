@@ -12,7 +12,8 @@ from sandboxd.files.content import StorageFailed
 from sandboxd.files.transfers import Transfers
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.egress import Connection
-from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation.places import Taken
+from sandboxd.isolation.pool import Pool
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import Command, NotMade, Then
 from sandboxd.jobs import Component, Job, JobError, PassedOver, Reason, RunResult

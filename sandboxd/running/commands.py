@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.isolation.pool import Taken
+from sandboxd.isolation.places import Taken
 from sandboxd.isolation.sandbox import Process, Sandbox
 from sandboxd.isolation.spec import Command, Exit, Machine, Then, Unusable, Used
 from sandboxd.isolation.streams import Drain, Feed, PassThrough

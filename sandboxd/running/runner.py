@@ -19,7 +19,8 @@ from sandboxd.files.transfers import Transfers
 from sandboxd.images.puller import Puller
 from sandboxd.images.resolved import ResolvedImage
 from sandboxd.isolation.egress import Connection
-from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation.places import Taken
+from sandboxd.isolation.pool import Pool
 from sandboxd.isolation.spec import (
     NATIVE,
     Command,

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation.places import Taken
+from sandboxd.isolation.pool import Pool
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import Command, NetworkMode, NotMade, Then
 from sandboxd.jobs import (

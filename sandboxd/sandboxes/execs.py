@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from sandboxd.errors import SandboxdError
-from sandboxd.isolation.pool import Taken
+from sandboxd.isolation.places import Taken
 from sandboxd.isolation.sandbox import Process
 from sandboxd.isolation.spec import Command, TerminalSize, Then, Unusable
 from sandboxd.isolation.streams import Drain, Feed

@@ -15,7 +15,7 @@ import msgspec
 from sandboxd.errors import Conflict, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.isolation.pool import Taken
+from sandboxd.isolation.places import Taken
 from sandboxd.isolation.protocol import PackChanges
 from sandboxd.isolation.spec import Command
 from sandboxd.jobs import Reason, Usage

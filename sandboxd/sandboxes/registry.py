@@ -20,7 +20,8 @@ from sandboxd.ids import new_id
 from sandboxd.images.committing import CommitPlan, commit
 from sandboxd.images.puller import Puller
 from sandboxd.images.resolved import ResolvedImage
-from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation.places import Taken
+from sandboxd.isolation.pool import Pool
 from sandboxd.jobs import Image, Job
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.cgroups import Cgroup

@@ -10,8 +10,9 @@ from sandbox_bench import Bench, a_bench, children_of, run_in, without
 from waiting import TIME_FACTOR
 
 from sandboxd.errors import SandboxFailed
-from sandboxd.isolation import pool as pool_module
-from sandboxd.isolation.pool import Pool, Taken
+from sandboxd.isolation import places as places_module
+from sandboxd.isolation.places import Taken
+from sandboxd.isolation.pool import Pool
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import NetworkMode, SandboxSpec
 
@@ -105,7 +106,7 @@ async def a_blank(pool: Pool[CountedPlace], spec: SandboxSpec) -> Sandbox:
     """The one that waits for a shape, beside one of this shape that is parked."""
     pool.prepare(spec)
     await pool.settled()
-    (blank,) = pool._blanks
+    (blank,) = pool._blanks._waiting
     return blank.sandbox
 
 
@@ -144,7 +145,7 @@ def test_a_blank_that_nobody_needed_for_a_while_is_replaced(bench: Bench) -> Non
 
     async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
         blank = await a_blank(pool, bench.spec())
-        await until(lambda: bool(pool._blanks) and not blank.alive)
+        await until(lambda: bool(pool.blank) and not blank.alive)
         await pool.settled()
         assert len(places) == pool.parked + pool.blank
 
@@ -174,6 +175,21 @@ def test_a_blank_that_died_is_passed_over_and_replaced(bench: Bench) -> None:
         assert pool.blank == 1
 
     with_pool(bench, work, per_shape=1, blanks=1)
+
+
+def test_who_gets_a_blank_whose_launcher_dies_in_that_moment_gets_another_sandbox() -> None:
+    async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> None:
+        blank = await a_blank(pool, bench.spec())
+        process = bench.launcher.process
+        assert process is not None
+        process.kill()
+        process.wait()
+        taken = await pool.take(bench.spec(hostname="other"))
+        assert taken.sandbox is not blank
+        assert await use(pool, taken) == b"used\n"
+
+    with a_bench() as bench:
+        with_pool(bench, work, per_shape=1, blanks=1)
 
 
 def test_a_blank_that_cannot_become_what_is_wanted_says_why(bench: Bench) -> None:
@@ -403,7 +419,7 @@ def test_a_place_is_killed_only_where_the_death_of_init_does_not_suffice(
     async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> list[int]:
         killed = []
         for seconds in (5.0, 0.0):
-            monkeypatch.setattr(pool_module, "_DEATH_SECONDS", seconds)
+            monkeypatch.setattr(places_module, "_DEATH_SECONDS", seconds)
             taken = await pool.take(bench.spec())
             pool.discard(taken)
             await pool.settled()
@@ -416,7 +432,7 @@ def test_a_place_is_killed_only_where_the_death_of_init_does_not_suffice(
 
 def test_a_place_that_stays_busy_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(pool: Pool[CountedPlace], _: list[CountedPlace]) -> int:
-        monkeypatch.setattr(pool_module, "_TRIES_BEFORE_KILL", 2)
+        monkeypatch.setattr(places_module, "_TRIES_BEFORE_KILL", 2)
         taken = await pool.take(bench.spec())
         pool.discard(taken)
         await pool.settled()
@@ -479,7 +495,7 @@ def test_what_was_parked_is_not_handed_out_when_the_launcher_died() -> None:
         parked = [taken.sandbox for shape in pool._shapes.values() for taken in shape.parked]
         for sandbox in parked:
             await sandbox.dead()
-        for blank in pool._blanks:
+        for blank in pool._blanks._waiting:
             await blank.sandbox.dead()
         for hostname in ("sandbox", "other"):
             taken = await pool.take(bench.spec(hostname=hostname))

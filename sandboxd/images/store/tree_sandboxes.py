@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.launcher_client import Launcher
-from sandboxd.isolation.pool import Place, remove_place, see_dead
+from sandboxd.isolation.places import Place, remove_place, see_dead
 from sandboxd.isolation.protocol import Done, OnTree, Read
 from sandboxd.isolation.sandbox import Sandbox
 from sandboxd.isolation.spec import SandboxSpec
