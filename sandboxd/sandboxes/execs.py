@@ -79,6 +79,8 @@ class Exec:
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self._process: Process | None = None
+        self._to_be_sent: dict[signal.Signals, None] = {}
+        """Signals that came before the command is known to run, in their order."""
 
     @property
     def state(self) -> State:
@@ -93,8 +95,10 @@ class Exec:
         return Reason.SUBMITTED if self.started_at is None else Reason.STARTED
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to its process group."""
-        if self._process is not None and self.result is None:
+        """Send a signal to its process group: as soon as the command runs, if we have not heard of that."""
+        if self._process is None:
+            self._to_be_sent[number] = None
+        elif self.result is None:
             self._process.signal(number)
 
     async def run(
@@ -185,6 +189,8 @@ class Exec:
         self.started_at = outcome.started_at = time.time() - (time.monotonic() - started.started_at)
         self.started.set()
         self.stop.attach(taken, started)
+        for number in self._to_be_sent:
+            started.signal(number)
         seconds = self.spec.limits.wall_seconds
         timer = asyncio.get_running_loop().call_later(seconds, self.stop, Reason.WALL_SECONDS)
         try:
