@@ -15,7 +15,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 from peers import last_line
-from rows import Block, Ground, NotHereError, each_alone, program
+from rows import PAUSE_SECONDS, Block, Ground, NotHereError, each_alone, program
 from service import (
     JOB,
     TRUE,
@@ -118,7 +118,7 @@ def by_command_line(_: Ground) -> Iterator[Block]:
 
 
 @contextlib.contextmanager
-def in_live_sandbox(ground: Ground) -> Iterator[Block]:
+def in_live_sandbox(ground: Ground, pause_seconds: float = PAUSE_SECONDS) -> Iterator[Block]:
     with contextlib.closing(ground.service().connection()) as connection:
         life = json.dumps({"ttl_seconds": LIFE_SECONDS, "idle_seconds": LIFE_SECONDS})
         sandbox = ask(connection, "POST", "/v1/sandboxes", life)
@@ -131,23 +131,34 @@ def in_live_sandbox(ground: Ground) -> Iterator[Block]:
                 raise WentWrongError(f"the command did not succeed: {json.dumps(done)}")
 
         try:
-            yield warm(connection, one)
+            yield warm(connection, one, pause_seconds)
         finally:
             connection.close()
             connection.request("DELETE", path)
             connection.getresponse().read()
 
 
-def warm(connection: HTTPConnection, action: Callable[[], object]) -> Block:
+in_live_sandbox_in_a_row = functools.partial(in_live_sandbox, pause_seconds=0.0)
+
+
+def warm(
+    connection: HTTPConnection,
+    action: Callable[[], object],
+    pause_seconds: float = PAUSE_SECONDS,
+) -> Block:
     """Runs, each alone, once everything that a first one needs is there."""
-    block = over(connection, action)
+    block = over(connection, action, pause_seconds)
     block(WARM_UP)
     return block
 
 
-def over(connection: HTTPConnection, action: Callable[[], object]) -> Block:
+def over(
+    connection: HTTPConnection,
+    action: Callable[[], object],
+    pause_seconds: float = PAUSE_SECONDS,
+) -> Block:
     """Each block on a new connection: the service closes one that was idle while others had their turn."""
-    block = each_alone(action)
+    block = each_alone(action, pause_seconds)
 
     def connected(runs: int) -> list[float]:
         connection.close()

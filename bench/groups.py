@@ -29,6 +29,12 @@ ONE_COMMAND = Group(
         Row("files", "sandboxd, ten files in, one out", commands.with_files),
         Row("pulled", "sandboxd, a pulled image of three layers", commands.pulled),
         Row("exec", "sandboxd, in a live sandbox", commands.in_live_sandbox, target=at_most(2)),
+        Row(
+            "exec in a row",
+            "the same without a pause",
+            commands.in_live_sandbox_in_a_row,
+            target=at_most(2),
+        ),
         Row("bare print", "python3 -c 'print(1)' by itself", peers.bare(commands.PRINT)),
         Row("print", "sandboxd, python3 -c 'print(1)'", commands.print_one),
         Row("run", "sandboxd run, without a service", commands.by_command_line, runs=2),

@@ -74,13 +74,13 @@ def program(name: str, package: str) -> str:
     return found
 
 
-def each_alone(action: Callable[[], object]) -> Block:
+def each_alone(action: Callable[[], object], pause_seconds: float = PAUSE_SECONDS) -> Block:
     """Milliseconds of each of some runs, with a pause before each."""
 
     def block(runs: int) -> list[float]:
         taken = []
         for _ in range(runs):
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(pause_seconds)
             taken.append(1000 * seconds_of(action))
         return taken
 

@@ -199,7 +199,8 @@ class RunningService:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def launcher(self) -> psutil.Process:
-        (launcher,) = psutil.Process(self.process.pid).children()
+        """Where one has just died, the next one when it is there."""
+        (launcher,) = wait_for(psutil.Process(self.process.pid).children, "there is a launcher")
         return launcher
 
     def inits(self) -> list[psutil.Process]:

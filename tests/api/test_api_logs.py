@@ -58,7 +58,7 @@ def output_of(records: list[dict[str, Any]], stream: str | None = None) -> bytes
 
 
 def test_the_raw_log_is_both_streams_in_order_of_arrival(client: httpx2.Client) -> None:
-    path = run(client, "echo one; sleep 0.1; echo two >&2; sleep 0.1; echo three")
+    path = run(client, "echo one; sleep 0.5; echo two >&2; sleep 0.5; echo three")
 
     answer = client.get(path)
     assert answer.text == "one\ntwo\nthree\n"
@@ -96,7 +96,7 @@ def test_long_text_is_cut_between_characters_only(client: httpx2.Client) -> None
 
 
 def test_ndjson_says_where_each_piece_lies(client: httpx2.Client) -> None:
-    path = run(client, "echo out; sleep 0.1; echo err >&2; sleep 0.1; printf '\\377'")
+    path = run(client, "echo out; sleep 0.5; echo err >&2; sleep 0.5; printf '\\377'")
     lines = [json.loads(line) for line in client.get(path, headers=NDJSON).text.splitlines()]
 
     places = [(line["stream"], line["offset"]) for line in lines]
@@ -162,8 +162,8 @@ def test_head_tells_the_size_of_the_log(client: httpx2.Client) -> None:
 def test_tail_counts_lines(
     client: httpx2.Client, tail: int, stream: str | None, expected: bytes
 ) -> None:
-    script = "for n in 1 2; do echo o$n; sleep 0.05; echo e$n >&2; sleep 0.05; done"
-    path = run(client, f"{script}; echo o3; sleep 0.05; printf e3 >&2")
+    script = "for n in 1 2; do echo o$n; sleep 0.3; echo e$n >&2; sleep 0.3; done"
+    path = run(client, f"{script}; echo o3; sleep 0.3; printf e3 >&2")
     query = {"tail": str(tail)} | ({"stream": stream} if stream else {})
 
     assert client.get(path, params=query).content == expected
@@ -177,7 +177,7 @@ def test_tail_reaches_far_back(client: httpx2.Client) -> None:
 
 
 def test_since_leaves_out_what_came_before(client: httpx2.Client) -> None:
-    path = run(client, "echo early; sleep 1.1; echo late")
+    path = run(client, "echo early; sleep 3; echo late")
     lines = [json.loads(line) for line in client.get(path, headers=NDJSON).text.splitlines()]
 
     assert client.get(path, params={"since": lines[1]["time"]}).text == "late\n"

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.thorough
 
 ROUNDS = int(os.environ.get("ATTACK_ROUNDS", "200"))
 AT_ONCE = 4
-DEADLINE_SECONDS = 0.06
+DEADLINE_SECONDS = 0.3
 
 
 def assert_one_true_end(client: Client, job: Job) -> None:
@@ -52,7 +52,7 @@ def test_a_command_that_ends_just_at_its_deadline_has_one_end(client: Client) ->
         command = ["python3", "-I", "-S", "-c", script]
         job = client.run(command, limits={"wall_seconds": DEADLINE_SECONDS})
         late = job.state == "timed_out"
-        lock_step[0] = max(0.0, lock_step[0] + (-0.0006 if late else 0.0006))
+        lock_step[0] = max(0.0, lock_step[0] + (-0.003 if late else 0.003))
         return job
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -69,7 +69,7 @@ def test_a_command_that_ends_just_at_its_deadline_has_one_end(client: Client) ->
 @pytest.mark.timeout(60 + ROUNDS // 4)
 def test_a_cancellation_that_comes_at_any_moment_makes_one_end(client: Client) -> None:
     chance = random.Random(55)
-    moments = [chance.uniform(0, 0.03) for _ in range(ROUNDS // 2)]
+    moments = [chance.uniform(0, 0.03) * chance.choice([1, 1, 10]) for _ in range(ROUNDS // 2)]
 
     def one(moment: float) -> Job:
         job = client.submit(["sh", "-c", "echo done"])

@@ -116,7 +116,7 @@ def test_a_run_that_is_interrupted_cancels_its_job(service: Service) -> None:
     async def interrupt() -> str:
         async with AsyncClient(service.url) as client:
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(client.run(SLEEP, labels={"test": "interrupted"}), 0.5)
+                await asyncio.wait_for(client.run(SLEEP, labels={"test": "interrupted"}), 3)
             (job,) = (await client.list(labels={"test": "interrupted"})).data
             return (await client.wait(job.id)).state
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from running_service import RunningService, running_service
 from sandbox_client import service_of_two_tenants
-from waiting import TIME_FACTOR, wait_for
+from waiting import wait_for
 
 from sandboxd.client import Client
 
@@ -89,14 +89,16 @@ def test_a_job_waits_for_cpus_and_says_so() -> None:
 
 def test_a_large_job_is_not_overtaken_for_ever(small_host: RunningService) -> None:
     with small_host.client() as client, small_host.http() as http:
-        small = [submit(client, ["sleep", str(TIME_FACTOR)]) for _ in range(4)]
+        small = [submit(client, ["sleep", "600"]) for _ in range(4)]
         until_running(http, *small)
         large = submit(client, ["true"], memory=str(MEMORY_BYTES))
         wait_for(lambda: waiting(http, large)["for"] == "memory", "it waits")
         # Each could start as soon as one of the first four ends, and would hold the large one up.
         later = [submit(client, ["true"]) for _ in range(12)]
         # This one is over before the large one can start in any case.
-        quick = submit(client, ["true"], wall_seconds=0.05, memory="8Mi")
+        quick = submit(client, ["true"], wall_seconds=10, memory="8Mi")
+        for job_id in small:
+            client.cancel(job_id, grace_seconds=0)
         jobs = {job_id: client.wait(job_id) for job_id in (large, quick, *later)}
 
     assert {job.state for job in jobs.values()} == {"succeeded"}

@@ -19,7 +19,7 @@ def test_a_job_that_writes_nothing_changes_nothing(client: Client) -> None:
 def test_what_is_made_is_told_also_when_the_command_fails_or_is_stopped(client: Client) -> None:
     script = "mkdir -p a/b; echo x > a/b/c; ln -s /etc/passwd link; mkfifo fifo; echo t > /tmp/t; echo g > gone; rm gone;"
     for end, state in (("true", "succeeded"), ("exit 3", "failed"), ("sleep 60", "timed_out")):
-        job = client.run(["sh", "-c", script + end], changes=True, limits={"wall_seconds": 1.0})
+        job = client.run(["sh", "-c", script + end], changes=True, limits={"wall_seconds": 3.0})
 
         assert job.state == state
         assert job.changes == Changes(

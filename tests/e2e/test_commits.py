@@ -39,7 +39,7 @@ def service(prepared_host: None) -> Iterator[RunningService]:
 def is_slow(job: Any) -> bool:
     """Whether it took longer than the patience for it, or nearly so: then its acceptance was written by itself."""
     usage = job["usage"]
-    return bool(usage["setup_seconds"] + usage["wall_seconds"] > 0.008)
+    return bool(usage["setup_seconds"] + usage["wall_seconds"] > 0.006)
 
 
 def commits_per_job(service: RunningService, **options: Any) -> tuple[float, int]:
@@ -61,7 +61,8 @@ def commits_per_job(service: RunningService, **options: Any) -> tuple[float, int
 def test_a_short_job_whose_client_waits_takes_one_commit(service: RunningService) -> None:
     per_job, slow = commits_per_job(service)
     # The maintenance may have had something to write, too.
-    assert 1 <= per_job <= 1.25 + slow / JOBS
+    # A slow one is accepted by itself, and a very slow one is written down as running.
+    assert 1 <= per_job <= 1.25 + 2 * slow / JOBS
 
 
 # Each on a service of its own: its log begins anew after a thousand pages, which all three together are.

@@ -264,7 +264,7 @@ def test_commands_are_stopped_while_they_are_read_and_go_on_afterwards(
     shell(
         sandbox,
         "dd if=/dev/zero of=m bs=1024 count=16384 2>/dev/null; "
-        "(n=0; while :; do n=$((n+1)); for f in a z; do echo $n > t; mv t $f; done; done) >/dev/null 2>&1 & sleep 0.3",
+        "(n=0; while :; do n=$((n+1)); for f in a z; do echo $n > t; mv t $f; done; done) >/dev/null 2>&1 & until [ -e z ]; do sleep 0.01; done",
     )
     for _ in range(3):
         sandbox.commit(NAME)

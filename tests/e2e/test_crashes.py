@@ -48,7 +48,7 @@ def test_after_a_crash_what_ran_is_lost_or_repeated_and_what_waited_runs(
     with own_service.client() as client:
         lost = start(client, ENDLESS)
         repeated = start(
-            client, ["sh", "-c", f"echo once; sleep {TIME_FACTOR}"], retry={"max_attempts": 2}
+            client, ["sh", "-c", f"echo once; sleep {5 * TIME_FACTOR}"], retry={"max_attempts": 2}
         )
         waiting = [client.submit(["echo", str(number)]) for number in range(20)]
         # A job that runs longer than a second has its log on the disk.
@@ -224,13 +224,13 @@ def test_killed_parked_sandboxes_are_noticed_by_nobody(own_service: RunningServi
 
 def test_sigterm_lets_running_jobs_finish_and_refuses_new_ones(own_service: RunningService) -> None:
     with own_service.client() as client, own_service.http() as http:
-        script = f"echo started; sleep {2 * TIME_FACTOR}; echo finished"
+        script = f"echo started; sleep {6 * TIME_FACTOR}; echo finished"
         finishing = start(client, ["sh", "-c", script])
         filling = start(client, ["sh", "-c", f"echo started; sleep {TIME_FACTOR}"])
         waiting = client.submit(["echo", "later"])
 
         own_service.terminate()
-        unready = wait_for(lambda: unreadiness(http), "it says that it is not ready", seconds=5)
+        unready = wait_for(lambda: unreadiness(http), "it says that it is not ready")
         refused = http.post("/v1/jobs", json={"image": "host", "command": ["true"]})
         finished = client.wait(finishing.id)
         assert own_service.process.wait(20 * TIME_FACTOR) == 0
@@ -256,7 +256,7 @@ def test_a_second_signal_ends_at_once_and_running_jobs_are_told(prepared_host: N
         running = start(client, ENDLESS)
         with service.http() as http:
             service.terminate()
-            wait_for(lambda: unreadiness(http), "it drains", seconds=5)
+            wait_for(lambda: unreadiness(http), "it drains")
         assert service.process.poll() is None
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(20 * TIME_FACTOR) == 0
@@ -292,9 +292,9 @@ def test_a_service_whose_store_is_away_is_not_ready_until_it_is_back(
     elsewhere = database.with_name("elsewhere")
     with own_service.http() as http:
         database.rename(elsewhere)
-        unready = wait_for(lambda: unreadiness(http), "it says that it is not ready", seconds=5)
+        unready = wait_for(lambda: unreadiness(http), "it says that it is not ready")
         elsewhere.rename(database)
-        wait_for(lambda: not unreadiness(http), "it is ready again", seconds=5)
+        wait_for(lambda: not unreadiness(http), "it is ready again")
 
     assert unready == {
         "ready": False,

@@ -52,7 +52,7 @@ def shell(script: str, **more: Any) -> dict[str, Any]:
 
 
 def test_a_step_s_peaks_are_its_own(client: Client, own_cgroups: bool) -> None:
-    steps = [shell("sleep 0.3 & sleep 0.3 & sleep 0.3 & wait"), python(TAKE.format(40)), shell(":")]
+    steps = [shell("sleep 2 & sleep 2 & sleep 2 & wait"), python(TAKE.format(40)), shell(":")]
     job = client.run(steps=steps, limits={"memory": "128Mi"})
 
     assert job.state == "succeeded", job.error

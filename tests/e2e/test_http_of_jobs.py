@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from running_service import RunningService, running_service
+from waiting import wait_for
 
 from sandboxd.client import Client
 
@@ -97,9 +98,9 @@ def test_a_client_that_hangs_up_cancels_its_job(
             "/v1/jobs",
             json={"image": "host", "command": ["sleep", "600"], "labels": {"own": label}},
             headers={"prefer": "wait=30"},
-            timeout=0.3,
+            timeout=2,
         )
-    (job,) = client.list(labels={"own": label}).data
+    (job,) = wait_for(lambda: client.list(labels={"own": label}).data, "it is on the record")
 
     ended = client.wait(job.id)
     assert (ended.state, ended.reason) == ("cancelled", "client_gone")
@@ -319,7 +320,7 @@ def test_only_a_job_that_has_ended_can_be_deleted_and_then_it_is_gone(
     http: httpx2.Client, real_service: RunningService
 ) -> None:
     script = "seq 100000; exec sleep 600"  # more than is kept in the database
-    job = submit(http, ["sh", "-c", script], limits={"wall_seconds": 1}).json()
+    job = submit(http, ["sh", "-c", script], limits={"wall_seconds": 3}).json()
     path = f"/v1/jobs/{job['id']}"
 
     early = http.delete(path)
@@ -364,7 +365,7 @@ def test_waiting_jobs_go_by_priority_expire_are_cancelled_and_are_no_more_than_a
         next(client.logs(running["id"], follow=True))
         low = submit(http, ["true"], priority=-1).json()
         high = submit(http, ["true"], priority=5).json()
-        expiring = submit(http, ["true"], limits={"queue_seconds": 1}).json()
+        expiring = submit(http, ["true"], limits={"queue_seconds": 4}).json()
         refused = submit(http, ["true"])
         expired = ended(http, expiring["id"])
         hopeless = submit(http, ["true"]).json()

@@ -42,7 +42,7 @@ def test_what_a_failed_job_left_can_be_looked_at(
 @pytest.mark.parametrize(
     ("command", "limits", "state"),
     [
-        ("echo x > /work/left; sleep 100", {"wall_seconds": 0.5 * TIME_FACTOR}, "timed_out"),
+        ("echo x > /work/left; sleep 100", {"wall_seconds": 3 * TIME_FACTOR}, "timed_out"),
         ("echo x > /work/left; yes", {"output_bytes": 1000}, "output_limit"),
     ],
 )

@@ -236,7 +236,7 @@ JOB_CONTROL = """
     wait $first || echo killed: $?
     trap 'echo trapped' USR1
     kill -s USR1 $$
-    (sleep 0.05; exit 5) &
+    (sleep 1; exit 5) &
     fg %% >/dev/null || echo fg: $?
     echo one two | while read -r a b; do echo "$b $a"; done
     trap 'echo bye' EXIT

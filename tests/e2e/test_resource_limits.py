@@ -32,10 +32,11 @@ def test_a_fork_bomb_is_held_to_its_processes_and_dies_at_the_wall_time(client: 
     """Attack 42."""
     bomb = "bomb() { bomb | bomb & }; bomb; while :; do bomb; done"
 
-    job = client.run(["bash", "-c", bomb], limits={"pids": 32, "wall_seconds": TIME_FACTOR})
+    seconds = 3 * TIME_FACTOR
+    job = client.run(["bash", "-c", bomb], limits={"pids": 32, "wall_seconds": seconds})
 
     assert (job.state, job.reason) == ("timed_out", "wall_seconds")
-    assert f"still running after {TIME_FACTOR:g} s of wall time" in sentence(job)
+    assert f"still running after {seconds:g} s of wall time" in sentence(job)
     assert job.usage is not None
     assert job.usage.pids_peak == 32
 
@@ -100,7 +101,7 @@ def test_a_farm_of_zombies_goes_with_the_job(client: Client) -> None:
         print("planted", flush=True)
         import time; time.sleep(600)
     """
-    job = client.run(python(code), limits={"wall_seconds": 0.5 * TIME_FACTOR})
+    job = client.run(python(code), limits={"wall_seconds": 3 * TIME_FACTOR})
 
     assert job.state == "timed_out"
     assert job.text == "planted\n"
@@ -181,7 +182,7 @@ def test_a_job_that_stops_all_its_processes_is_ended_all_the_same(client: Client
     """Attack 50."""
     script = "sleep 600 & echo before; kill -s STOP $! $$; echo after"
 
-    limits = {"wall_seconds": 0.5 * TIME_FACTOR}
+    limits = {"wall_seconds": 3 * TIME_FACTOR}
     timed_out = client.run(["bash", "-c", script], limits=limits)
     stopped = client.submit(["bash", "-c", script])
     next(client.logs(stopped.id, follow=True))
@@ -206,7 +207,7 @@ def test_kill_minus_one_harms_only_the_job_itself(client: Client) -> None:
 
 def test_a_job_over_its_wall_time_keeps_what_it_wrote(client: Client) -> None:
     script = "echo out; echo err >&2; sleep 600"
-    seconds = 0.5 * TIME_FACTOR
+    seconds = 3 * TIME_FACTOR
 
     job = client.run(["sh", "-c", script], limits={"wall_seconds": seconds})
 
@@ -219,7 +220,7 @@ def test_a_job_over_its_wall_time_keeps_what_it_wrote(client: Client) -> None:
     assert job.exit is not None
     assert job.exit.timed_out
     assert job.usage is not None
-    assert seconds <= job.usage.wall_seconds < 10 * seconds
+    assert seconds <= job.usage.wall_seconds < 10 * seconds  # and not the 600
 
 
 def test_a_silent_command_is_told_what_to_do(client: Client) -> None:
@@ -241,7 +242,8 @@ def test_cpu_time_counts_that_of_all_children(client: Client) -> None:
     assert "used up its 0.5 s of CPU time" in sentence(job)
     assert job.usage is not None
     assert job.usage.cpu_seconds is not None
-    assert 0.5 <= job.usage.cpu_seconds < 0.5 + 0.5 * TIME_FACTOR
+    # A busy service looks late: of the endless time of three it is little all the same.
+    assert 0.5 <= job.usage.cpu_seconds < 10 * TIME_FACTOR
 
 
 def test_sleeping_costs_no_cpu_time(client: Client) -> None:

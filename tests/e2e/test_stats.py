@@ -23,13 +23,25 @@ end = time.monotonic() + {TIME_FACTOR}
 while time.monotonic() < end or time.process_time() < {BURNED_SECONDS}:
     pass
 """
+BURN_ON = """
+held = bytearray(32 * 2**20)
+while True:
+    pass
+"""
 
 
 def test_cpu_time_memory_and_processes_of_each_moment_are_kept(client: Client) -> None:
-    job = client.run(["python3", "-c", BURN])
+    job = client.submit(["python3", "-c", BURN_ON])
+
+    def has_burned() -> bool:
+        taken = client.stats(job.id)
+        return len(taken) >= 4 and taken[-1].cpu_seconds > 0.3 * TIME_FACTOR
+
+    wait_for(has_burned, "there are samples of what it used")
+    client.cancel(job.id, grace_seconds=0)
+    job = client.wait(job.id)
     samples = client.stats(job.id)
 
-    assert job.state == "succeeded"
     assert 4 <= len(samples) <= 10 * max(TIME_FACTOR, job.usage.wall_seconds)
     used = [sample.cpu_seconds for sample in samples]
     assert used == sorted(used)
@@ -55,7 +67,7 @@ def test_how_long_a_job_waited_for_a_cpu_is_told(client: Client) -> None:
 
 @pytest.mark.skipif(Path("/sys/fs/cgroup/cpu.pressure").exists(), reason="cgroup v2 counts it")
 def test_waiting_is_unknown_where_nothing_counts_it(client: Client) -> None:
-    job = client.run(["sleep", "0.2"])
+    job = client.run(["sleep", str(2 * TIME_FACTOR)])
 
     assert job.usage.cpu_pressure_seconds is None
     assert client.stats(job.id)[-1].cpu_pressure_seconds is None
@@ -72,14 +84,15 @@ def test_a_job_that_runs_has_some_already(client: Client) -> None:
 def test_a_job_that_is_over_at_once_has_none_and_an_unknown_one_is_not_found(
     client: Client,
 ) -> None:
-    # On a slow machine it is not over at once.
-    assert len(client.stats(client.run(["true"]).id)) <= TIME_FACTOR - 1
+    # On a busy machine not each is over at once, on a slow one none.
+    least = min(len(client.stats(client.run(["true"]).id)) for _ in range(5))
+    assert least <= TIME_FACTOR - 1
     with pytest.raises(NotFound):
         client.stats("job_00000000000000000000000000")
 
 
 def test_they_are_gone_with_the_job(client: Client) -> None:
-    job = client.run(["sleep", "0.2"])
+    job = client.run(["sleep", str(2 * TIME_FACTOR)])
     assert client.stats(job.id)
     client.delete(job.id)
     with pytest.raises(NotFound):

@@ -59,7 +59,7 @@ def test_10_000_lines_on_both_streams_are_in_order_in_each(client: Client) -> No
 
 
 def test_the_merged_log_keeps_what_came_first_first(client: Client) -> None:
-    script = "echo 1; sleep 0.1; echo 2 >&2; sleep 0.1; echo 3"
+    script = "echo 1; sleep 1; echo 2 >&2; sleep 1; echo 3"
 
     assert client.read_log(client.run(["sh", "-c", script]).id) == b"1\n2\n3\n"
 

@@ -23,7 +23,11 @@ WARM_UP = 30
 JOB = {"image": "host", "command": ["/bin/true"]}
 NEW_PROCESSES = {"clone", "clone3", "fork", "vfork"}
 
+SLOW_SECONDS = 0.04
+"""A job that takes longer may be looked at while it runs, and is written down as running after some more."""
+
 CALLS_OF_THE_SERVICE = 275
+CALLS_OF_A_LOOK = 45
 CALLS_OF_THE_SANDBOX = 430
 PROCESSES = 2
 SYNCS = 2.5
@@ -42,6 +46,8 @@ class Round(NamedTuple):
     """Of the launcher, of inits and of commands."""
     new_processes: tuple[float, float]
     """Of the service and of the sandbox."""
+    slow: float
+    """The share of jobs that took so long that what they use was looked at, and that they run was written down, while they ran."""
 
 
 @pytest.fixture(scope="module")
@@ -57,29 +63,35 @@ def rounds(service: RunningService, tmp_path_factory: pytest.TempPathFactory) ->
     return [counted_round(service, directory / str(number)) for number in range(ROUNDS)]
 
 
-def run_jobs(service: RunningService, count: int) -> None:
-    """One after the other; returns when as many sandboxes are parked as before."""
+def run_jobs(service: RunningService, count: int) -> float:
+    """One after the other; returns when as many sandboxes are parked as before. The share of those that were slow."""
+    slow = 0
     with service.http() as http:
         for _ in range(count):
             answer = http.post("/v1/jobs", json=JOB, headers={"Prefer": "wait=60"})
-            assert answer.json()["state"] == "succeeded", answer.text
+            job = answer.json()
+            assert job["state"] == "succeeded", answer.text
+            slow += job["usage"]["setup_seconds"] + job["usage"]["wall_seconds"] > SLOW_SECONDS
     wait_for(lambda: len(service.inits()) == PARKED + BLANKS, "all sandboxes are parked")
+    return slow / count
 
 
 def counted_round(service: RunningService, path: Path) -> Round:
     ours, theirs = path.with_suffix(".service"), path.with_suffix(".sandbox")
     with traced(service.process.pid, ours), traced(service.launcher().pid, theirs):
-        run_jobs(service, JOBS)
+        slow = run_jobs(service, JOBS)
     both = calls_of(ours), calls_of(theirs)
     new = [sum(calls[name].done for name in NEW_PROCESSES) / JOBS for calls in both]
     service, sandbox = ({name: calls.all / JOBS for name, calls in each.items()} for each in both)
-    return Round(service, sandbox, (new[0], new[1]))
+    return Round(service, sandbox, (new[0], new[1]), slow)
 
 
 def test_the_service_makes_so_many_system_calls_for_a_job(rounds: list[Round]) -> None:
-    least = min((each.service for each in rounds), key=work)
+    above = [
+        work(each.service) - CALLS_OF_THE_SERVICE - CALLS_OF_A_LOOK * each.slow for each in rounds
+    ]
 
-    assert work(least) <= CALLS_OF_THE_SERVICE, least
+    assert min(above) <= 0, rounds
 
 
 def test_a_sandbox_and_its_command_make_so_many_system_calls(rounds: list[Round]) -> None:
@@ -99,7 +111,8 @@ def test_a_job_waits_for_the_disk_twice_at_most(rounds: list[Round]) -> None:
     """Slowed down by strace, no job is over before the patience with its acceptance is; `test_commits` counts those that are not."""
     syncs = [each.service.get("fdatasync", 0) + each.service.get("fsync", 0) for each in rounds]
 
-    assert 1 <= min(syncs) <= SYNCS, rounds
+    assert min(syncs) >= 1, rounds
+    assert min(sync - each.slow for sync, each in zip(syncs, rounds, strict=True)) <= SYNCS, rounds
 
 
 def test_a_job_touches_so_many_pages(service: RunningService) -> None:

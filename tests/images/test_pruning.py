@@ -167,7 +167,7 @@ async def one(catalogue: Images, reference: str, told: list[Progress] | None = N
 def test_an_image_is_in_use_while_a_sandbox_of_it_lives(
     stub: Stub, images: ImageBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trees, "_HELD_SECONDS", 0.05)
+    monkeypatch.setattr(trees, "_HELD_SECONDS", 1.0)
     reference = stub.offer(make_image(BASE, layer("one")))
     fetch(images, reference)
     other = images.opened("other")
@@ -175,7 +175,7 @@ def test_an_image_is_in_use_while_a_sandbox_of_it_lives(
     async def while_it_lives() -> None:
         image = await images.images.resolve(reference)
         async with images.bench.sandbox(rootfs=image.rootfs, below=image.below, binds=()):
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.5)
             with pytest.raises(Conflict):
                 await other.remove(reference)
         await until(lambda: not images.images.trees._held)

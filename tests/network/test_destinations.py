@@ -111,7 +111,7 @@ def test_a_range_that_reaches_into_a_closed_one_is_no_destination(text: str) -> 
         parse_destination(text)
 
 
-@settings(database=None)
+@settings(deadline=None, database=None)
 @given(st.text(max_size=80))
 def test_any_text_is_a_destination_or_refused(text: str) -> None:
     try:
@@ -122,7 +122,7 @@ def test_any_text_is_a_destination_or_refused(text: str) -> None:
     assert parse_destination(str(found)) == found
 
 
-@settings(database=None)
+@settings(deadline=None, database=None)
 @given(st.text(alphabet="abcdef0123456789.:/*[]-_{};#\"'\n public", max_size=60))
 def test_no_destination_is_more_than_that_in_the_rules(text: str) -> None:
     """Words of the firewall's language in a name never reach it: names are not in the rules at all."""

@@ -1,7 +1,7 @@
 """Lists of CPUs as Linux writes them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.cpu_lists import format_cpu_list, parse_cpu_list
@@ -39,6 +39,7 @@ def test_what_is_no_list_is_refused(text: str) -> None:
         parse_cpu_list(text)
 
 
+@settings(deadline=None, database=None)
 @given(st.sets(st.integers(0, 8191), min_size=1, max_size=50))
 def test_what_is_formatted_is_read_back(cpus: set[int]) -> None:
     assert parse_cpu_list(format_cpu_list(cpus)) == tuple(sorted(cpus))

@@ -274,15 +274,13 @@ def test_wall_time_ends_a_job(run: Run) -> None:
 
 
 def test_silence_ends_a_job_and_output_holds_it_off(run: Run) -> None:
-    speak = "for i in 1 2 3 4 5 6; do sleep 0.2; echo $i >&2; done"
-    job = run(
-        "sh", "-c", f"{speak}; exec sleep 60", limits={"idle_seconds": 0.8, "wall_seconds": 30}
-    )
+    speak = "for i in 1 2 3 4 5 6; do sleep 0.6; echo $i >&2; done"
+    job = run("sh", "-c", f"{speak}; exec sleep 60", limits={"idle_seconds": 3, "wall_seconds": 60})
 
     assert end_of(job) == ("timed_out", "idle_seconds", None, "SIGKILL")
     assert job.stderr == b"1\n2\n3\n4\n5\n6\n"
     assert job.usage is not None
-    assert 2.0 <= job.usage.wall_seconds < 7
+    assert 6.6 <= job.usage.wall_seconds < 20
 
 
 def test_cpu_time_ends_a_job(run: Run) -> None:
@@ -337,7 +335,7 @@ def test_only_the_job_is_counted(run: Run) -> None:
     assert job.usage is not None
     assert job.usage.cpu_seconds is not None
     assert job.usage.memory_peak_bytes is not None
-    assert job.usage.cpu_seconds < 0.02
+    assert job.usage.cpu_seconds < 0.1
     assert job.usage.memory_peak_bytes < 4 * MIB
     assert job.usage.pids_peak in (1, None)
 
