@@ -105,7 +105,7 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Sandboxes that live until they are told to end. Each holds a slot of the scheduler's while it does."""
+    """Sandboxes that live until they are told to end. Each holds a slot while it does."""
 
     most: Count = 0
     """So many at once; 0: half of the slots, so that jobs have the other half."""

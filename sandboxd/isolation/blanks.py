@@ -10,6 +10,7 @@ from typing import Generic
 
 from sandboxd.errors import SandboxdError
 from sandboxd.isolation.places import P, Taken
+from sandboxd.isolation.sandbox import InitEnded
 from sandboxd.isolation.spec import SandboxSpec
 from sandboxd.isolation.workshop import Workshop
 
@@ -41,7 +42,7 @@ class Blanks(Generic[P]):
             self._workshop.spawn(self._begin())
 
     async def become(self, spec: SandboxSpec) -> Taken[P] | None:
-        """The oldest, which is of this shape now; None: there is none that it fits, or none that could become it."""
+        """The oldest, which is of this shape now; None: there is none, or it does not fit, or it has just died. Raises SandboxFailed."""
         self._trim()
         if not self._waiting or not spec.fits_blank:
             return None
@@ -51,8 +52,8 @@ class Blanks(Generic[P]):
         asyncio.get_running_loop().call_later(_SHORT_SECONDS, self.refill)
         try:
             await self._workshop.finish(blank, spec)
-        except SandboxdError:
-            # Its launcher may just have died. If it is a wall, who builds another from the start is told which.
+        except InitEnded:
+            # Its launcher has just died, mostly. A wall that cannot be built is told instead.
             self._discard(blank)
             return None
         except BaseException:

@@ -22,7 +22,7 @@ from typing import TypeVar
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation import hearing, idmap, launcher, protocol, seccomp, syscalls
 from sandboxd.isolation.oci import seccomp_profile
-from sandboxd.isolation.sandbox import Sandbox
+from sandboxd.isolation.sandbox import InitEnded, Sandbox
 from sandboxd.isolation.spec import BLANK, NetworkMode, OciRuntime, SandboxSpec, Walls
 
 _BUILD_SECONDS = 30.0
@@ -197,7 +197,7 @@ class Launcher:
             async with asyncio.timeout(_BUILD_SECONDS):
                 await built
             if self._control is not control:
-                raise SandboxFailed("build", "the launcher ended")
+                raise InitEnded("build", "the launcher ended, and init with it")
         except BaseException as error:
             sandbox.kill()
             with contextlib.suppress(TimeoutError):

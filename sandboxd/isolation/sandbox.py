@@ -35,6 +35,10 @@ _RUNTIME_SECONDS = 30.0
 """An OCI runtime that has not started the command by then never will."""
 
 
+class InitEnded(SandboxFailed):
+    """init is gone and said nothing of a step that failed: it, or the launcher, was killed."""
+
+
 OfCommand = protocol.Started | protocol.StartedInTerminal | protocol.NotStarted | protocol.Exited
 
 
@@ -190,8 +194,10 @@ class Sandbox:
                 return
             case protocol.Failed(step=step, reason=reason):
                 raise SandboxFailed(step, reason)
+            case None:
+                raise InitEnded("build", "init ended while it built")
             case message:
-                raise SandboxFailed("build", f"init ended while it built ({message!r})")
+                raise SandboxFailed("build", f"init said {message!r} while it built")
 
     async def run(
         self,
@@ -339,7 +345,7 @@ class Sandbox:
         try:
             protocol.send(self._channel, message, descriptors)
         except OSError as error:
-            raise SandboxFailed("ask init", str(error)) from error
+            raise InitEnded("ask init", str(error)) from error
 
     def _read_channel(self) -> None:
         try:

@@ -70,7 +70,7 @@ class Workshop(Generic[P]):
             await asyncio.wait(list(self._tasks))
 
     async def close(self, timeout_seconds: float) -> None:
-        """The same, but not for ever."""
+        """Wait until everything is done, but not for ever: what is not by then is cancelled."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self.settled()

@@ -129,12 +129,10 @@ class Sandboxes:
 
         Raises NotFound, Invalid (image), Unavailable (registry, no room), QuotaExceeded, SandboxFailed.
         """
-        if self._closed or self._rooms.draining:
-            raise Unavailable("the service is shutting down", code="draining")
+        self._rooms.check_not_draining()
         self._check_room(tenant)
         image = await self._puller.ready(plan.image, tenant, plan.pull, lambda _: None)
-        if self._closed or self._rooms.draining:
-            raise Unavailable("the service is shutting down", code="draining")
+        self._rooms.check_not_draining()
         self._check_room(tenant)
         record = SandboxRecord(
             id=new_id("sbx"),
@@ -252,8 +250,7 @@ class Sandboxes:
         Raises Unavailable (no room), Conflict; then it is still the caller's.
         """
         seconds = job.spec.keep_on_failure_seconds or 0.0
-        if self._closed or self._rooms.draining:
-            raise Unavailable("the service is shutting down", code="draining")
+        self._rooms.check_not_draining()
         self._check_room(job.tenant)
         now = time.time()
         record = SandboxRecord(

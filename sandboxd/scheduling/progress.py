@@ -9,51 +9,14 @@ import contextlib
 from collections import OrderedDict
 from contextlib import AbstractContextManager
 
-from sandboxd.admission import Occupant
 from sandboxd.errors import NotFound
 from sandboxd.jobs import TERMINAL, Job, RunResult, Sample
-from sandboxd.running.commands import Stop
-from sandboxd.running.sampling import Samples
+from sandboxd.scheduling.active import Active
 from sandboxd.scheduling.watchers import Watchers
 from sandboxd.store.logs import JobLog, StoredLog
 from sandboxd.store.sqlite import SqliteStore
 
 _RECENT_LOGS = 64
-
-
-class Active:
-    """A job that this process works on."""
-
-    def __init__(
-        self,
-        job: Job,
-        log: JobLog,
-        occupant: Occupant,
-        accepted: "asyncio.Future[None] | None" = None,
-        *,
-        early: bool = False,
-    ) -> None:
-        self.job = job
-        self.log = log
-        self.occupant = occupant
-        """The room that it has."""
-        self.accepted = accepted
-        """Done when it is on the disk. None: it was before it began."""
-        self.early = early
-        """Its command need not wait for that."""
-        self.handed_in = asyncio.Event()
-        """It is in the store, or in the store's queue: what is written of it comes after that."""
-        self.stop = Stop()
-        self.task: asyncio.Task[None] | None = None
-        self.started_at: float | None = None
-        self.samples = Samples()
-        self.runs: list[RunResult] = []
-        """Of a job of steps: those that have ended."""
-
-    async def check_accepted(self) -> None:
-        """Wait until it is on the disk. Raises NotAccepted."""
-        if self.accepted is not None:
-            await asyncio.shield(self.accepted)
 
 
 class Progress:

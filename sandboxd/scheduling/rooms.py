@@ -39,8 +39,7 @@ class Rooms:
         self.occupancy = Occupancy(whole)
         self.on_free: Callable[[], None] = lambda: None
         """Called when somebody who waits may have room now."""
-        self.draining = False
-        """Nobody new gets room, for the service is about to end."""
+        self._draining = False
         self._tenants = tenants
         self._away: Counter[tuple[str, str]] = Counter()
         """Tenant and image to how many jobs wait for it without room."""
@@ -55,9 +54,18 @@ class Rooms:
         """How many jobs wait for their images without room."""
         return self._away.total()
 
+    @property
+    def draining(self) -> bool:
+        """Whether nobody new gets room, for the service is about to end."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Nobody new gets room from now on."""
+        self._draining = True
+
     def check_not_draining(self) -> None:
         """Raises Unavailable."""
-        if self.draining:
+        if self._draining:
             raise Unavailable(
                 "the service is shutting down", code="draining", retry_after_seconds=5
             )

@@ -22,8 +22,9 @@ from sandboxd.jobs import TERMINAL, Candidate, Job, JobSpec, Reason, State
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.pressure import FREE_DISK, Pressure
 from sandboxd.running.runner import NotAccepted, Runner
+from sandboxd.scheduling.active import Active
 from sandboxd.scheduling.job_files import JobFiles
-from sandboxd.scheduling.progress import Active, Progress
+from sandboxd.scheduling.progress import Progress
 from sandboxd.scheduling.rooms import WORDS, Rooms
 from sandboxd.scheduling.settlement import Settlement
 from sandboxd.scheduling.working import Working
@@ -69,7 +70,7 @@ class Waits(NamedTuple):
 
 
 class Scheduler:
-    """Takes jobs in, runs as many at once as there are slots, settles them."""
+    """Takes jobs in, and has as many run at once as there is room for."""
 
     def __init__(
         self,
@@ -108,6 +109,8 @@ class Scheduler:
             files=self._files,
             log_directory=log_directory,
             inline_log_bytes=inline_log_bytes,
+            on_retry=self._wait_again,
+            on_end=self._note_seconds,
         )
         self._queued = 0
         self._may_wait = True
@@ -116,7 +119,8 @@ class Scheduler:
         self._look_again = asyncio.Event()
         """There is something new that time will change: a job that waits no longer than so long."""
         self._held_back = False
-        """Jobs wait only because as many of their tenants' or their keys' run as may."""
+        """Jobs wait that may start when something of their tenant or their key ends, or leaves a crowd that waits for an image."""
+        self._claiming = asyncio.Lock()
         self._lacking: str | None = None
         """Why jobs wait although there may be room: what the host has too little of."""
         self._blocked: Blocked | None = None
@@ -127,8 +131,6 @@ class Scheduler:
         self._mean_seconds: float | None = None
         """Of a job, lately."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._working.on_end = self._note_seconds
-        self._working.on_retry = self._wait_again
         rooms.on_free = self._look_if_held_back
         tenants.on_change = self._look_at_waiting
 
@@ -149,12 +151,14 @@ class Scheduler:
 
     async def drain(self, grace_seconds: float) -> None:
         """Take no more jobs from now on, and give the running ones so long to end."""
-        self._rooms.draining = True
+        self._rooms.drain()
         await self._working.drain(grace_seconds)
 
     async def close(self, grace_seconds: float) -> None:
         """Take no more jobs, give the running ones so long to end, then end them."""
         await self.drain(grace_seconds)
+        async with self._claiming:
+            pass  # What was just being claimed is begun, or the record would say so for ever.
         await self._working.close()
         for task in list(self._tasks):
             task.cancel()
@@ -214,9 +218,7 @@ class Scheduler:
             new = not submitted.replayed
         finally:
             if not new and occupant is not None:
-                self._rooms.occupancy.leave(occupant)
-                if self._queued:
-                    self._look_at_waiting()
+                self._rooms.release(occupant)
             elif not new:
                 self._queued -= 1
         if not new:
@@ -355,7 +357,8 @@ class Scheduler:
             try:
                 self._lacking = self._pressure.lacking()
                 if self._lacking is None:
-                    await self._claim()
+                    async with self._claiming:
+                        await self._claim()
                     continue
             except Exception:
                 # Whatever it is: what waits must be looked at again.

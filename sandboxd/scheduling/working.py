@@ -14,8 +14,9 @@ from sandboxd.errors import Unavailable
 from sandboxd.jobs import Component, Job, JobError, Reason, Result, RunResult, State, Stream
 from sandboxd.running.fetching import Meanwhile
 from sandboxd.running.runner import NotAccepted, Runner
+from sandboxd.scheduling.active import Active
 from sandboxd.scheduling.job_files import JobFiles
-from sandboxd.scheduling.progress import Active, Progress
+from sandboxd.scheduling.progress import Progress
 from sandboxd.scheduling.rooms import Rooms
 from sandboxd.scheduling.settlement import Settlement, may_retry
 from sandboxd.store.logs import JobLog
@@ -45,7 +46,10 @@ class Working:
         files: JobFiles,
         log_directory: Path,
         inline_log_bytes: int,
+        on_retry: Callable[[], None],
+        on_end: Callable[[Job], None],
     ) -> None:
+        """`on_retry` is called when a job waits for another attempt, `on_end` when its end is on the record."""
         self._store = store
         self._runner = runner
         self._settlement = settlement
@@ -55,12 +59,11 @@ class Working:
         self._files = files
         self._log_directory = log_directory
         self._inline_log_bytes = inline_log_bytes
+        self._on_retry = on_retry
+        self._on_end = on_end
         self._notes: set[asyncio.Task[None]] = set()
         """What is being written down beside the jobs."""
-        self.on_retry: Callable[[], None] = lambda: None
-        """A job waits for another attempt."""
-        self.on_end: Callable[[Job], None] = lambda _: None
-        """A job's end is on the record."""
+        self._closing = False
 
     def begin(
         self,
@@ -80,6 +83,8 @@ class Working:
         active = Active(job, log, occupant, accepted, early=early)
         if job.cancel_requested:
             active.stop(Reason.CANCELLED_BY_CLIENT, message="cancelled by the client")
+        if self._closing:
+            active.stop(Reason.SHUTDOWN)
         active.task = asyncio.get_running_loop().create_task(self._work(active))
         self._progress.begun(active)
         return active
@@ -91,7 +96,8 @@ class Working:
             await asyncio.wait(running, timeout=grace_seconds)
 
     async def close(self) -> None:
-        """End what runs."""
+        """End what runs, and what is still begun."""
+        self._closing = True
         self._settlement.give_up()
         for active in self._progress.active:
             active.stop(Reason.SHUTDOWN)
@@ -180,7 +186,7 @@ class Working:
             active.log.discard()
             await self._files.remove_artifacts(job, of=result.artifact_count)
             if await self._settlement.retry(job, result, check):
-                self.on_retry()
+                self._on_retry()
             return
         log = active.log.close()
         if active.samples.taken:
@@ -190,7 +196,7 @@ class Working:
             return
         await self._files.remove_upload(job)
         await self._files.drop_artifacts(ended, of=result.artifact_count)
-        self.on_end(ended)
+        self._on_end(ended)
         if not await active.stop.gone():
             logger.error("a process is stuck in the kernel", job_id=job.id)
         # With a bound on storage, the record may have less of the log.

@@ -145,7 +145,7 @@ def test_a_blank_that_nobody_needed_for_a_while_is_replaced(bench: Bench) -> Non
 
     async def work(pool: Pool[CountedPlace], places: list[CountedPlace]) -> None:
         blank = await a_blank(pool, bench.spec())
-        await until(lambda: bool(pool.blank) and not blank.alive)
+        await until(lambda: pool.blank > 0 and not blank.alive)
         await pool.settled()
         assert len(places) == pool.parked + pool.blank
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from sandboxd.admission import Room
@@ -17,6 +18,8 @@ from sandboxd.jobs import ExitStatus, Job, JobSpec, Reason, Result, State
 from sandboxd.metrics import Metrics
 from sandboxd.quotas.pressure import Pressure
 from sandboxd.quotas.tenants import TenantQuotas
+from sandboxd.running.commands import Stop
+from sandboxd.running.fetching import Meanwhile
 from sandboxd.scheduling.progress import Progress
 from sandboxd.scheduling.rooms import Rooms
 from sandboxd.scheduling.scheduler import Scheduler
@@ -27,33 +30,39 @@ from sandboxd.store.upgrade import upgrade
 from sandboxd.tenants import Tenants
 
 DONE = Result(state=State.SUCCEEDED, reason=Reason.EXITED, exit=ExitStatus(code=0))
+SHUT_DOWN = Result(state=State.ERROR, reason=Reason.SHUTDOWN)
+MEMORY_BYTES = 2**40
+BEFORE_THE_MAINTENANCE = 4.0
+"""Which looks at all again every five seconds."""
 
 
 class GatedRunner:
-    """Runs nothing: each job is at work until the gate opens. It counts how many are at once."""
+    """Runs nothing: each job is at work until the gate opens, or it is stopped. It counts how many are at once."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
+        self.image_comes: asyncio.Event | None = None
+        """Where there is one, each job waits for its image first."""
         self.now = self.most = 0
         self.fails: Callable[[], None] = lambda: None
 
     async def most_of(self, expected: int) -> int:
         """How many were at once when there were as many as expected, a moment later."""
-        async with asyncio.timeout(20):
-            while self.most < expected:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0.005)
+        await until(lambda: self.most >= expected)
         await asyncio.sleep(0.1)
         return self.most
 
-    async def run(self, job: Job, *_: Any, **__: Any) -> Result:
+    async def run(self, job: Job, stop: Stop, *_: Any, meanwhile: Meanwhile, **__: Any) -> Result:
         self.fails()
+        if self.image_comes is not None:
+            async with meanwhile.away():
+                await self.image_comes.wait()
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            await self.gate.wait()
+            return DONE if await stop.unless_stopped(self.gate.wait()) else SHUT_DOWN
         finally:
             self.now -= 1
-        return DONE
 
 
 def a_job(tenant: str = "ada") -> Job:
@@ -80,13 +89,20 @@ class Ground(NamedTuple):
     store: SqliteStore
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """What another task does, which tells nobody."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 @contextlib.asynccontextmanager
 async def a_scheduler(tmp_path: Path, *, slots: int, **quotas: Any) -> AsyncIterator[Ground]:
     database = tmp_path / "sandboxd.sqlite3"
     await asyncio.to_thread(upgrade, database)
     store = await SqliteStore.open(database, inline_log_bytes=2**16)
     runner, tenants = GatedRunner(), Tenants(store, TenantQuotas(**quotas))
-    rooms, progress = Rooms(Room(slots, 2**40, 10**6), tenants), Progress(store)
+    rooms, progress = Rooms(Room(slots, MEMORY_BYTES, 10**6), tenants), Progress(store)
     scheduler = Scheduler(
         store,
         runner,  # type: ignore[arg-type]
@@ -103,9 +119,7 @@ async def a_scheduler(tmp_path: Path, *, slots: int, **quotas: Any) -> AsyncIter
         inline_log_bytes=2**16,
     )
     await scheduler.start()
-    async with asyncio.timeout(20):
-        while scheduler._may_wait:  # noqa: ASYNC110 (it finds that nobody waits, and tells nobody)
-            await asyncio.sleep(0.005)
+    await until(lambda: not scheduler._may_wait)  # It has found that nobody waits.
     try:
         yield Ground(scheduler, rooms, progress, runner, store)
     finally:
@@ -200,7 +214,77 @@ def test_a_job_waits_no_longer_than_the_sandbox_that_held_it_up(tmp_path: Path) 
             assert (await here.progress.wait("ada", job.id, 10)).state is State.SUCCEEDED
             return time.monotonic() - begun
 
-    assert asyncio.run(scenario()) < 4  # The maintenance, which looks at all again, comes after 5.
+    assert asyncio.run(scenario()) < BEFORE_THE_MAINTENANCE
+
+
+def test_a_sandbox_that_gives_up_waiting_holds_nobody_up_any_more(tmp_path: Path) -> None:
+    async def scenario() -> float:
+        async with a_scheduler(tmp_path, slots=4, max_concurrency=2) as here:
+            here.runner.gate.set()
+            until = time.time() + 60
+            await here.rooms.hold("ada", DEFAULT_LIMITS, until=until, timeout_seconds=1)
+            all_of_it = msgspec.structs.replace(DEFAULT_LIMITS, memory_bytes=MEMORY_BYTES)
+            wanting = asyncio.create_task(
+                here.rooms.hold("ada", all_of_it, until=until, timeout_seconds=0.5)
+            )
+            await asyncio.sleep(0)
+            job = (await here.scheduler.submit(a_job())).job
+            await asyncio.sleep(0.1)
+            assert (await here.scheduler.waits(job)).reason == "tenant"
+            with pytest.raises(Unavailable):
+                await wanting
+            begun = time.monotonic()
+            assert (await here.progress.wait("ada", job.id, 10)).state is State.SUCCEEDED
+            return time.monotonic() - begun
+
+    assert asyncio.run(scenario()) < BEFORE_THE_MAINTENANCE
+
+
+def test_who_waits_behind_a_crowd_for_an_image_starts_when_it_has_come(tmp_path: Path) -> None:
+    async def scenario() -> float:
+        async with a_scheduler(tmp_path, slots=1) as here:
+            here.runner.gate.set()
+            here.runner.image_comes = asyncio.Event()
+            first = (await here.scheduler.submit(a_job())).job
+            await until(lambda: here.rooms.away == 1)
+            assert here.scheduler.capacity().busy == 0
+            behind = (await here.scheduler.submit(a_job())).job
+            await asyncio.sleep(0.1)
+            assert (await here.scheduler.waits(behind)).reason == "image"
+            begun = time.monotonic()
+            here.runner.image_comes.set()
+            for job in (first, behind):
+                assert (await here.progress.wait("ada", job.id, 10)).state is State.SUCCEEDED
+            assert here.scheduler.capacity().in_use.slots == 0
+            return time.monotonic() - begun
+
+    assert asyncio.run(scenario()) < BEFORE_THE_MAINTENANCE
+
+
+def test_a_job_that_is_just_being_claimed_when_the_service_ends_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> list[State]:
+        async with a_scheduler(tmp_path, slots=1) as here:
+            first = (await here.scheduler.submit(a_job())).job
+            await until(lambda: here.progress.active_count == 1)
+            waiting = (await here.scheduler.submit(a_job())).job
+            claim, claimed = here.store.claim, asyncio.Event()
+
+            async def claim_slowly(*words: Any, **more: Any) -> list[Job]:
+                jobs = await claim(*words, **more)
+                claimed.set()
+                await asyncio.sleep(0.3)
+                return jobs
+
+            monkeypatch.setattr(here.store, "claim", claim_slowly)
+            await here.scheduler.cancel("ada", first.id, grace_seconds=0, message=None)
+            await claimed.wait()
+            async with asyncio.timeout(20):
+                await here.scheduler.close(0)
+            return [(await here.store.get("ada", job.id)).state for job in (first, waiting)]
+
+    assert asyncio.run(scenario()) == [State.ERROR] * 2
 
 
 def test_limits_that_do_not_grow_need_no_room(tmp_path: Path) -> None:
