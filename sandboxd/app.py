@@ -1,4 +1,4 @@
-"""Builds every part once and connects them: the only wiring.
+"""Builds every part once and connects them. (What only the scheduler works with, it builds itself.)
 
 settings ─ host ─ cgroups ─ launcher ─ pool ─ images ─ runner ─┐
                                           store ─ metrics ─────┴─ scheduling ─ API
