@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx2
+import patient_http
 import pytest
 from archives import directory, entry, link, packed
 from host_tests import host_required
@@ -44,7 +44,7 @@ class Pulling(NamedTuple):
     def layers(self, reference: str) -> list[str]:
         """The digests of its layers, the lowest first."""
         path, _, tag = reference.partition("/")[2].rpartition(":")
-        answer = httpx2.get(
+        answer = patient_http.get(
             f"http://{self.registry.authority}/v2/{path}/manifests/{tag}",
             headers={"Accept": f"{OCI}manifest.v1+json"},
         )

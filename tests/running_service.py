@@ -28,7 +28,7 @@ from sandboxd.quotas.host import probe_host
 from sandboxd.settings import StoreSettings
 
 SOURCE = Path(__file__).parent.parent
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 STOP_SECONDS = 30.0 * TIME_FACTOR
 SECRET_OF_THE_SERVICE = "canary-in-the-environment-of-the-service"
 """In the service's environment; no job may ever see it."""

@@ -84,8 +84,9 @@ OF_A_SERVICE = (
 LOCAL_PORTS = (22, 80, 443, 2375, 5432, 6379, 8080, 9464)
 METADATA, DOCUMENTATION = "169.254.169.254", "192.0.2.1"
 """A cloud's metadata service (link-local), and an address that nobody has (RFC 5737)."""
-FAST_SECONDS = 1.5
-CONNECT_SECONDS = 2.0
+FAST_SECONDS = 5.0
+"""A host may be held up for a moment. What is dropped without a word takes longer, and has a word of its own."""
+CONNECT_SECONDS = 6.0
 
 
 class NotTried(Exception):

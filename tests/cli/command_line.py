@@ -29,7 +29,7 @@ def sandboxd(*words: str, stdin: bytes = b"", **variables: str) -> Outcome:
         input=stdin,
         capture_output=True,
         env=environment(**variables),
-        timeout=60,
+        timeout=110,
         check=False,
     )
     return Outcome(ended.returncode, ended.stdout.decode(), ended.stderr.decode())

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
+import patient_http
 import pytest
 from running_service import RunningService, running_service
 from waiting import wait_for
@@ -394,7 +395,7 @@ def test_the_counters_of_jobs_are_on_the_metrics_port(
     real_service: RunningService, client: Client
 ) -> None:
     def figure(name: str) -> float:
-        text = httpx2.get(f"http://127.0.0.1:{real_service.metrics_port}/metrics").text
+        text = patient_http.get(f"http://127.0.0.1:{real_service.metrics_port}/metrics").text
         lines = [line for line in text.splitlines() if line.startswith(f"{name}{{")]
         return sum(float(line.rpartition(" ")[2]) for line in lines if 'outcome="failed"' in line)
 

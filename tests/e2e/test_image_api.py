@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx2
+import patient_http
 import pytest
 from pulling_service import RUN, Pulling, hold, name_of
 from waiting import TIME_FACTOR, wait_for
@@ -24,7 +25,7 @@ SECONDS = 60 * TIME_FACTOR
 
 
 def post(pulling: Pulling, reference: str, accept: str = "*/*", **more: str) -> httpx2.Response:
-    return httpx2.post(
+    return patient_http.post(
         f"{pulling.service.url}/v1/images/pull",
         json={"image": reference, **more},
         headers={"Accept": accept},
@@ -99,7 +100,7 @@ def test_a_pull_that_fails_ends_with_a_problem(pulling: Pulling) -> None:
 def test_a_request_that_cannot_be_is_refused(
     pulling: Pulling, request_: dict[str, str], pointer: str
 ) -> None:
-    answer = httpx2.post(f"{pulling.service.url}/v1/images/pull", json=request_)
+    answer = patient_http.post(f"{pulling.service.url}/v1/images/pull", json=request_)
 
     assert answer.status_code == 422
     assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
@@ -109,7 +110,7 @@ def test_a_client_that_hangs_up_ends_the_pull_that_nobody_else_waits_for(pulling
     reference = pulling.push()
     gate = hold(pulling, reference)
     path = f"{name_of(reference)}/blobs"
-    with httpx2.stream(
+    with patient_http.stream(
         "POST",
         f"{pulling.service.url}/v1/images/pull",
         json={"image": reference},
@@ -119,7 +120,9 @@ def test_a_client_that_hangs_up_ends_the_pull_that_nobody_else_waits_for(pulling
     address = f"http://127.0.0.1:{pulling.service.metrics_port}/metrics"
     figure = 'sandboxd_image_pull_duration_seconds_count{outcome="abandoned"}'
 
-    wait_for(lambda: f"{figure} 0.0" not in httpx2.get(address).text, "it was given up", seconds=30)
+    wait_for(
+        lambda: f"{figure} 0.0" not in patient_http.get(address).text, "it was given up", seconds=30
+    )
     gate.set()
     again = post(pulling, reference, "application/json")
 
@@ -152,7 +155,7 @@ def test_an_image_is_shown_with_what_it_is_made_of(pulling: Pulling, escaped: bo
     pulled = list(pulling.client.pull(reference))[-1]
     name = quote(reference, safe="" if escaped else "/:")
 
-    answer = httpx2.get(f"{pulling.service.url}/v1/images/{name}")
+    answer = patient_http.get(f"{pulling.service.url}/v1/images/{name}")
     told = answer.json()
     image = pulling.client.image(reference)
 
@@ -225,7 +228,7 @@ def test_images_that_nobody_uses_are_removed_when_asked_for(pulling: Pulling) ->
     list(pulling.client.pull(reference))
     young = pulling.client.prune_images(unused_seconds=3600)
     every = pulling.client.prune_images(all=True)
-    refused = httpx2.post(
+    refused = patient_http.post(
         f"{pulling.service.url}/v1/images/prune", json={"all": True, "unused_seconds": -1}
     )
 
@@ -238,7 +241,7 @@ def test_images_that_nobody_uses_are_removed_when_asked_for(pulling: Pulling) ->
 
 @pytest.mark.parametrize("path", ["..%2Fjobs", "a%2F..%2F..%2Fjobs", "a%2F%2Fb", "a%5Cb"])
 def test_no_name_leads_elsewhere(pulling: Pulling, path: str) -> None:
-    answer = httpx2.get(
+    answer = patient_http.get(
         httpx2.URL(f"{pulling.service.url}/v1/images/").copy_with(
             raw_path=f"/v1/images/{path}".encode()
         )

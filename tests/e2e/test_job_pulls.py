@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-import httpx2
+import patient_http
 import pytest
 from pulling_service import SLOTS, Pulling, a_pulling_service, hold, name_of
 from registries import Proxy
@@ -118,7 +118,7 @@ def test_a_pull_that_takes_too_long_is_given_up(pulling: Pulling) -> None:
 
 
 def test_a_job_may_not_wait_longer_than_the_operator_lets_it(pulling: Pulling) -> None:
-    answer = httpx2.post(
+    answer = patient_http.post(
         f"{pulling.service.url}/v1/jobs",
         json={"image": "a/b", "limits": {"pull_seconds": 601}},
     )
@@ -157,7 +157,7 @@ def test_never_is_404_and_asks_nobody(pulling: Pulling) -> None:
     reference = pulling.push()
     body = {"image": reference, "pull": "never"}
 
-    answer = httpx2.post(f"{pulling.service.url}/v1/jobs", json=body)
+    answer = patient_http.post(f"{pulling.service.url}/v1/jobs", json=body)
     pulling.client.run(image=reference)
     job = pulling.client.run(image=reference, pull="never")
 
@@ -170,7 +170,7 @@ def test_never_is_404_and_asks_nobody(pulling: Pulling) -> None:
 @pytest.mark.parametrize("pull", ["always", "missing", "never"])
 def test_an_import_and_host_are_never_pulled(pulling: Pulling, pull: str) -> None:
     job = pulling.client.run(["true"], pull=pull)
-    answer = httpx2.post(
+    answer = patient_http.post(
         f"{pulling.service.url}/v1/jobs", json={"image": "unknown", "command": ["x"], "pull": pull}
     )
 
@@ -218,10 +218,10 @@ def test_always_is_an_error_if_the_registry_is_down_although_the_image_is_here(
 def test_a_dry_run_says_what_is_known(pulling: Pulling) -> None:
     reference = pulling.push()
     address = f"{pulling.service.url}/v1/jobs?dry_run=true"
-    unknown = httpx2.post(address, json={"image": reference, "args": ["/x"]}).json()
+    unknown = patient_http.post(address, json={"image": reference, "args": ["/x"]}).json()
     job = pulling.client.run(image=reference)
-    known = httpx2.post(address, json={"image": reference, "args": ["/x"]}).json()
-    always = httpx2.post(address, json={"image": reference, "pull": "always"}).json()
+    known = patient_http.post(address, json={"image": reference, "args": ["/x"]}).json()
+    always = patient_http.post(address, json={"image": reference, "pull": "always"}).json()
 
     assert (unknown["image_digest"], unknown["command"], unknown["args"]) == (None, [], ["/x"])
     assert (known["image_digest"], known["command"]) == (job.image_digest, ["cat", "/x"])
@@ -232,7 +232,7 @@ def test_an_image_that_says_nothing_is_found_out_when_it_is_here(pulling: Pullin
     reference = pulling.push(run=None)
 
     job = pulling.client.run(image=reference)
-    answer = httpx2.post(f"{pulling.service.url}/v1/jobs", json={"image": reference})
+    answer = patient_http.post(f"{pulling.service.url}/v1/jobs", json={"image": reference})
 
     assert (job.state, job.reason) == ("error", "image_failed")
     assert job.error is not None
@@ -243,7 +243,7 @@ def test_an_image_that_says_nothing_is_found_out_when_it_is_here(pulling: Pullin
 def test_a_job_is_run_again_in_an_image_that_was_removed(pulling: Pulling) -> None:
     reference = pulling.push()
     job = pulling.client.run(image=reference, args=["/mark", "/mark"])
-    retried = httpx2.post(f"{pulling.service.url}/v1/jobs/{job.id}/retry").json()
+    retried = patient_http.post(f"{pulling.service.url}/v1/jobs/{job.id}/retry").json()
 
     again = pulling.client.wait(retried["id"])
 
@@ -253,7 +253,7 @@ def test_a_job_is_run_again_in_an_image_that_was_removed(pulling: Pulling) -> No
 
 def test_a_sandbox_pulls_its_image(pulling: Pulling) -> None:
     reference = pulling.push()
-    refused = httpx2.post(
+    refused = patient_http.post(
         f"{pulling.service.url}/v1/sandboxes", json={"image": reference, "pull": "never"}
     )
 

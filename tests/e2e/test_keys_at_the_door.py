@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import httpx2
+import patient_http
 import pytest
 from running_service import RunningService, data_directory
 from sandbox_client import Box
@@ -60,7 +61,7 @@ def test_without_a_good_key_every_door_is_closed(
 ) -> None:
     headers = [(b"authorization", authorization.encode())] if authorization else []
 
-    answer = httpx2.get(f"{service.url}{path}", headers=headers)
+    answer = patient_http.get(f"{service.url}{path}", headers=headers)
 
     assert answer.status_code in (400, 401)
     assert answer.headers["content-type"] == "application/problem+json"
@@ -69,8 +70,8 @@ def test_without_a_good_key_every_door_is_closed(
 
 
 def test_health_is_told_to_everybody(service: RunningService) -> None:
-    assert httpx2.get(f"{service.url}/livez").status_code == 200
-    assert httpx2.get(f"{service.url}/readyz").status_code == 200
+    assert patient_http.get(f"{service.url}/livez").status_code == 200
+    assert patient_http.get(f"{service.url}/readyz").status_code == 200
 
 
 def test_a_key_of_which_a_letter_is_wrong_is_no_key(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import httpx2
+import patient_http
 import pytest
 from running_service import RunningService, running_service
 from waiting import TIME_FACTOR, wait_for
@@ -277,7 +278,7 @@ def test_so_it_does_in_a_sandbox_that_was_begun_before_its_shape_was_known(
 
 
 def blanks_used(service: RunningService) -> int:
-    text = httpx2.get(f"http://127.0.0.1:{service.metrics_port}/metrics").text
+    text = patient_http.get(f"http://127.0.0.1:{service.metrics_port}/metrics").text
     (line,) = (each for each in text.splitlines() if each.startswith("sandboxd_warm_pool_blanks_t"))
     return int(float(line.split()[1]))
 

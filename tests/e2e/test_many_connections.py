@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import patient_http
 import psutil
 import pytest
 from running_service import BLANKS, RunningService, running_service
@@ -66,7 +67,7 @@ def answer_on(connection: socket.socket) -> tuple[dict[str, str], Any]:
 
 def is_alive(service: RunningService) -> bool:
     try:
-        return httpx2.get(f"{service.url}/livez").status_code == 200
+        return patient_http.get(f"{service.url}/livez").status_code == 200
     except httpx2.TransportError:
         return False
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx2
+import patient_http
 import pytest
 from archives import directory, entry, link, packed
 from host_tests import host_required
@@ -93,7 +93,7 @@ def test_labels_are_shown_and_change_nothing(
 
     assert with_labels.text == without.text
     assert with_labels.enforcement == without.enforcement
-    shown = httpx2.get(f"{real_service.url}/v1/images/{quote(image, safe='')}").json()
+    shown = patient_http.get(f"{real_service.url}/v1/images/{quote(image, safe='')}").json()
     assert shown["config"]["labels"] == LABELS
 
 
@@ -117,14 +117,16 @@ def test_a_stop_signal_that_there_is_not_is_told_at_its_pointer(
 ) -> None:
     for bad in ("NO", "99", "0", "", "SIG"):
         body = {"image": "host", "command": ["true"], "stop_signal": bad}
-        answer = httpx2.post(f"{real_service.url}/v1/jobs", json=body)
+        answer = patient_http.post(f"{real_service.url}/v1/jobs", json=body)
 
         assert answer.status_code == 422
         assert [each["pointer"] for each in answer.json()["errors"]] == ["/stop_signal"]
 
 
 def test_an_image_that_says_nothing_needs_a_command(real_service: RunningService) -> None:
-    answer = httpx2.post(f"{real_service.url}/v1/jobs", json={"image": "host", "args": ["true"]})
+    answer = patient_http.post(
+        f"{real_service.url}/v1/jobs", json={"image": "host", "args": ["true"]}
+    )
 
     assert answer.status_code == 422
     assert answer.json()["errors"] == [
@@ -136,7 +138,7 @@ def test_an_image_that_is_not_here_and_is_not_to_be_pulled_is_not_found(
     real_service: RunningService,
 ) -> None:
     body = {"image": "ghcr.io/team/tools:1", "pull": "never"}
-    answer = httpx2.post(f"{real_service.url}/v1/jobs", json=body)
+    answer = patient_http.post(f"{real_service.url}/v1/jobs", json=body)
 
     assert answer.status_code == 404
     assert answer.json()["code"] == "image_not_found"

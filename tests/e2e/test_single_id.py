@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from subprocess import CompletedProcess
 
-import httpx2
+import patient_http
 import pytest
 from running_service import RunningService, data_directory, running_service
 
@@ -63,7 +63,7 @@ def test_a_job_cannot_signal_or_see_the_service_whose_id_it_has(
 def test_a_job_that_demands_more_is_refused(single: RunningService) -> None:
     request = {"image": "host", "command": ["true"], "require": {"id_map": "range"}}
 
-    answer = httpx2.post(f"{single.url}/v1/jobs", json=request)
+    answer = patient_http.post(f"{single.url}/v1/jobs", json=request)
 
     assert answer.status_code == 422
     assert [fault["pointer"] for fault in answer.json()["errors"]] == ["/require/id_map"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx2
+import patient_http
 import pytest
 from running_service import RunningService, running_service
 from waiting import wait_for
@@ -56,7 +56,7 @@ def service_that_tells(port: int) -> Iterator[RunningService]:
 
 
 def backlog(service: RunningService) -> float:
-    text = httpx2.get(f"http://127.0.0.1:{service.metrics_port}/metrics").text
+    text = patient_http.get(f"http://127.0.0.1:{service.metrics_port}/metrics").text
     (figure,) = re.findall(r"^sandboxd_webhook_backlog (\S+)$", text, re.MULTILINE)
     return float(figure)
 

@@ -200,6 +200,7 @@ def test_what_a_killed_import_leaves_is_swept_at_the_next_start(images: ImageBen
     wait_for(
         lambda: list((images.store / "incoming").glob("*/rootfs/f*")), "the first file is there"
     )
+    process.send_signal(signal.SIGSTOP)  # It is not done before we have looked.
     # While it is at work nobody takes its tree away.
     images.bench.do(images.images.sweep())
     assert len(images.left_over()) == 1

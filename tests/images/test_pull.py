@@ -585,6 +585,7 @@ def test_a_killed_pull_leaves_nothing_that_the_next_start_does_not_remove(
     fetched = f"oci/partial/{digest_of(many).removeprefix('sha256:')}.*"
     place = fetched if moment == "fetching" else "incoming/*/rootfs/f*"
     wait_for(lambda: list(images.store.glob(place)), "it is at work")
+    process.send_signal(signal.SIGSTOP)  # It is not done before we have looked.
     # While it is nobody takes away what it has.
     images.bench.do(images.images.sweep())
     assert list(images.store.glob(place))

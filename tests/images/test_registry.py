@@ -353,7 +353,7 @@ def test_a_registry_that_stays_busy_is_given_up_however_long_it_wants_us_to_wait
     with pytest.raises(Unavailable, match=r"answered 429 \(tried 3 times\)"):
         fetch(stub)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def breaking_off(stub: Stub, most_at_once: int, *, ranges: bool) -> None:

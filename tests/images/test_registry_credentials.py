@@ -343,9 +343,9 @@ def test_a_helper_that_fails_is_named_in_time_and_without_what_it_said(
     began = time.monotonic()
 
     with pytest.raises(Unavailable, match=fault) as refused:
-        ask(seconds=3.0)
+        ask(seconds=3.0 if "said nothing" in fault else 30.0)
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert "docker-credential-test" in str(refused.value)
     assert SECRET not in str(refused.value)
 

@@ -56,7 +56,7 @@ PATIENCE = BRIEF._replace(
 )
 UNHURRIED = PATIENCE._replace(read_seconds=5.0, documents_seconds=20.0, grace_seconds=20.0)
 """For registries whose fault is another than that they take their time: a busy machine takes its own."""
-MOST_SECONDS = 8.0
+MOST_SECONDS = 15.0
 MOST_BYTES = 48 * 2**20
 """A manifest of 4 MiB with what becomes of it; a bomb would take a gigabyte."""
 
@@ -547,7 +547,7 @@ def test_name_servers_that_do_not_answer_take_no_threads_of_others(
             while len(stub.asked) < threads:  # noqa: ASYNC110 (the stub tells nobody)
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await asyncio.to_thread(str)
         finally:
             over.set()
@@ -608,6 +608,9 @@ def test_a_flood_does_not_hold_up_the_rest_of_the_service(flood: str) -> None:
             async with registry_for(
                 f"{authority}/a:1", {authority: Access(insecure=True)}
             ) as asked:
+                with pytest.raises(Unavailable):  # What is made once takes its time: TLS, a client.
+                    await asked.manifest("1")
+                turns[:] = [time.thread_time()]
                 others = asyncio.ensure_future(take_turns())
                 with pytest.raises(Unavailable, match=r"and no answer|1000 pieces"):
                     await asked.manifest("1")

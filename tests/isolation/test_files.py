@@ -309,7 +309,8 @@ def test_paths_that_turn_into_links_while_files_come_and_go_lead_nowhere(
 
     async def work(made: Sandbox) -> set[bytes]:
         await shell(made, "mkdir d; echo own > d/x")
-        await run_in(made, "sh", "-c", 'python3 -c "$0" > /dev/null 2>&1 &', flip, then=Then.KEEP)
+        begin = 'python3 -c "$0" > /dev/null 2>&1 & until [ -L d ]; do :; done'
+        await run_in(made, "sh", "-c", begin, flip, then=Then.KEEP)
         seen: set[bytes] = set()
         answers: set[type] = set()
         for number in range(100):

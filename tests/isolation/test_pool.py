@@ -149,7 +149,7 @@ def test_a_blank_that_nobody_needed_for_a_while_is_replaced(bench: Bench) -> Non
         await pool.settled()
         assert len(places) == pool.parked + pool.blank
 
-    with_pool(bench, work, blanks=1, idle_seconds=0.2)
+    with_pool(bench, work, blanks=1, idle_seconds=1.0)
 
 
 def test_a_shape_that_does_not_fit_gets_none(bench: Bench) -> None:

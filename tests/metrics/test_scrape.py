@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 
-import httpx2
+import patient_http
 import pytest
 from exposition import PROMISED, Exposition
 from host_tests import host_required
@@ -49,7 +49,7 @@ def test_a_scrape_of_the_real_service_has_every_figure_and_counts_every_job(
         with service.client() as client:
             run_jobs_of_each_kind(client)
         address = f"http://127.0.0.1:{service.metrics_port}/metrics"
-        text = httpx2.get(address).text
+        text = patient_http.get(address).text
         seen = Exposition(text)
 
         assert seen.figures == PROMISED
@@ -70,7 +70,9 @@ def test_a_scrape_of_the_real_service_has_every_figure_and_counts_every_job(
         check_with_promtool(text)
 
         def lag_seconds() -> float:
-            return Exposition(httpx2.get(address).text).value("sandboxd_event_loop_lag_seconds")
+            return Exposition(patient_http.get(address).text).value(
+                "sandboxd_event_loop_lag_seconds"
+            )
 
         # Measured once a second, in which a loop with nothing to do may be in time.
         wait_for(lambda: lag_seconds() > 0, "the loop's lag is measured", seconds=30)

@@ -108,7 +108,7 @@ def test_wall_time_ends_it(run: Run) -> None:
     begun = time.monotonic()
     job = run("sleep", "600", limits={"wall_seconds": 0.5})
     assert (job.state, job.reason) == ("timed_out", "wall_seconds")
-    assert time.monotonic() - begun < 10 * TIME_FACTOR
+    assert time.monotonic() - begun < 60 * TIME_FACTOR
 
 
 def test_too_much_memory_is_out_of_memory(run: Run) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from sandbox_bench import Bench, a_bench, run_in
-from waiting import wait_for
+from waiting import TIME_FACTOR, wait_for
 
 from sandboxd.errors import SandboxFailed
 from sandboxd.isolation.init import Init
@@ -190,7 +190,7 @@ def test_killing_the_keeper_ends_everything(bench: Bench, oci: OciRuntime) -> No
 
     everything = bench.do(attempt())
     assert everything
-    _, alive = psutil.wait_procs(everything, timeout=5)
+    _, alive = psutil.wait_procs(everything, timeout=15 * TIME_FACTOR)
     assert alive == []
 
 

@@ -270,7 +270,7 @@ def test_wall_time_ends_a_job(run: Run) -> None:
 
     assert end_of(job) == ("timed_out", "wall_seconds", None, "SIGKILL")
     assert job.usage is not None
-    assert 0.3 <= job.usage.wall_seconds < 5
+    assert 0.3 <= job.usage.wall_seconds < 20
 
 
 def test_silence_ends_a_job_and_output_holds_it_off(run: Run) -> None:
@@ -289,7 +289,7 @@ def test_cpu_time_ends_a_job(run: Run) -> None:
     assert end_of(job)[:2] == ("timed_out", "cpu_seconds")
     assert job.usage is not None
     assert job.usage.cpu_seconds is not None
-    assert 0.3 <= job.usage.cpu_seconds < 3
+    assert 0.3 <= job.usage.cpu_seconds < 10
 
 
 def test_memory_is_limited_and_the_end_is_named(run: Run) -> None:
