@@ -247,7 +247,7 @@ def test_cpu_time_counts_that_of_all_children(client: Client) -> None:
 
 
 def test_sleeping_costs_no_cpu_time(client: Client) -> None:
-    job = client.run(["sleep", "0.6"], limits={"cpu_seconds": 0.3})
+    job = client.run(["sleep", str(0.6 * TIME_FACTOR)], limits={"cpu_seconds": 0.3 * TIME_FACTOR})
 
     assert job.state == "succeeded"
 
