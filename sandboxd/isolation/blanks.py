@@ -39,7 +39,7 @@ class Blanks(Generic[P]):
         self._trim()
         while len(self) + self._beginning < self._most:
             self._beginning += 1
-            self._workshop.spawn(self._begin())
+            self._workshop.background.spawn(self._begin())
 
     async def become(self, spec: SandboxSpec) -> Taken[P] | None:
         """The oldest, which is of this shape now; None: there is none, or it does not fit, or it has just died. Raises SandboxFailed."""

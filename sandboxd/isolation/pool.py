@@ -121,7 +121,7 @@ class Pool(Generic[P]):
 
     async def settled(self) -> None:
         """Wait until everything that was begun in the background is done."""
-        await self._workshop.settled()
+        await self._workshop.background.settled()
 
     async def close(self, timeout_seconds: float = _CLOSE_SECONDS) -> None:
         """End every parked sandbox and wait until their places are gone, but not for ever.
@@ -172,7 +172,7 @@ class Pool(Generic[P]):
     def _refill(self, spec: SandboxSpec, shape: _Shape[P]) -> None:
         while len(shape.parked) + shape.building < self._per_shape:
             shape.building += 1
-            self._workshop.spawn(self._park(spec, shape))
+            self._workshop.background.spawn(self._park(spec, shape))
 
     async def _park(self, spec: SandboxSpec, shape: _Shape[P]) -> None:
         try:

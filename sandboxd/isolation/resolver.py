@@ -22,6 +22,7 @@ import dns.rdatatype
 import dns.resolver
 import dns.rrset
 
+from sandboxd.background import Background
 from sandboxd.isolation.destinations import Address, Allowed
 from sandboxd.isolation.firewall import Refusal
 
@@ -50,7 +51,7 @@ class Resolver(asyncio.DatagramProtocol):
         self._pinned: set[Pin] = set()
         self._upstream: dns.asyncresolver.Resolver | None = None
         self._transport: asyncio.DatagramTransport | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._answering = Background()
         self._refused: Counter[str] = Counter()
 
     async def start(self, bound: socket.socket) -> None:
@@ -61,7 +62,7 @@ class Resolver(asyncio.DatagramProtocol):
 
     def close(self) -> None:
         """Answer nothing more."""
-        for task in self._tasks:
+        for task in self._answering.tasks:
             task.cancel()
         if self._transport is not None:
             self._transport.close()
@@ -72,7 +73,7 @@ class Resolver(asyncio.DatagramProtocol):
         return [Refusal(name, "dns", 53, count) for name, count in self._refused.most_common()]
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if len(data) > _LONGEST_QUESTION_BYTES or len(self._tasks) >= _MOST_QUESTIONS:
+        if len(data) > _LONGEST_QUESTION_BYTES or len(self._answering.tasks) >= _MOST_QUESTIONS:
             return
         try:
             question = dns.message.from_wire(data)
@@ -80,9 +81,7 @@ class Resolver(asyncio.DatagramProtocol):
                 return
         except (dns.exception.DNSException, ValueError):
             return
-        task = asyncio.get_running_loop().create_task(self._answer(question, addr))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._answering.spawn(self._answer(question, addr))
 
     async def _answer(self, question: dns.message.Message, addr: tuple[str, int]) -> None:
         answer = dns.message.make_response(question, recursion_available=True)

@@ -1,11 +1,11 @@
 """Makes sandboxes, each in a place of its own, and takes them away."""
 
 import asyncio
-import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Generic
 
+from sandboxd.background import Background
 from sandboxd.isolation.launcher_client import Launcher
 from sandboxd.isolation.places import P, Taken, remove_place, see_gone
 from sandboxd.isolation.sandbox import Sandbox
@@ -24,7 +24,7 @@ class Workshop(Generic[P]):
     def __init__(self, launcher: Launcher, make_place: Callable[[], P]) -> None:
         self._launcher = launcher
         self._make_place = make_place
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.background = Background()
         self.one_at_a_time = asyncio.Lock()
         """For what nobody waits for yet: jobs that run now come before jobs that may come."""
 
@@ -53,38 +53,22 @@ class Workshop(Generic[P]):
     ) -> None:
         """End a sandbox, at once or after so long, and remove its place once it is empty. `gone` is called in between."""
         if after_seconds:
-            self.spawn(self._discard_later(taken, gone, after_seconds))
+            self.background.spawn(self._discard_later(taken, gone, after_seconds))
         else:
             taken.sandbox.kill()
-            self.spawn(_see_off(taken, gone))
-
-    def spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Do it in the background."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def settled(self) -> None:
-        """Wait until everything that was begun in the background is done."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+            self.background.spawn(_see_off(taken, gone))
 
     async def close(self, timeout_seconds: float) -> None:
         """Wait until everything is done, but not for ever: what is not by then is cancelled."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await self.settled()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
+        await self.background.settled(timeout_seconds)
+        await self.background.cancel(_CANCEL_SECONDS)
 
     async def _make(self, make: Callable[..., Awaitable[Sandbox]]) -> tuple[Sandbox, P]:
         place = self._make_place()
         try:
             sandbox = await make(join_files=place.join_files(), cgroup_fd=place.directory_fd())
         except BaseException:
-            self.spawn(remove_place(place))
+            self.background.spawn(remove_place(place))
             raise
         return sandbox, place
 

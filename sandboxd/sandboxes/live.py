@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from sandboxd.background import Background
 from sandboxd.errors import Conflict, NotFound, SandboxFailed
 from sandboxd.ids import new_id
 from sandboxd.images.resolved import ResolvedImage
@@ -68,7 +69,7 @@ class LiveSandbox:
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, Exec] = {}
         self._over: OrderedDict[str, Exec] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._leftovers: deque[Leftover] = deque()
         self._uses = 0
         self._idle: asyncio.TimerHandle | None = None
@@ -82,7 +83,7 @@ class LiveSandbox:
         self._arm_ttl()
         self._arm_idle()
         if taken.place.samples_memory:
-            self._spawn(self._watch_memory())
+            self._background.spawn(self._watch_memory())
 
     # Commands
 
@@ -96,15 +97,10 @@ class LiveSandbox:
         log = new_log(self._log_directory, exec_id, spec, inline_bytes=self._inline_log_bytes)
         made = self._running[exec_id] = Exec(exec_id, spec, log)
         self._execs += 1
-        self._spawn(self._run_exec(made, connected))
+        self._background.spawn(self._run_exec(made, connected))
         if self._telling is None:
             self._telling = self._loop.call_later(_TELL_SECONDS, self._tell_use)
         return made
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def get_exec(self, exec_id: str) -> Exec:
         """A command that runs, or is one of the last that ran. Raises NotFound."""
@@ -144,7 +140,7 @@ class LiveSandbox:
         if not self._running or not self.taken.sandbox.alive:
             return
         if not self._frozen:  # Else nobody would take the message.
-            self._spawn(self._show_use())
+            self._background.spawn(self._show_use())
         self._telling = self._loop.call_later(_TELL_SECONDS, self._tell_use)
 
     async def _show_use(self) -> None:
@@ -330,7 +326,7 @@ class LiveSandbox:
                 timer.cancel()
         if self._end is None:
             self._end = self._cause()
-        for task in list(self._tasks):
+        for task in self._background.tasks:
             await asyncio.wait([task])
         while self._leftovers:
             self._leftovers.pop().close()

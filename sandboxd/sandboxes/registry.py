@@ -7,14 +7,14 @@ outlives the service: the record of those that a dead one had says so.
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
 
 from sandboxd.admission import Occupant
+from sandboxd.background import Background
 from sandboxd.errors import Conflict, SandboxdError, Unavailable
 from sandboxd.ids import new_id
 from sandboxd.images.committing import CommitPlan, commit
@@ -41,7 +41,6 @@ from sandboxd.store.sqlite import SqliteStore
 
 logger = structlog.get_logger(__name__)
 
-T = TypeVar("T")
 
 _MOST_OVERHEAD_BYTES = 2048
 """What an archive has of a file besides its content, names of unusual length apart."""
@@ -82,7 +81,7 @@ class Sandboxes:
         self._held: dict[str, Occupant] = {}
         """Id to the room that each has."""
         self._ends: dict[str, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = Background()
         self._closed = False
 
     # Life of the service
@@ -98,7 +97,7 @@ class Sandboxes:
         self._closed = True
         for live in list(self._live.values()):
             live.end(SandboxReason.SHUTDOWN, "the service was shut down")
-        while waiting := [*self._ends.values(), *self._tasks]:
+        while waiting := [*self._ends.values(), *self._background.tasks]:
             await asyncio.wait(waiting)
 
     def counts(self) -> dict[SandboxState, int]:
@@ -146,7 +145,7 @@ class Sandboxes:
         )
         self._tenants[record.id] = tenant
         # A client that goes away leaves a sandbox like any other: it ends when it is idle for long enough.
-        return await asyncio.shield(self._spawn(self._create(record, image, key_id)))
+        return await asyncio.shield(self._background.spawn(self._create(record, image, key_id)))
 
     async def _create(
         self, record: SandboxRecord, image: ResolvedImage, key_id: str | None
@@ -336,7 +335,7 @@ class Sandboxes:
         most_bytes = spec.scratch_bytes + spec.scratch_inodes * _MOST_OVERHEAD_BYTES
         # A client that goes away leaves the image like any other; init, once asked, has to be heard to the end.
         return await asyncio.shield(
-            self._spawn(
+            self._background.spawn(
                 commit(
                     self._puller.images,
                     record.plan.image,
@@ -407,9 +406,3 @@ class Sandboxes:
         if mine >= most_of_one or len(self._tenants) >= self._most:
             detail = f"{mine} sandboxes of yours and {len(self._tenants)} in all live already"
             raise Unavailable(detail, code="too_many_sandboxes", retry_after_seconds=5)
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

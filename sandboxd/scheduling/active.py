@@ -32,8 +32,6 @@ class Active:
         self.handed_in = asyncio.Event()
         """It is in the store, or in the store's queue: what is written of it comes after that."""
         self.stop = Stop()
-        self.task: asyncio.Task[None] | None = None
-        """What works on it."""
         self.started_at: float | None = None
         self.samples = Samples()
         self.runs: list[RunResult] = []

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import structlog
 
 from sandboxd import admission
 from sandboxd.admission import Blocked, Choice, Occupant, Room, need_of
+from sandboxd.background import Background
 from sandboxd.errors import SandboxdError, Unavailable
 from sandboxd.files.content import Contents
 from sandboxd.isolation.spec import NetworkMode
@@ -109,6 +110,7 @@ class Scheduler:
             files=self._files,
             log_directory=log_directory,
             inline_log_bytes=inline_log_bytes,
+            on_begin=self._note_turn,
             on_retry=self._wait_again,
             on_end=self._note_seconds,
         )
@@ -130,7 +132,7 @@ class Scheduler:
         self._turn = 0
         self._mean_seconds: float | None = None
         """Of a job, lately."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         rooms.on_free = self._look_if_held_back
         tenants.on_change = self._look_at_waiting
 
@@ -146,8 +148,8 @@ class Scheduler:
         )
         counts = await self._store.counts()
         self._queued = counts.get(State.QUEUED, 0) + counts.get(State.RETRYING, 0)
-        self._spawn(self._claim_for_ever())
-        self._spawn(self._maintain())
+        self._background.spawn(self._claim_for_ever())
+        self._background.spawn(self._maintain())
 
     async def drain(self, grace_seconds: float) -> None:
         """Take no more jobs from now on, and give the running ones so long to end."""
@@ -160,9 +162,7 @@ class Scheduler:
         async with self._claiming:
             pass  # What was just being claimed is begun, or the record would say so for ever.
         await self._working.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.cancel()
 
     # What the API asks
 
@@ -198,7 +198,7 @@ class Scheduler:
             early = client_waits and _shows_only_in_its_answer(job.spec)
             accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             claimed = claimed_at_once(taken_in(job))
-            active = self._begin(claimed, occupant, accepted, early=early)
+            active = self._working.begin(claimed, occupant, accepted, early=early)
             return await asyncio.shield(self._accept_begun(job, active, accepted))
         self._queued += occupant is None
         return await asyncio.shield(self._accept(job, idempotency, occupant))
@@ -225,7 +225,7 @@ class Scheduler:
             return submitted
         self._metrics.submitted(job.spec)
         if occupant is not None:
-            self._begin(submitted.job, occupant)
+            self._working.begin(submitted.job, occupant)
             return submitted
         self._progress.accepted(submitted.job)
         self._look_at_waiting()
@@ -403,7 +403,7 @@ class Scheduler:
         finally:
             occupancy.take_back(free)
             for job in jobs:
-                self._begin(job, self._rooms.enter(job))
+                self._working.begin(job, self._rooms.enter(job))
             occupancy.hand_out()  # Only now: what is left.
         self._blocked = choice.blocked
         self._held_back = choice.held_back or bool(passed_over) or bool(of_images)
@@ -413,17 +413,9 @@ class Scheduler:
         elif jobs:
             self._look_at_waiting()  # Not all that wait were looked at.
 
-    def _begin(
-        self,
-        job: Job,
-        occupant: Occupant,
-        accepted: "asyncio.Future[None] | None" = None,
-        *,
-        early: bool = False,
-    ) -> Active:
+    def _note_turn(self, job: Job) -> None:
         self._turn += 1
         self._turns[job.tenant] = self._turn
-        return self._working.begin(job, occupant, accepted, early=early)
 
     async def _end_waiting(self, job: Job) -> None:
         await self._files.remove_upload(job)
@@ -453,11 +445,6 @@ class Scheduler:
         for job in await self._store.expire_waiting(time.time()):
             await self._end_waiting(job)
             self._progress.ended(job)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _shows_only_in_its_answer(spec: JobSpec) -> bool:

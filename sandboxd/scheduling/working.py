@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from sandboxd.admission import Occupant
+from sandboxd.background import Background
 from sandboxd.errors import Unavailable
 from sandboxd.jobs import Component, Job, JobError, Reason, Result, RunResult, State, Stream
 from sandboxd.running.fetching import Meanwhile
@@ -46,10 +47,11 @@ class Working:
         files: JobFiles,
         log_directory: Path,
         inline_log_bytes: int,
+        on_begin: Callable[[Job], None],
         on_retry: Callable[[], None],
         on_end: Callable[[Job], None],
     ) -> None:
-        """`on_retry` is called when a job waits for another attempt, `on_end` when its end is on the record."""
+        """`on_begin` is called when a job begins, `on_retry` when one waits for another attempt, `on_end` when its end is on the record."""
         self._store = store
         self._runner = runner
         self._settlement = settlement
@@ -59,9 +61,11 @@ class Working:
         self._files = files
         self._log_directory = log_directory
         self._inline_log_bytes = inline_log_bytes
+        self._on_begin = on_begin
         self._on_retry = on_retry
         self._on_end = on_end
-        self._notes: set[asyncio.Task[None]] = set()
+        self._jobs = Background()
+        self._notes = Background()
         """What is being written down beside the jobs."""
         self._closing = False
 
@@ -85,15 +89,15 @@ class Working:
             active.stop(Reason.CANCELLED_BY_CLIENT, message="cancelled by the client")
         if self._closing:
             active.stop(Reason.SHUTDOWN)
-        active.task = asyncio.get_running_loop().create_task(self._work(active))
+        self._jobs.spawn(self._work(active))
+        self._on_begin(job)
         self._progress.begun(active)
         return active
 
     async def drain(self, grace_seconds: float) -> None:
         """Give what runs so long to end."""
-        running = [active.task for active in self._progress.active if active.task is not None]
-        if running and grace_seconds > 0:
-            await asyncio.wait(running, timeout=grace_seconds)
+        if grace_seconds > 0:
+            await self._jobs.settled(grace_seconds)
 
     async def close(self) -> None:
         """End what runs, and what is still begun."""
@@ -101,11 +105,8 @@ class Working:
         self._settlement.give_up()
         for active in self._progress.active:
             active.stop(Reason.SHUTDOWN)
-        while remaining := [each.task for each in self._progress.active if each.task is not None]:
-            await asyncio.wait(remaining)
-        for note in tuple(self._notes):
-            note.cancel()
-        await asyncio.gather(*self._notes, return_exceptions=True)
+        await self._jobs.settled()
+        await self._notes.cancel()
 
     async def _work(self, active: Active) -> None:
         """One attempt, from claim to settlement."""
@@ -205,11 +206,7 @@ class Working:
 
     def _show_running(self, active: Active) -> None:
         if active.started_at is not None:
-            note = asyncio.get_running_loop().create_task(
-                self._mark_running(active.job, active.started_at)
-            )
-            self._notes.add(note)
-            note.add_done_callback(self._notes.discard)
+            self._notes.spawn(self._mark_running(active.job, active.started_at))
 
     async def _mark_running(self, job: Job, started_at: float) -> None:
         # It is for the reader only; the end says it again.
