@@ -29,7 +29,7 @@ from sandboxd.isolation.streams import Drain, Feed
 
 Result = TypeVar("Result")
 
-DEADLINE_SECONDS = 60.0 * TIME_FACTOR
+DEADLINE_SECONDS = 100.0 * TIME_FACTOR
 REHEARSED_SECONDS = 0.06 * TIME_FACTOR
 """A blank that has waited so long has gone through a command's start and end."""
 

@@ -329,13 +329,13 @@ def test_a_limit_of_n_processes_allows_n_and_not_one_more(run: Run, wished: int)
 
 
 def test_only_the_job_is_counted(run: Run) -> None:
-    """Neither the time of the runtime nor its memory."""
-    job = run("true")
+    """Neither the time of the runtime nor its memory: by the least of some, which a busy machine does not lengthen."""
+    job = min((run("true") for _ in range(3)), key=lambda each: each.usage.cpu_seconds)
 
     assert job.usage is not None
     assert job.usage.cpu_seconds is not None
     assert job.usage.memory_peak_bytes is not None
-    assert job.usage.cpu_seconds < 0.1
+    assert job.usage.cpu_seconds < 0.02
     assert job.usage.memory_peak_bytes < 4 * MIB
     assert job.usage.pids_peak in (1, None)
 
